@@ -1,0 +1,17 @@
+//! The vocabulary every other crate shares: error classes, hints, identifiers, byte counts, the clock.
+//!
+//! Pure: no I/O, no async runtime, nothing here knows PostgreSQL connections, object stores or the command line.
+
+mod bytes_count;
+mod clock;
+mod error;
+mod id;
+mod ident;
+mod secret;
+
+pub use bytes_count::{ByteCount, ParseByteCountError};
+pub use clock::{Clock, ManualClock, SystemClock};
+pub use error::{Classified, Hint, RetryClass};
+pub use id::{BackupId, BackupKind, ParseBackupIdError};
+pub use ident::{quote_identifier, quote_literal, quote_qualified};
+pub use secret::Secret;

@@ -1,0 +1,3 @@
+//! `pgkeep`, the binary: arguments, printing, exit codes; nothing else.
+
+fn main() {}
