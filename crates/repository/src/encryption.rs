@@ -1,0 +1,573 @@
+//! Sealing and opening objects: zstd inside age, as streams.
+//!
+//! Written: bytes -> zstd (one frame, with checksum) -> age (if there are recipients) -> the object. So
+//! `age -d -i KEY object | zstd -dc` opens any object. Read: both layers are told by their first bytes, so an object
+//! may also be several zstd frames one after another, with or without age around it.
+//!
+//! What opening proves: every byte of an encrypted object is authenticated, and one that was cut off is noticed
+//! (age ends with a marked chunk). An unencrypted one only has zstd's frame checksums: one that was cut between two
+//! frames, or replaced, is noticed by the hash in the manifest alone.
+//!
+//! Blocking and bound by CPU: call it off the async threads.
+
+use std::io::{self, BufRead, BufReader, Cursor, Read, Write};
+
+use age::stream::{StreamReader, StreamWriter};
+use pgkeep_base::{ByteCount, Classified, Hint, RetryClass};
+
+use crate::keys::{Identity, Recipient};
+
+/// What is done to objects beside compression.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Encryption {
+    /// Encrypted so that any one of the recipients' identities opens them.
+    Age {
+        /// At least one.
+        recipients: Vec<Recipient>,
+    },
+    /// Not encrypted, because the user said so.
+    None,
+}
+
+impl Encryption {
+    /// Whether objects are encrypted.
+    pub fn is_encrypted(&self) -> bool {
+        matches!(self, Self::Age { .. })
+    }
+
+    /// Whether objects can be written with it; worth asking before a long run begins.
+    ///
+    /// # Errors
+    /// [`EncryptionError::NoRecipients`]
+    pub fn check_writable(&self) -> Result<(), EncryptionError> {
+        match self {
+            Self::Age { recipients } if recipients.is_empty() => Err(EncryptionError::NoRecipients),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The zstd levels that can be chosen. Above 19 a frame's window, and with it the memory of whoever opens it, grows
+/// beyond [`WINDOW_LOG_MAX`].
+pub const COMPRESSION_LEVELS: std::ops::RangeInclusive<i32> = 1..=19;
+/// zstd's default, and the best trade for database rows: the next levels cost twice the time for a few per cent.
+pub const COMPRESSION_LEVEL_DEFAULT: i32 = 3;
+/// A frame that needs a window of more than 8 MiB (level 19's) is refused: memory must not depend on the object.
+pub const WINDOW_LOG_MAX: u32 = 23;
+/// An age header for one recipient takes some 200 bytes. The limit bounds memory, and the time of a parser that
+/// starts over at each line.
+pub const AGE_HEADER_BYTES_MAX: usize = 64 * 1024;
+
+const AGE_MAGIC: &[u8] = b"age-encryption.org/";
+/// RFC 8878, 3.1.1 (little-endian 0xFD2FB528).
+const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
+const READ_BUFFER_BYTES: usize = 128 * 1024;
+
+/// The age layer alone, or nothing. Write to it, then [`finish`](EncryptWriter::finish).
+pub struct EncryptWriter<W: Write>(EncryptLayer<W>);
+
+enum EncryptLayer<W: Write> {
+    Age(Box<StreamWriter<W>>),
+    None(W),
+}
+
+/// Begins an object whose content is compressed already (zstd frames from elsewhere), or must not be.
+///
+/// # Errors
+/// There is no recipient, or `output` fails.
+pub fn encrypt_writer<W: Write>(
+    encryption: &Encryption,
+    output: W,
+) -> Result<EncryptWriter<W>, EncryptionError> {
+    let Encryption::Age { recipients } = encryption else {
+        return Ok(EncryptWriter(EncryptLayer::None(output)));
+    };
+    let encryptor =
+        age::Encryptor::with_recipients(recipients.iter().map(|r| r.as_age() as &dyn age::Recipient));
+    let encryptor = encryptor.map_err(|error| match error {
+        age::EncryptError::MissingRecipients => EncryptionError::NoRecipients,
+        age::EncryptError::Io(error) => EncryptionError::Write(error),
+        other => EncryptionError::Encrypt(other.to_string()),
+    })?;
+    Ok(EncryptWriter(EncryptLayer::Age(Box::new(
+        encryptor.wrap_output(output).map_err(EncryptionError::Write)?,
+    ))))
+}
+
+impl<W: Write> EncryptWriter<W> {
+    /// Writes what is still held back and gives the writer underneath back. Without it the object is cut off, and
+    /// opening it says so.
+    ///
+    /// # Errors
+    /// The writer underneath fails.
+    pub fn finish(self) -> io::Result<W> {
+        match self.0 {
+            EncryptLayer::Age(writer) => writer.finish(),
+            EncryptLayer::None(writer) => Ok(writer),
+        }
+    }
+}
+
+impl<W: Write> Write for EncryptWriter<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match &mut self.0 {
+            EncryptLayer::Age(writer) => writer.write(bytes),
+            EncryptLayer::None(writer) => writer.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match &mut self.0 {
+            EncryptLayer::Age(writer) => writer.flush(),
+            EncryptLayer::None(writer) => writer.flush(),
+        }
+    }
+}
+
+/// Compresses, then encrypts. Write to it, then [`finish`](SealWriter::finish).
+pub struct SealWriter<W: Write>(zstd::stream::write::Encoder<'static, EncryptWriter<W>>);
+
+/// Begins an object: what is written to the result comes out of [`open_reader`] again.
+///
+/// # Errors
+/// The level is out of range, there is no recipient, or `output` fails.
+pub fn seal_writer<W: Write>(
+    encryption: &Encryption,
+    level: i32,
+    output: W,
+) -> Result<SealWriter<W>, EncryptionError> {
+    if !COMPRESSION_LEVELS.contains(&level) {
+        return Err(EncryptionError::Level(level));
+    }
+    let encoder = zstd::stream::write::Encoder::new(encrypt_writer(encryption, output)?, level);
+    let mut encoder = encoder.map_err(EncryptionError::Write)?;
+    encoder.include_checksum(true).map_err(EncryptionError::Write)?;
+    Ok(SealWriter(encoder))
+}
+
+impl<W: Write> SealWriter<W> {
+    /// Writes what is still held back and gives the writer underneath back. Without it the object is cut off, and
+    /// opening it says so.
+    ///
+    /// # Errors
+    /// The writer underneath fails.
+    pub fn finish(self) -> io::Result<W> {
+        self.0.finish()?.finish()
+    }
+}
+
+impl<W: Write> Write for SealWriter<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+/// An object could not be written, or not be opened and read to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum EncryptionError {
+    /// Encryption without anybody who could decrypt.
+    #[error("encryption is on and no recipient is given")]
+    NoRecipients,
+    /// See [`COMPRESSION_LEVELS`].
+    #[error("compression level {0} is out of range: {first} to {last}",
+        first = COMPRESSION_LEVELS.start(), last = COMPRESSION_LEVELS.end())]
+    Level(i32),
+    /// The writer underneath failed, or memory for the compressor could not be had.
+    #[error("could not write the object")]
+    Write(#[source] io::Error),
+    /// The age library refused.
+    #[error("could not encrypt: {0}")]
+    Encrypt(String),
+    /// The object is encrypted and no key was given.
+    #[error("the object is encrypted and no identity was given{}", for_recipients(.recipients))]
+    NoIdentity {
+        /// Whom the repository encrypts to, where known.
+        recipients: Vec<Recipient>,
+    },
+    /// None of the keys given opens the object. (age headers don't tell whom they are for.)
+    #[error("none of the identities given opens the object: they belong to {}{}", list(.tried),
+        for_recipients(.recipients))]
+    WrongKey {
+        /// The public halves of the keys tried.
+        tried: Vec<Recipient>,
+        /// Whom the repository encrypts to, where known.
+        recipients: Vec<Recipient>,
+    },
+    /// The object is an age file that pgkeep did not write.
+    #[error("the object is encrypted in a way that pgkeep doesn't write: {0}")]
+    Unsupported(&'static str),
+    /// The object ends too early.
+    #[error("the object is cut off: {0}")]
+    Truncated(String),
+    /// The object's bytes are not what was written.
+    #[error("the object is damaged or altered: {0}")]
+    Corrupt(String),
+    /// The object holds more than its reader was prepared for.
+    #[error("the object holds more than {limit}, the most that can be right here", limit = ByteCount(*.bytes_max))]
+    TooLarge {
+        /// The limit.
+        bytes_max: u64,
+    },
+    /// The reader underneath failed: the object itself may be well.
+    #[error("could not read the object")]
+    Read(#[source] io::Error),
+}
+
+impl EncryptionError {
+    /// Takes the typed error back out of the [`io::Error`] that [`Opened`]'s [`Read`] had to put it in.
+    pub fn from_read(error: io::Error) -> Self {
+        error.downcast::<Self>().unwrap_or_else(Self::Read)
+    }
+}
+
+impl From<EncryptionError> for io::Error {
+    fn from(error: EncryptionError) -> Self {
+        let kind = match &error {
+            EncryptionError::Truncated(_) => io::ErrorKind::UnexpectedEof,
+            EncryptionError::NoIdentity { .. } | EncryptionError::WrongKey { .. } => {
+                io::ErrorKind::PermissionDenied
+            }
+            EncryptionError::Read(source) => source.kind(),
+            _ => io::ErrorKind::InvalidData,
+        };
+        Self::new(kind, error)
+    }
+}
+
+impl Classified for EncryptionError {
+    fn retry_class(&self) -> RetryClass {
+        match self {
+            Self::NoRecipients | Self::Level(_) | Self::NoIdentity { .. } | Self::WrongKey { .. } => {
+                RetryClass::Usage
+            }
+            Self::Read(_) => RetryClass::Transient,
+            _ => RetryClass::Permanent,
+        }
+    }
+
+    fn hint(&self) -> Option<Hint> {
+        match self {
+            Self::NoRecipients => Some(Hint::new(
+                "make a key with `pgkeep key new --output FILE` and set recipients = [\"age1...\"] in pgkeep.toml, or say \
+                 encryption = \"none\" there",
+            )),
+            Self::NoIdentity { .. } => Some(Hint::new(
+                "give the key file that `pgkeep key new` made: --identity FILE, PGKEEP_IDENTITY_FILE=FILE, or \
+                 identity_file in pgkeep.toml",
+            )),
+            Self::WrongKey { .. } => Some(Hint::new(
+                "give the key file whose '# public key:' line is among the repository's recipients: --identity FILE or \
+                 PGKEEP_IDENTITY_FILE=FILE",
+            )),
+            Self::Truncated(_) | Self::Corrupt(_) => Some(Hint::new(
+                "find out what else is damaged with `pgkeep verify all`; restore from another backup",
+            )),
+            _ => None,
+        }
+    }
+}
+
+fn list(recipients: &[Recipient]) -> String {
+    recipients
+        .iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(", ")
+}
+
+fn for_recipients(recipients: &[Recipient]) -> String {
+    if recipients.is_empty() {
+        return String::new();
+    }
+    format!("; the repository encrypts to {}", list(recipients))
+}
+
+/// How to open objects.
+#[derive(Debug, Clone, Copy)]
+pub struct OpenOptions<'a> {
+    /// The keys to try, none if objects aren't encrypted.
+    pub identities: &'a [Identity],
+    /// Whom the repository says it encrypts to; only for error messages.
+    pub recipients: &'a [Recipient],
+    /// The most bytes that may come out: a small object can hold petabytes of zeros.
+    pub bytes_max: u64,
+}
+
+/// An object's content, as a stream. An error is final: further reads fail too, never end as if all were well.
+pub struct Opened<R: Read> {
+    content: zstd::stream::read::Decoder<'static, Replayed<Unlocked<R>>>,
+    encrypted: bool,
+    bytes_max: u64,
+    bytes_left: u64,
+    failed: bool,
+}
+
+/// The start of a stream, which has been looked at, and the rest of it.
+type Replayed<R> = io::Chain<Cursor<Vec<u8>>, BufReader<R>>;
+
+enum Unlocked<R: Read> {
+    Age(Box<StreamReader<Replayed<Source<R>>>>),
+    Plain(Replayed<Source<R>>),
+}
+
+impl<R: Read> Read for Unlocked<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Age(reader) => reader.read(buffer),
+            Self::Plain(reader) => reader.read(buffer),
+        }
+    }
+}
+
+/// Marks the errors of the reader underneath, so that a cut connection isn't called a damaged object.
+struct Source<R>(R);
+
+impl<R: Read> Read for Source<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            match self.0.read(buffer) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(EncryptionError::Read(error).into()),
+                Ok(count) => return Ok(count),
+            }
+        }
+    }
+}
+
+/// Begins to open an object of any size, to be read as a stream. See [`open_reader_with`].
+///
+/// # Errors
+/// See [`EncryptionError`].
+pub fn open_reader<R: Read>(input: R, identities: &[Identity]) -> Result<Opened<R>, EncryptionError> {
+    open_reader_with(
+        input,
+        &OpenOptions {
+            identities,
+            recipients: &[],
+            bytes_max: u64::MAX,
+        },
+    )
+}
+
+/// Begins to open an object. Reads its first bytes and, where it is encrypted, finds the key.
+///
+/// # Errors
+/// See [`EncryptionError`].
+pub fn open_reader_with<R: Read>(input: R, options: &OpenOptions<'_>) -> Result<Opened<R>, EncryptionError> {
+    let mut rest = BufReader::with_capacity(READ_BUFFER_BYTES, Source(input));
+    let mut head = Vec::new();
+    read_more(&mut rest, &mut head, AGE_MAGIC.len())?;
+    let encrypted = head == AGE_MAGIC;
+    let unlocked = if encrypted {
+        if options.identities.is_empty() {
+            return Err(EncryptionError::NoIdentity {
+                recipients: options.recipients.to_vec(),
+            });
+        }
+        read_age_header(&mut rest, &mut head)?;
+        Unlocked::Age(Box::new(decrypt(Cursor::new(head).chain(rest), options)?))
+    } else {
+        Unlocked::Plain(Cursor::new(head).chain(rest))
+    };
+
+    let mut compressed = BufReader::with_capacity(READ_BUFFER_BYTES, unlocked);
+    let mut start = Vec::new();
+    read_more(&mut compressed, &mut start, ZSTD_MAGIC.len())?;
+    if start.len() < ZSTD_MAGIC.len() {
+        return Err(EncryptionError::Truncated(format!(
+            "it has {} bytes, fewer than any object",
+            start.len()
+        )));
+    }
+    if start != ZSTD_MAGIC {
+        // Nothing is passed on as it is: an object whose first byte was flipped must not become a success.
+        let layer = if encrypted {
+            "what is inside it is not zstd"
+        } else {
+            "it begins as neither age nor zstd do"
+        };
+        return Err(EncryptionError::Corrupt(layer.to_owned()));
+    }
+    let mut content =
+        zstd::stream::read::Decoder::with_buffer(Cursor::new(start).chain(compressed)).map_err(classify)?;
+    content.window_log_max(WINDOW_LOG_MAX).map_err(classify)?;
+    let bytes_max = options.bytes_max;
+    Ok(Opened {
+        content,
+        encrypted,
+        bytes_max,
+        bytes_left: bytes_max,
+        failed: false,
+    })
+}
+
+/// Reads up to `count` more bytes, fewer only at the end.
+fn read_more(reader: &mut impl Read, into: &mut Vec<u8>, count: usize) -> Result<usize, EncryptionError> {
+    reader.take(count as u64).read_to_end(into).map_err(classify)
+}
+
+/// Reads until `head` holds the whole age header (<https://c2sp.org/age>: it ends with the line that begins `---`).
+fn read_age_header(rest: &mut impl Read, head: &mut Vec<u8>) -> Result<(), EncryptionError> {
+    const STEP_BYTES: usize = 4096;
+    const VERSION_LINE_END: &[u8] = b"v1\n";
+    const MAC_LINE_START: &[u8] = b"\n--- ";
+    loop {
+        let count = read_more(rest, head, STEP_BYTES)?;
+        let after_magic = head.get(AGE_MAGIC.len()..).unwrap_or_default();
+        if after_magic.len() >= VERSION_LINE_END.len() && !after_magic.starts_with(VERSION_LINE_END) {
+            return Err(EncryptionError::Unsupported(
+                "it is not of version 1 of the age format",
+            ));
+        }
+        let mac_line = head
+            .windows(MAC_LINE_START.len())
+            .position(|window| window == MAC_LINE_START);
+        let mac_line = mac_line
+            .and_then(|at| head.get(at + MAC_LINE_START.len()..))
+            .unwrap_or_default();
+        if mac_line.contains(&b'\n') {
+            return Ok(());
+        }
+        if count == 0 {
+            return Err(EncryptionError::Truncated("its age header has no end".to_owned()));
+        }
+        if head.len() >= AGE_HEADER_BYTES_MAX {
+            return Err(EncryptionError::Corrupt(
+                "its age header is larger than any that pgkeep writes".to_owned(),
+            ));
+        }
+    }
+}
+
+fn decrypt<R: BufRead>(input: R, options: &OpenOptions<'_>) -> Result<StreamReader<R>, EncryptionError> {
+    let classify_age = |error| match error {
+        age::DecryptError::Io(error) => classify(error),
+        age::DecryptError::NoMatchingKeys => no_matching_key(options),
+        age::DecryptError::UnknownFormat => {
+            EncryptionError::Unsupported("it is not of version 1 of the age format")
+        }
+        age::DecryptError::InvalidMac => EncryptionError::Corrupt("its age header was altered".to_owned()),
+        other => EncryptionError::Corrupt(other.to_string()),
+    };
+    let decryptor = age::Decryptor::new_buffered(input).map_err(classify_age)?;
+    if decryptor.is_scrypt() {
+        return Err(EncryptionError::Unsupported("it is protected by a passphrase"));
+    }
+    let identities = options
+        .identities
+        .iter()
+        .map(|identity| identity.as_age() as &dyn age::Identity);
+    decryptor.decrypt(identities).map_err(classify_age)
+}
+
+fn no_matching_key(options: &OpenOptions<'_>) -> EncryptionError {
+    let tried: Vec<Recipient> = options.identities.iter().map(Identity::to_recipient).collect();
+    // An X25519 stanza doesn't say whom it is for. With the right key at hand, it is the stanza that is wrong.
+    if let Some(right) = tried
+        .iter()
+        .find(|recipient| options.recipients.contains(recipient))
+    {
+        let reason =
+            format!("its age header doesn't open with the key of {right}, which is one of the repository's");
+        return EncryptionError::Corrupt(reason);
+    }
+    EncryptionError::WrongKey {
+        tried,
+        recipients: options.recipients.to_vec(),
+    }
+}
+
+/// Tells errors of the reader underneath (which [`Source`] marked) from what zstd and age found wrong.
+fn classify(error: io::Error) -> EncryptionError {
+    error
+        .downcast::<EncryptionError>()
+        .unwrap_or_else(|error| match error.kind() {
+            io::ErrorKind::UnexpectedEof => EncryptionError::Truncated(error.to_string()),
+            _ => EncryptionError::Corrupt(error.to_string()),
+        })
+}
+
+impl<R: Read> Opened<R> {
+    /// Whether the object is encrypted. Where everything is, one that isn't was put there by somebody else.
+    pub fn is_encrypted(&self) -> bool {
+        self.encrypted
+    }
+
+    /// As [`Read::read`], with the typed error.
+    ///
+    /// # Errors
+    /// See [`EncryptionError`].
+    pub fn read_typed(&mut self, buffer: &mut [u8]) -> Result<usize, EncryptionError> {
+        if self.failed {
+            return Err(EncryptionError::Corrupt(
+                "reading went on after an error".to_owned(),
+            ));
+        }
+        let result = self.read_limited(buffer);
+        self.failed = result.is_err();
+        result
+    }
+
+    /// Reads all of it into memory; [`OpenOptions::bytes_max`] limits how much that can be.
+    ///
+    /// # Errors
+    /// See [`EncryptionError`].
+    pub fn read_to_vec(mut self) -> Result<Vec<u8>, EncryptionError> {
+        let mut content = Vec::new();
+        self.read_to_end(&mut content)
+            .map_err(EncryptionError::from_read)?;
+        Ok(content)
+    }
+
+    fn read_limited(&mut self, buffer: &mut [u8]) -> Result<usize, EncryptionError> {
+        if buffer.is_empty() {
+            return Ok(0);
+        }
+        if self.bytes_left == 0 {
+            // At the limit there may be nothing more, and that has to be seen: the last check of age lies there.
+            return match self.content.read(&mut [0]).map_err(classify)? {
+                0 => Ok(0),
+                _ => Err(EncryptionError::TooLarge {
+                    bytes_max: self.bytes_max,
+                }),
+            };
+        }
+        let count = buffer
+            .len()
+            .min(usize::try_from(self.bytes_left).unwrap_or(usize::MAX));
+        let count = self
+            .content
+            .read(buffer.get_mut(..count).unwrap_or_default())
+            .map_err(classify)?;
+        self.bytes_left = self.bytes_left.saturating_sub(count as u64);
+        Ok(count)
+    }
+}
+
+impl<R: Read> Read for Opened<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        Ok(self.read_typed(buffer)?)
+    }
+}
+
+/// Seals a small object in memory.
+///
+/// # Errors
+/// See [`seal_writer`].
+pub fn seal_bytes(encryption: &Encryption, level: i32, content: &[u8]) -> Result<Vec<u8>, EncryptionError> {
+    let mut sealer = seal_writer(encryption, level, Vec::new())?;
+    sealer.write_all(content).map_err(EncryptionError::Write)?;
+    sealer.finish().map_err(EncryptionError::Write)
+}
+
+/// Opens a small object in memory.
+///
+/// # Errors
+/// See [`EncryptionError`].
+pub fn open_bytes(object: &[u8], options: &OpenOptions<'_>) -> Result<Vec<u8>, EncryptionError> {
+    open_reader_with(object, options)?.read_to_vec()
+}
