@@ -38,10 +38,13 @@ impl Encryption {
     /// Whether objects can be written with it; worth asking before a long run begins.
     ///
     /// # Errors
-    /// [`EncryptionError::NoRecipients`]
+    /// There are none, or more than [`RECIPIENTS_MAX`].
     pub fn check_writable(&self) -> Result<(), EncryptionError> {
         match self {
             Self::Age { recipients } if recipients.is_empty() => Err(EncryptionError::NoRecipients),
+            Self::Age { recipients } if recipients.len() > RECIPIENTS_MAX => {
+                Err(EncryptionError::TooManyRecipients(recipients.len()))
+            }
             _ => Ok(()),
         }
     }
@@ -54,9 +57,13 @@ pub const COMPRESSION_LEVELS: std::ops::RangeInclusive<i32> = 1..=19;
 pub const COMPRESSION_LEVEL_DEFAULT: i32 = 3;
 /// A frame that needs a window of more than 8 MiB (level 19's) is refused: memory must not depend on the object.
 pub const WINDOW_LOG_MAX: u32 = 23;
-/// An age header for one recipient takes some 200 bytes. The limit bounds memory, and the time of a parser that
-/// starts over at each line.
+/// The most recipients of one object; each costs 160 bytes in it.
+pub const RECIPIENTS_MAX: usize = 100;
+/// The longest age header that is read.
 pub const AGE_HEADER_BYTES_MAX: usize = 64 * 1024;
+/// The most stanzas in one: the recipients, and one of random text that age adds. The age library's parser starts over
+/// at each line, so that a header of 64 KiB with 10,000 stanzas took it minutes.
+const AGE_STANZAS_MAX: usize = 2 * RECIPIENTS_MAX;
 
 const AGE_MAGIC: &[u8] = b"age-encryption.org/";
 /// RFC 8878, 3.1.1 (little-endian 0xFD2FB528).
@@ -82,6 +89,7 @@ pub fn encrypt_writer<W: Write>(
     let Encryption::Age { recipients } = encryption else {
         return Ok(EncryptWriter(EncryptLayer::None(output)));
     };
+    encryption.check_writable()?;
     let encryptor =
         age::Encryptor::with_recipients(recipients.iter().map(|r| r.as_age() as &dyn age::Recipient));
     let encryptor = encryptor.map_err(|error| match error {
@@ -172,6 +180,9 @@ pub enum EncryptionError {
     /// Encryption without anybody who could decrypt.
     #[error("encryption is on and no recipient is given")]
     NoRecipients,
+    /// See [`RECIPIENTS_MAX`].
+    #[error("{0} recipients are given; the most is {RECIPIENTS_MAX}")]
+    TooManyRecipients(usize),
     /// See [`COMPRESSION_LEVELS`].
     #[error("compression level {0} is out of range: {first} to {last}",
         first = COMPRESSION_LEVELS.start(), last = COMPRESSION_LEVELS.end())]
@@ -241,9 +252,11 @@ impl From<EncryptionError> for io::Error {
 impl Classified for EncryptionError {
     fn retry_class(&self) -> RetryClass {
         match self {
-            Self::NoRecipients | Self::Level(_) | Self::NoIdentity { .. } | Self::WrongKey { .. } => {
-                RetryClass::Usage
-            }
+            Self::NoRecipients
+            | Self::TooManyRecipients(_)
+            | Self::Level(_)
+            | Self::NoIdentity { .. }
+            | Self::WrongKey { .. } => RetryClass::Usage,
             Self::Read(_) => RetryClass::Transient,
             _ => RetryClass::Permanent,
         }
@@ -415,6 +428,7 @@ fn read_age_header(rest: &mut impl Read, head: &mut Vec<u8>) -> Result<(), Encry
     const STEP_BYTES: usize = 4096;
     const VERSION_LINE_END: &[u8] = b"v1\n";
     const MAC_LINE_START: &[u8] = b"\n--- ";
+    const STANZA_START: &[u8] = b"\n-> ";
     loop {
         let count = read_more(rest, head, STEP_BYTES)?;
         let after_magic = head.get(AGE_MAGIC.len()..).unwrap_or_default();
@@ -429,6 +443,19 @@ fn read_age_header(rest: &mut impl Read, head: &mut Vec<u8>) -> Result<(), Encry
         let mac_line = mac_line
             .and_then(|at| head.get(at + MAC_LINE_START.len()..))
             .unwrap_or_default();
+        let too_large = || {
+            Err(EncryptionError::Corrupt(
+                "its age header is larger than any that pgkeep writes".to_owned(),
+            ))
+        };
+        if head
+            .windows(STANZA_START.len())
+            .filter(|window| window == &STANZA_START)
+            .count()
+            > AGE_STANZAS_MAX
+        {
+            return too_large();
+        }
         if mac_line.contains(&b'\n') {
             return Ok(());
         }
@@ -436,9 +463,7 @@ fn read_age_header(rest: &mut impl Read, head: &mut Vec<u8>) -> Result<(), Encry
             return Err(EncryptionError::Truncated("its age header has no end".to_owned()));
         }
         if head.len() >= AGE_HEADER_BYTES_MAX {
-            return Err(EncryptionError::Corrupt(
-                "its age header is larger than any that pgkeep writes".to_owned(),
-            ));
+            return too_large();
         }
     }
 }
