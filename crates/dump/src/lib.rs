@@ -1,1 +1,19 @@
-//! (see docs/ARCHITECTURE.md)
+//! Logical backups of a cluster, and their restore. docs/design-dump.md has the decisions and the traps they answer.
+
+mod catalog;
+mod data;
+mod database;
+mod error;
+pub mod manifest;
+mod pack;
+mod pattern;
+mod progress;
+mod run;
+mod schema;
+mod snapshot;
+mod sql;
+mod way_out;
+
+pub use error::DumpError;
+pub use progress::Progress;
+pub use run::{DumpOptions, DumpReport, dump};

@@ -1,1 +1,28 @@
-//! (see docs/ARCHITECTURE.md)
+//! The repository: where backups live, and the rules that keep them whole.
+//!
+//! | module | what it knows |
+//! |---|---|
+//! | `layout` | every key of the repository, in one place |
+//! | `encryption`, `keys` | zstd and age around an object; key pairs |
+//! | `object` | sealed objects: written create-only with a BLAKE3 hash, read back as a stream |
+//! | `repo` | opening and making a repository; which cluster may write |
+//! | `lease` | one writer at a time for each cluster |
+//! | `backups` | which backups exist; commit, tombstones, pins, removal |
+//! | `retention` | the planner: what stays and why |
+//! | `integrity` | `checksums.b3`, and verifying against it without a key |
+//!
+//! The manifest's presence is the backup's existence. See docs/FORMAT.md and docs/CONCURRENCY.md.
+
+pub mod backups;
+pub mod encryption;
+mod error;
+pub mod integrity;
+pub mod keys;
+pub mod layout;
+pub mod lease;
+pub mod object;
+mod repo;
+pub mod retention;
+
+pub use error::RepositoryError;
+pub use repo::{Access, Repository, RepositoryMarker};

@@ -1,0 +1,330 @@
+//! One database of a dump.
+
+use std::collections::HashMap;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use pgkeep_base::{quote_literal, quote_qualified};
+use pgkeep_pg::{Session, Target};
+use pgkeep_repository::object::ObjectRef;
+use pgkeep_timescale::Inventory;
+
+use crate::catalog::{self, CatalogRelation};
+use crate::data::{self, DataPhase, DataRead};
+use crate::error::{Context, DumpError};
+use crate::manifest::{DataObject, DatabaseManifest, QualifiedName, Relation, RelationKind};
+use crate::run::{Run, sealed_suffix};
+use crate::schema::{self, ProgramFailure};
+use crate::snapshot::{self, LockedSnapshot};
+use crate::sql;
+
+/// pg_dump takes locks of its own on tables that the holder has locked already; it waits only when somebody has
+/// queued for an exclusive lock in between, and then in vain.
+const SCHEMA_LOCK_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often the snapshot is given up and taken again because of that.
+const SCHEMA_ATTEMPTS_MAX: u32 = 5;
+
+/// One database, dumped.
+pub(crate) struct Dumped {
+    pub manifest: DatabaseManifest,
+    /// Objects that the manifest doesn't name: the scripts for restoring without pgkeep.
+    pub other_objects: Vec<ObjectRef>,
+}
+
+pub(crate) async fn dump(run: &Run<'_>, name: &str, folder: &str) -> Result<Dumped, DumpError> {
+    let target = run.target.with_database(name);
+    let phase = |what: &str| run.progress.set_phase(format!("{name}: {what}"));
+    phase("locking tables");
+    let owners = owners_query(run, &target).await?;
+    let (mut snapshot, schema) = snapshot_and_schema(run, &target, &owners, folder).await?;
+    let timescaledb = inventory(&mut snapshot.session, name).await?;
+    let relations = ordered_relations(&mut snapshot, timescaledb.as_ref()).await?;
+    phase("reading the catalog");
+    let catalog = read_catalog(run, &mut snapshot, folder).await?;
+    let large_objects = large_objects(run, &target, &mut snapshot, folder).await?;
+    phase("reading tables");
+    let read = read_data(run, &target, &mut snapshot, &relations, folder).await?;
+    let (relations, data) = (describe(&mut snapshot.session, &relations, &read).await?, read.objects);
+    let context = || format!("ending the snapshot of database '{name}'");
+    snapshot.session.execute("COMMIT").await.context(context)?;
+    let (snapshot_at, snapshot_lsn) = (snapshot.taken_at, snapshot.lsn);
+    snapshot.session.close().await;
+    let manifest = DatabaseManifest {
+        name: name.to_owned(),
+        folder: folder.to_owned(),
+        properties: catalog.properties,
+        snapshot_at,
+        snapshot_lsn,
+        extensions: catalog.extensions,
+        pg_dump_version: run.programs.pg_dump.version_text.clone(),
+        schema,
+        dependents: catalog.dependents,
+        sequences: catalog.sequences,
+        large_objects,
+        materialized_views: catalog.materialized_views,
+        relations,
+        data,
+        timescaledb,
+        filters: run.options.filters.clone(),
+    };
+    let other_objects = write_scripts(run, &manifest).await?;
+    Ok(Dumped { manifest, other_objects })
+}
+
+fn timescale_error(database: &str) -> impl Fn(pgkeep_timescale::TimescaleError) -> DumpError {
+    let database = database.to_owned();
+    move |source| DumpError::Timescale { database: database.clone(), source }
+}
+
+async fn inventory(session: &mut Session, database: &str) -> Result<Option<Inventory>, DumpError> {
+    let error = timescale_error(database);
+    if pgkeep_timescale::detect(session).await.map_err(&error)?.is_none() {
+        return Ok(None);
+    }
+    Ok(Some(pgkeep_timescale::inventory(session).await.map_err(&error)?))
+}
+
+/// Under which name the filters see a chunk: its hypertable's. Only asked when there are filters.
+async fn owners_query(run: &Run<'_>, target: &Target) -> Result<String, DumpError> {
+    let none = "SELECT NULL::oid AS relid, NULL::text AS schema_name, NULL::text AS table_name WHERE false";
+    if run.options.filters == crate::manifest::Filters::default() {
+        return Ok(none.to_owned());
+    }
+    let mut session = snapshot::reading_session(target).await?;
+    let Some(inventory) = inventory(&mut session, target.database()).await? else { return Ok(none.to_owned()) };
+    session.close().await;
+    let mut rows = Vec::new();
+    for hypertable in &inventory.hypertables {
+        for chunk in &hypertable.chunks {
+            let compressed = chunk.compressed_relation.as_ref().map(|relation| (&relation.schema, &relation.name));
+            for (schema, name) in [Some((&chunk.schema, &chunk.name)), compressed].into_iter().flatten() {
+                // A chunk that is dropped meanwhile has no oid then, and fits nothing.
+                let relid = format!("pg_catalog.to_regclass({})::oid", quote_literal(&quote_qualified(schema, name)));
+                rows.push(format!("({relid}, {}, {})", quote_literal(&hypertable.schema), quote_literal(&hypertable.name)));
+            }
+        }
+    }
+    if rows.is_empty() {
+        return Ok(none.to_owned());
+    }
+    Ok(format!("SELECT * FROM (VALUES {}) AS v(relid, schema_name, table_name)", rows.join(", ")))
+}
+
+/// The snapshot, and the schema under it. pg_dump can be kept from its locks only by a session that queued for an
+/// exclusive lock between ours and its own; then both start over, before any row was read.
+async fn snapshot_and_schema(
+    run: &Run<'_>,
+    target: &Target,
+    owners: &str,
+    folder: &str,
+) -> Result<(LockedSnapshot, Vec<ObjectRef>), DumpError> {
+    let suffix = sealed_suffix(run.repository);
+    let mut attempt = 1;
+    loop {
+        let options = run.options;
+        let mut snapshot = snapshot::take(target, &options.filters, owners, options.lock_timeout).await?;
+        run.progress.set_phase(format!("{}: reading the schema", target.database()));
+        let lock_timeout_ms = SCHEMA_LOCK_TIMEOUT.as_millis();
+        let mut command = schema::pg_dump(&run.programs, target, &snapshot.id, lock_timeout_ms);
+        command.arg("--schema-only");
+        let begun = Instant::now();
+        // Each attempt's objects have names of their own: objects are written once.
+        let name = |number| match (attempt, number) {
+            (1, 1) => format!("{folder}/schema.dump{suffix}"),
+            _ => format!("{folder}/schema.{attempt}.{number:04}.dump{suffix}"),
+        };
+        match schema::store_output(run.repository, &run.prefix, name, command).await? {
+            Ok(objects) => return Ok((snapshot, objects)),
+            Err(failure) if begun.elapsed() >= SCHEMA_LOCK_TIMEOUT && attempt < SCHEMA_ATTEMPTS_MAX => {
+                tracing::debug!(messages = failure.messages, "pg_dump could not lock the tables; starting over");
+                snapshot.session.execute("ROLLBACK").await.context(|| "starting over".to_owned())?;
+                attempt += 1;
+            }
+            Err(failure) => return Err(schema_error(failure, target.database())),
+        }
+    }
+}
+
+fn schema_error(failure: ProgramFailure, database: &str) -> DumpError {
+    failure.into_error(format!("reading the schema of database '{database}' with pg_dump"))
+}
+
+/// Relations with rows, in the manifest's order: configuration tables first, as their foreign keys demand; kinds told
+/// by TimescaleDB's inventory.
+async fn ordered_relations(
+    snapshot: &mut LockedSnapshot,
+    timescaledb: Option<&Inventory>,
+) -> Result<Vec<(CatalogRelation, u64)>, DumpError> {
+    let mut kinds: HashMap<QualifiedName, RelationKind> = HashMap::new();
+    for chunk in timescaledb.iter().flat_map(|inventory| &inventory.hypertables).flat_map(|table| &table.chunks) {
+        let name = QualifiedName { schema: chunk.schema.clone(), name: chunk.name.clone() };
+        kinds.insert(name, RelationKind::Chunk);
+        if let Some(compressed) = &chunk.compressed_relation {
+            let name = QualifiedName { schema: compressed.schema.clone(), name: compressed.name.clone() };
+            kinds.insert(name, RelationKind::CompressedChunk);
+        }
+    }
+    let order = catalog::configuration_order(&mut snapshot.session).await?;
+    let places: HashMap<u32, usize> = order.iter().enumerate().map(|(place, oid)| (*oid, place)).collect();
+    let mut relations: Vec<(CatalogRelation, u64)> =
+        snapshot.relations.iter().cloned().zip(snapshot.sizes.iter().copied()).collect();
+    relations.retain(|(relation, _)| relation.has_rows);
+    for (relation, _) in &mut relations {
+        if let (RelationKind::Table, Some(kind)) = (relation.kind, kinds.get(&relation.name)) {
+            relation.kind = *kind;
+        }
+    }
+    relations.sort_by_key(|(relation, _)| match relation.kind {
+        RelationKind::Configuration => (0, places.get(&relation.oid).copied().unwrap_or(usize::MAX), relation.oid),
+        _ => (1, 0, relation.oid),
+    });
+    Ok(relations)
+}
+
+struct Catalog {
+    properties: crate::manifest::DatabaseProperties,
+    extensions: Vec<crate::manifest::ExtensionInfo>,
+    materialized_views: Vec<QualifiedName>,
+    sequences: Option<ObjectRef>,
+    dependents: ObjectRef,
+}
+
+async fn read_catalog(run: &Run<'_>, snapshot: &mut LockedSnapshot, folder: &str) -> Result<Catalog, DumpError> {
+    let session = &mut snapshot.session;
+    let suffix = sealed_suffix(run.repository);
+    let put = |name: String, text: String| async move {
+        run.repository.put_contents(&run.prefix, &name, Bytes::from(text)).await
+    };
+    let sequences = match catalog::sequences_script(session).await? {
+        Some(script) => Some(put(format!("{folder}/sequences.sql{suffix}"), script).await?),
+        None => None,
+    };
+    let dependents = catalog::dependents(session).await?;
+    Ok(Catalog {
+        properties: catalog::database_properties(session).await?,
+        extensions: catalog::extensions(session).await?,
+        materialized_views: catalog::materialized_views(session).await?,
+        sequences,
+        dependents: put(format!("{folder}/dependents.tsv{suffix}"), dependents).await?,
+    })
+}
+
+async fn large_objects(
+    run: &Run<'_>,
+    target: &Target,
+    snapshot: &mut LockedSnapshot,
+    folder: &str,
+) -> Result<Vec<ObjectRef>, DumpError> {
+    let context = || "looking for large objects".to_owned();
+    let sql = "SELECT EXISTS (SELECT FROM pg_catalog.pg_largeobject_metadata)";
+    let rows = snapshot.session.query(sql).await.context(context)?;
+    let any = rows.first().map(|row| row.get::<bool>(0)).transpose().context(context)?;
+    if any != Some(true) || run.options.filters.selects_a_part() {
+        return Ok(Vec::new());
+    }
+    let suffix = sealed_suffix(run.repository);
+    let mut command = schema::pg_dump(&run.programs, target, &snapshot.id, SCHEMA_LOCK_TIMEOUT.as_millis());
+    command.args(["--data-only", "--blobs", "--exclude-table=*.*"]);
+    let name = |number| format!("{folder}/large_objects.{number:04}.dump{suffix}");
+    let stored = schema::store_output(run.repository, &run.prefix, name, command).await?;
+    stored.map_err(|failure| {
+        failure.into_error(format!("reading the large objects of database '{}' with pg_dump", target.database()))
+    })
+}
+
+async fn read_data(
+    run: &Run<'_>,
+    target: &Target,
+    snapshot: &mut LockedSnapshot,
+    relations: &[(CatalogRelation, u64)],
+    folder: &str,
+) -> Result<DataRead, DumpError> {
+    let (relations, sizes): (Vec<CatalogRelation>, Vec<u64>) = relations.iter().cloned().unzip();
+    let progress = run.progress;
+    progress.bytes_total.fetch_add(sizes.iter().sum(), Ordering::Relaxed);
+    progress.relations_total.fetch_add(relations.len() as u64, Ordering::Relaxed);
+    let encoding = snapshot.session.parameter("client_encoding").unwrap_or("UTF8").to_owned();
+    let phase = DataPhase {
+        repository: run.repository.clone(),
+        prefix: run.prefix.clone(),
+        folder: folder.to_owned(),
+        target: target.clone(),
+        snapshot_id: snapshot.id.clone(),
+        relations,
+        sizes,
+        client_encoding: encoding,
+        jobs: run.options.jobs,
+        progress: std::sync::Arc::clone(progress),
+    };
+    data::read_all(phase, snapshot).await
+}
+
+/// What the manifest says of each relation.
+async fn describe(
+    session: &mut Session,
+    relations: &[(CatalogRelation, u64)],
+    read: &DataRead,
+) -> Result<Vec<Relation>, DumpError> {
+    let mut described = Vec::with_capacity(relations.len());
+    for (place, (relation, _)) in (0_u32..).zip(relations) {
+        let found = read.relations.get(&place);
+        if found.is_none() && !relation.data_excluded {
+            return Err(DumpError::Internal(format!("table {} was never read", relation.name)));
+        }
+        let compressed_rows = match relation.kind {
+            RelationKind::CompressedChunk if found.is_some() => compressed_rows(session, &relation.name).await?,
+            _ => None,
+        };
+        described.push(Relation {
+            name: relation.name.clone(),
+            kind: relation.kind,
+            oid: relation.oid,
+            columns: relation.columns.clone(),
+            load_into: relation.load_into.clone(),
+            rows: found.map_or(0, |found| found.rows),
+            compressed_rows,
+            hash: found.map_or_else(|| blake3::hash(b""), |found| found.hash).to_hex().to_string(),
+            plain_bytes: found.map_or(0, |found| found.bytes),
+            data_excluded: relation.data_excluded,
+        });
+    }
+    Ok(described)
+}
+
+/// The rows that a relation of compressed batches stands for.
+async fn compressed_rows(session: &mut Session, name: &QualifiedName) -> Result<Option<u64>, DumpError> {
+    let context = || format!("counting the rows compressed in {name}");
+    let sql = pgkeep_timescale::compressed_row_count_sql(&name.schema, &name.name);
+    let rows = session.query(&sql).await.context(context)?;
+    rows.first().map(|row| row.get(0)).transpose().context(context).map(Option::flatten)
+}
+
+/// The scripts for whoever restores without pgkeep.
+async fn write_scripts(run: &Run<'_>, database: &DatabaseManifest) -> Result<Vec<ObjectRef>, DumpError> {
+    let suffix = sealed_suffix(run.repository);
+    let create = sql::create_database(&database.name, &database.properties, Some(&database.properties.owner));
+    let settings = sql::database_settings(&database.name, &database.properties, |_| true);
+    let mut objects = Vec::new();
+    for (name, text) in [
+        ("create.sql", sql::script(&[create])),
+        ("settings.sql", sql::script(&settings)),
+        ("before.sql", sql::before_script(database)),
+        ("after.sql", sql::after_script(database)),
+    ] {
+        let name = format!("{}/{name}{suffix}", database.folder);
+        objects.push(run.repository.put_contents(&run.prefix, &name, Bytes::from(text)).await?);
+    }
+    Ok(objects)
+}
+
+/// The data objects with configuration tables, in loading order, and the others.
+pub(crate) fn split_data(database: &DatabaseManifest) -> (Vec<&DataObject>, Vec<&DataObject>) {
+    let is_configuration = |object: &&DataObject| {
+        object.segments.iter().all(|segment| {
+            let relation = database.relations.get(segment.relation as usize);
+            relation.is_some_and(|relation| relation.kind == RelationKind::Configuration)
+        })
+    };
+    database.data.iter().partition(is_configuration)
+}

@@ -1,0 +1,195 @@
+use pgkeep_base::{Classified, Hint, RetryClass};
+use pgkeep_pg::PgError;
+use pgkeep_pg::programs::ProgramError;
+use pgkeep_repository::RepositoryError;
+use pgkeep_timescale::TimescaleError;
+
+/// What can go wrong while dumping or restoring.
+#[derive(Debug, thiserror::Error)]
+pub enum DumpError {
+    /// PostgreSQL said no, or went away.
+    #[error("{context}: {source}")]
+    Pg {
+        /// What was being done, in the present tense.
+        context: String,
+        /// PostgreSQL's answer.
+        source: PgError,
+    },
+    /// The repository or its store failed.
+    #[error(transparent)]
+    Repository(#[from] RepositoryError),
+    /// TimescaleDB's catalog could not be read or changed.
+    #[error("database '{database}': {source}")]
+    Timescale {
+        /// The database.
+        database: String,
+        /// What was wrong.
+        source: TimescaleError,
+    },
+    /// A PostgreSQL client program is missing or failed.
+    #[error("{context}: {source}")]
+    Program {
+        /// What was being done, in the present tense.
+        context: String,
+        /// What was wrong.
+        source: ProgramError,
+    },
+    /// The list of relations changed under every attempt.
+    #[error(
+        "cannot get a stable view of database '{database}': in {attempts} attempts its tables changed each time between \
+         listing and locking them, the last time {change}"
+    )]
+    Unstable {
+        /// The database.
+        database: String,
+        /// How often it was tried.
+        attempts: u32,
+        /// The last difference seen.
+        change: String,
+    },
+    /// Locks could not be had.
+    #[error("cannot lock the tables of database '{database}' for reading within {waited_seconds} s{}",
+        .blockers.as_ref().map(|b| format!(": {b}")).unwrap_or_default())]
+    LockTimeout {
+        /// The database.
+        database: String,
+        /// How long it waited, in seconds.
+        waited_seconds: u64,
+        /// Which sessions hold what.
+        blockers: Option<String>,
+    },
+    /// A count that must agree doesn't.
+    #[error("{what}: counted {found}, expected {expected}")]
+    CountMismatch {
+        /// What was counted.
+        what: String,
+        /// What was found.
+        found: u64,
+        /// What it should have been.
+        expected: u64,
+    },
+    /// The user's choice fits nothing, or contradicts itself.
+    #[error("{message}")]
+    Usage {
+        /// What is wrong with it.
+        message: String,
+        /// The mend.
+        hint: Option<String>,
+    },
+    /// Going on could destroy something.
+    #[error("{message}")]
+    Refused {
+        /// What was found.
+        message: String,
+        /// How to go on.
+        hint: String,
+    },
+    /// The target of a restore lacks something.
+    #[error("{message}")]
+    Target {
+        /// What it lacks.
+        message: String,
+        /// The mend.
+        hint: Option<String>,
+    },
+    /// A restore stopped half-way; the target is marked.
+    #[error("restoring database '{database}' stopped half-way: {source}")]
+    Unfinished {
+        /// The database as it is called in the target.
+        database: String,
+        /// The reason.
+        source: Box<DumpError>,
+        /// How to go on.
+        hint: String,
+    },
+    /// A local file could not be read or written.
+    #[error("{context}: {source}")]
+    Io {
+        /// What was being done, in the present tense.
+        context: String,
+        /// The operating system's answer.
+        source: std::io::Error,
+    },
+    /// The manifest isn't what this program can read.
+    #[error("the manifest of {id} is not readable: {reason}")]
+    Manifest {
+        /// The dump.
+        id: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The user pressed Ctrl-C, or the system asked the process to end.
+    #[error("interrupted")]
+    Interrupted,
+    /// A stage of the pipeline died, or a rule the program relies on doesn't hold.
+    #[error("internal: {0}")]
+    Internal(String),
+}
+
+impl DumpError {
+    /// The SQLSTATE, when PostgreSQL reported one.
+    pub fn sqlstate(&self) -> Option<&str> {
+        match self {
+            Self::Pg { source, .. } => source.sqlstate(),
+            _ => None,
+        }
+    }
+}
+
+impl Classified for DumpError {
+    fn retry_class(&self) -> RetryClass {
+        match self {
+            Self::Pg { source, .. } => source.retry_class(),
+            Self::Repository(error) => error.retry_class(),
+            Self::Timescale { source, .. } => source.retry_class(),
+            Self::Program { source, .. } => source.retry_class(),
+            Self::Unfinished { source, .. } => source.retry_class(),
+            Self::Unstable { .. } | Self::LockTimeout { .. } => RetryClass::Transient,
+            Self::Usage { .. } => RetryClass::Usage,
+            Self::Refused { .. } => RetryClass::Refused,
+            _ => RetryClass::Permanent,
+        }
+    }
+
+    fn hint(&self) -> Option<Hint> {
+        let text = match self {
+            Self::Pg { source, .. } => return source.hint(),
+            Self::Repository(error) => return error.hint(),
+            Self::Timescale { source, .. } => return source.hint(),
+            Self::Program { source, .. } => return source.hint(),
+            Self::Refused { hint, .. } | Self::Unfinished { hint, .. } => hint.clone(),
+            Self::Usage { hint, .. } | Self::Target { hint, .. } => hint.clone()?,
+            Self::Unstable { .. } => {
+                "run it again at a quieter time, or leave the tables that come and go out with --exclude-table".to_owned()
+            }
+            Self::LockTimeout { .. } => "wait for those sessions to end, or allow more time with --lock-timeout".to_owned(),
+            Self::Manifest { .. } => "check it with 'pgkeep verify'; a later pgkeep may be needed".to_owned(),
+            _ => return None,
+        };
+        Some(Hint::new(text))
+    }
+}
+
+/// Adds what was being done to an error from below.
+pub(crate) trait Context<T> {
+    /// `context` in the present tense: "reading table app.games".
+    fn context(self, context: impl FnOnce() -> String) -> Result<T, DumpError>;
+}
+
+impl<T> Context<T> for Result<T, PgError> {
+    fn context(self, context: impl FnOnce() -> String) -> Result<T, DumpError> {
+        self.map_err(|source| DumpError::Pg { context: context(), source })
+    }
+}
+
+impl<T> Context<T> for Result<T, ProgramError> {
+    fn context(self, context: impl FnOnce() -> String) -> Result<T, DumpError> {
+        self.map_err(|source| DumpError::Program { context: context(), source })
+    }
+}
+
+impl<T> Context<T> for std::io::Result<T> {
+    fn context(self, context: impl FnOnce() -> String) -> Result<T, DumpError> {
+        self.map_err(|source| DumpError::Io { context: context(), source })
+    }
+}

@@ -1,0 +1,201 @@
+//! Rows into objects: the stage that hashes, compresses, encrypts and cuts, on a thread of its own.
+
+use pgkeep_repository::object::{SealedObject, Sealer};
+use pgkeep_repository::{Access, RepositoryError};
+use tokio::sync::mpsc;
+
+use crate::manifest::Segment;
+
+/// What a reader hands to its packer.
+pub enum PackInput {
+    /// A relation begins; `copy_line` is written before each of its blocks: `COPY ... FROM stdin;`.
+    Begin {
+        /// Its place in the manifest's list.
+        relation: u32,
+        /// The COPY line, without the line's end.
+        copy_line: String,
+    },
+    /// Whole rows in COPY's text format.
+    Rows(Vec<u8>),
+    /// The relation ends.
+    End,
+    /// The object is to be finished: what comes next belongs into another.
+    Cut,
+}
+
+/// What a packer hands on.
+pub enum PackOutput {
+    /// An object is ready to be stored.
+    Object {
+        /// The object.
+        sealed: SealedObject,
+        /// Its COPY blocks.
+        segments: Vec<Segment>,
+    },
+    /// A relation has been read to its end.
+    RelationDone {
+        /// Its place in the manifest's list.
+        relation: u32,
+        /// Its rows, counted in the text.
+        rows: u64,
+        /// Their size as text.
+        bytes: u64,
+        /// BLAKE3 of the text.
+        hash: blake3::Hash,
+    },
+    /// The packer failed.
+    Failed(RepositoryError),
+}
+
+/// The first lines of every data object: it must load right whatever the session was set to before.
+pub fn preamble(client_encoding: &str) -> String {
+    format!(
+        "SET client_encoding = '{client_encoding}';\nSET statement_timeout = 0;\nSET lock_timeout = 0;\n\
+         SET idle_in_transaction_session_timeout = 0;\nSET datestyle = ISO;\nSET intervalstyle = postgres;\n\
+         SET row_security = off;\nSET search_path = '';\n"
+    )
+}
+
+/// What follows the rows of a block.
+pub const BLOCK_END: &[u8] = b"\\.\n";
+
+/// Limits of one object.
+#[derive(Debug, Clone, Copy)]
+pub struct PartLimits {
+    /// An object is cut when it has grown to this, in bytes as stored.
+    pub stored_bytes_max: usize,
+    /// Or its contents to this: very compressible rows must not make one object of a whole database.
+    pub plain_bytes_max: u64,
+}
+
+struct Current {
+    relation: u32,
+    copy_line: String,
+    hasher: blake3::Hasher,
+    rows: u64,
+    bytes: u64,
+}
+
+struct Packer {
+    access: std::sync::Arc<Access>,
+    preamble: String,
+    limits: PartLimits,
+    output: mpsc::Sender<PackOutput>,
+    buffers: mpsc::Sender<Vec<u8>>,
+    object: Option<(Sealer, Vec<Segment>)>,
+    block_open: bool,
+    current: Option<Current>,
+}
+
+/// The packer's loop. Ends when its input ends; blocking. Emptied buffers go back through `buffers`.
+pub fn run(
+    access: std::sync::Arc<Access>,
+    client_encoding: &str,
+    limits: PartLimits,
+    mut input: mpsc::Receiver<PackInput>,
+    output: mpsc::Sender<PackOutput>,
+    buffers: mpsc::Sender<Vec<u8>>,
+) {
+    let preamble = preamble(client_encoding);
+    let mut packer =
+        Packer { access, preamble, limits, output, buffers, object: None, block_open: false, current: None };
+    while let Some(message) = input.blocking_recv() {
+        if let Err(error) = packer.take(message) {
+            // Nobody listens any more when the dump has failed elsewhere.
+            let _ = packer.output.blocking_send(PackOutput::Failed(error));
+            return;
+        }
+    }
+}
+
+impl Packer {
+    fn take(&mut self, message: PackInput) -> Result<(), RepositoryError> {
+        match message {
+            PackInput::Begin { relation, copy_line } => {
+                let hasher = blake3::Hasher::new();
+                self.current = Some(Current { relation, copy_line, hasher, rows: 0, bytes: 0 });
+                Ok(())
+            }
+            PackInput::Rows(mut rows) => {
+                self.rows(&rows)?;
+                rows.clear();
+                // With enough buffers under way this one may go.
+                let _ = self.buffers.try_send(rows);
+                Ok(())
+            }
+            PackInput::End => {
+                self.close_block()?;
+                let current = self.current.take().ok_or_else(|| internal("a relation ends that never began"))?;
+                let (rows, bytes, hash) = (current.rows, current.bytes, current.hasher.finalize());
+                self.send(PackOutput::RelationDone { relation: current.relation, rows, bytes, hash })
+            }
+            PackInput::Cut => self.cut(),
+        }
+    }
+
+    fn rows(&mut self, rows: &[u8]) -> Result<(), RepositoryError> {
+        if rows.is_empty() {
+            return Ok(());
+        }
+        self.open_block()?;
+        // In COPY's text format a line feed ends a row and nothing else: one inside a value is written as \n.
+        let count = memchr::memchr_iter(b'\n', rows).count() as u64;
+        let bytes = rows.len() as u64;
+        let current = self.current.as_mut().ok_or_else(|| internal("rows of no relation"))?;
+        current.hasher.update(rows);
+        current.rows += count;
+        current.bytes += bytes;
+        let (sealer, segments) = self.object.as_mut().ok_or_else(|| internal("rows outside an object"))?;
+        sealer.write(rows)?;
+        let segment = segments.last_mut().ok_or_else(|| internal("rows outside a block"))?;
+        segment.rows += count;
+        segment.bytes += bytes;
+        let full = sealer.sealed_bytes() >= self.limits.stored_bytes_max
+            || sealer.plain_bytes() >= self.limits.plain_bytes_max;
+        if full { self.cut() } else { Ok(()) }
+    }
+
+    /// Begins a block of the current relation, and an object where there is none. Only when there are rows: an empty
+    /// table needs neither.
+    fn open_block(&mut self) -> Result<(), RepositoryError> {
+        if self.block_open {
+            return Ok(());
+        }
+        let current = self.current.as_ref().ok_or_else(|| internal("a block of no relation"))?;
+        if self.object.is_none() {
+            let mut sealer = Sealer::new(&self.access)?;
+            sealer.write(self.preamble.as_bytes())?;
+            self.object = Some((sealer, Vec::new()));
+        }
+        let (sealer, segments) = self.object.as_mut().ok_or_else(|| internal("a block outside an object"))?;
+        sealer.write(format!("{}\n", current.copy_line).as_bytes())?;
+        segments.push(Segment { relation: current.relation, rows: 0, bytes: 0 });
+        self.block_open = true;
+        Ok(())
+    }
+
+    fn close_block(&mut self) -> Result<(), RepositoryError> {
+        if self.block_open
+            && let Some((sealer, _)) = self.object.as_mut()
+        {
+            sealer.write(BLOCK_END)?;
+        }
+        self.block_open = false;
+        Ok(())
+    }
+
+    fn cut(&mut self) -> Result<(), RepositoryError> {
+        self.close_block()?;
+        let Some((sealer, segments)) = self.object.take() else { return Ok(()) };
+        let sealed = sealer.finish()?;
+        self.send(PackOutput::Object { sealed, segments })
+    }
+
+    fn send(&self, output: PackOutput) -> Result<(), RepositoryError> {
+        self.output.blocking_send(output).map_err(|_| internal("the stage after the packer is gone"))
+    }
+}
+
+fn internal(what: &str) -> RepositoryError {
+    RepositoryError::Internal(what.to_owned())
+}

@@ -1,0 +1,114 @@
+//! Patterns of `--table`, `--schema` and the like, as `psql` and `pg_dump` take them
+//! (`src/fe_utils/string_utils.c`, `patternToSQLRegex`): `*` and `?` are wild, letters outside double quotes fold to
+//! lower case, a dot outside quotes separates schema and name, and the other regular-expression characters mean what
+//! they mean.
+
+use pgkeep_base::quote_literal;
+
+/// A pattern turned into regular expressions for PostgreSQL's `~` operator.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pattern {
+    /// For the schema, when the pattern has one.
+    pub schema_regex: Option<String>,
+    /// For the name.
+    pub name_regex: String,
+}
+
+impl Pattern {
+    /// Reads a pattern for relations: `name` or `schema.name`.
+    ///
+    /// # Errors
+    /// A sentence saying what is wrong with it.
+    pub fn relation(text: &str) -> Result<Self, String> {
+        let mut parts = split(text)?;
+        let name_regex = parts.pop().unwrap_or_default();
+        let schema_regex = parts.pop();
+        if !parts.is_empty() {
+            return Err(format!("'{text}' has too many dots: write schema.table, and quote a dot that is part of a name"));
+        }
+        Ok(Self { schema_regex, name_regex })
+    }
+
+    /// Reads a pattern for schemas: no dots.
+    ///
+    /// # Errors
+    /// A sentence saying what is wrong with it.
+    pub fn schema(text: &str) -> Result<String, String> {
+        let mut parts = split(text)?;
+        match (parts.pop(), parts.is_empty()) {
+            (Some(name), true) => Ok(name),
+            _ => Err(format!("'{text}' has a dot: a schema's name stands alone")),
+        }
+    }
+
+    /// A condition on two SQL expressions that hold a schema's and a relation's name. Without a schema in the pattern,
+    /// any schema fits.
+    pub fn condition(&self, schema: &str, name: &str) -> String {
+        let name_fits = regex_condition(name, &self.name_regex);
+        match &self.schema_regex {
+            Some(regex) => format!("({} AND {name_fits})", regex_condition(schema, regex)),
+            None => name_fits,
+        }
+    }
+}
+
+/// `expression ~ regex`, with PostgreSQL's own operator and a fixed collation.
+pub fn regex_condition(expression: &str, regex: &str) -> String {
+    format!("({expression} OPERATOR(pg_catalog.~) {} COLLATE pg_catalog.\"C\")", quote_literal(regex))
+}
+
+/// Splits at dots outside quotes and makes an anchored regular expression of each part.
+fn split(text: &str) -> Result<Vec<String>, String> {
+    if text.is_empty() {
+        return Err("a pattern is empty".to_owned());
+    }
+    let mut parts = Vec::new();
+    let mut part = String::new();
+    let mut quoted = false;
+    let mut characters = text.chars().peekable();
+    while let Some(character) = characters.next() {
+        match character {
+            '"' if quoted && characters.peek() == Some(&'"') => {
+                part.push('"');
+                characters.next();
+            }
+            '"' => quoted = !quoted,
+            _ if quoted => {
+                if "|*+?()[]{}.^$\\".contains(character) {
+                    part.push('\\');
+                }
+                part.push(character);
+            }
+            '.' => parts.push(std::mem::take(&mut part)),
+            '*' => part.push_str(".*"),
+            '?' => part.push('.'),
+            // A dollar is a common letter in names and never useful as an anchor here.
+            '$' => part.push_str("\\$"),
+            _ => part.extend(character.to_lowercase()),
+        }
+    }
+    if quoted {
+        return Err(format!("'{text}' has an opening double quote without a closing one"));
+    }
+    parts.push(part);
+    Ok(parts.into_iter().map(|part| format!("^({part})$")).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_mean_what_they_mean_to_pg_dump() {
+        let games = Pattern::relation("Public.game*").unwrap();
+        assert_eq!(games.schema_regex.as_deref(), Some("^(public)$"));
+        assert_eq!(games.name_regex, "^(game.*)$");
+        let odd = Pattern::relation("\"Odd.Name \"\"x\"\"*\"").unwrap();
+        assert_eq!((odd.schema_regex, odd.name_regex.as_str()), (None, "^(Odd\\.Name \"x\"\\*)$"));
+        assert_eq!(Pattern::schema("a|b").unwrap(), "^(a|b)$");
+        for bad in ["", "a.b.c", "\"open"] {
+            assert!(Pattern::relation(bad).is_err(), "{bad}");
+        }
+        assert!(Pattern::schema("a.b").is_err());
+    }
+}

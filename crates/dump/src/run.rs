@@ -1,0 +1,288 @@
+//! One dump, from the first connection to the manifest.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use pgkeep_base::{BackupId, BackupKind};
+use pgkeep_pg::programs::ProgramSearch;
+use pgkeep_pg::{Session, Target};
+use pgkeep_repository::backups::Swept;
+use pgkeep_repository::lease::Lease;
+use pgkeep_repository::object::ObjectRef;
+use pgkeep_repository::{Repository, integrity, layout};
+
+use crate::catalog;
+use crate::database;
+use crate::error::{Context, DumpError};
+use crate::manifest::{DatabaseManifest, DumpManifest, DumpSummary, Filters, MANIFEST_FORMAT, Totals};
+use crate::progress::Progress;
+use crate::schema::{self, ClientPrograms};
+use crate::way_out;
+
+/// The oldest server that is supported, as `server_version_num`.
+pub const SERVER_VERSION_NUM_MIN: u32 = 150_000;
+
+/// What to dump, and how.
+#[derive(Debug, Clone)]
+pub struct DumpOptions {
+    /// The databases' names; empty for all.
+    pub databases: Vec<String>,
+    /// Parts of them.
+    pub filters: Filters,
+    /// Tables read at once.
+    pub jobs: usize,
+    /// How long to wait for the tables' locks.
+    pub lock_timeout: Duration,
+    /// The user's notes.
+    pub annotations: BTreeMap<String, String>,
+    /// Take the cluster's data under this name although another database cluster wrote here before.
+    pub accept_new_identity: bool,
+    /// Where to look for PostgreSQL's client programs.
+    pub programs: ProgramSearch,
+    /// How long the lease lasts without being renewed.
+    pub lease_duration: Duration,
+}
+
+/// What a dump did.
+#[derive(Debug)]
+pub struct DumpReport {
+    /// The new dump.
+    pub id: BackupId,
+    /// Its manifest.
+    pub manifest: DumpManifest,
+    /// What needs attention, in plain words.
+    pub attention: Vec<String>,
+    /// How long it took.
+    pub elapsed: Duration,
+    /// What was cleaned away of earlier, unfinished dumps.
+    pub swept: Swept,
+}
+
+/// How the names of sealed objects end: they tell which tools open them.
+pub fn sealed_suffix(repository: &Repository) -> &'static str {
+    if repository.access().encryption.is_encrypted() { ".zst.age" } else { ".zst" }
+}
+
+pub(crate) struct Run<'a> {
+    pub repository: &'a Repository,
+    pub target: &'a Target,
+    pub options: &'a DumpOptions,
+    pub programs: ClientPrograms,
+    pub progress: &'a Arc<Progress>,
+    pub id: BackupId,
+    pub prefix: String,
+    pub server_version: String,
+    pub server_version_num: u32,
+    pub system_identifier: u64,
+}
+
+/// Dumps into the repository.
+///
+/// # Errors
+/// Nothing is half there: on any error there is no manifest, and what was stored is swept, now or by the next run.
+pub async fn dump(
+    repository: &Repository,
+    target: &Target,
+    options: &DumpOptions,
+    progress: &Arc<Progress>,
+    cancelled: impl Future<Output = ()>,
+) -> Result<DumpReport, DumpError> {
+    let begun = Instant::now();
+    progress.set_phase("connecting");
+    let context = || format!("connecting to database '{}' at {}", target.database(), target.endpoint());
+    let mut session = Session::connect(target).await.context(context)?;
+    let server_version_num = check_server(&session)?;
+    let server_version = session.parameter("server_version").unwrap_or_default().to_owned();
+    let system_identifier = catalog::system_identifier(&mut session).await?;
+    let databases = choose_databases(&mut session, &options.databases).await?;
+    session.close().await;
+    let programs = ClientPrograms::find(server_version_num, &options.programs).await?;
+
+    repository.claim_identity(system_identifier, options.accept_new_identity).await?;
+    let lease = Lease::acquire(repository, "pgkeep dump", options.lease_duration).await?;
+    let swept = sweep_quietly(repository).await;
+    let id = BackupId::new(BackupKind::Dump, repository.now())
+        .map_err(|error| DumpError::Internal(format!("the system's random source failed: {error}")))?;
+    let prefix = layout::backup_prefix(repository.cluster(), &id);
+    let run = Run {
+        repository,
+        target,
+        options,
+        programs,
+        progress,
+        id: id.clone(),
+        prefix,
+        server_version,
+        server_version_num,
+        system_identifier,
+    };
+    let result = tokio::select! {
+        result = run.all(&databases, &lease) => result,
+        () = cancelled => Err(DumpError::Interrupted),
+    };
+    if result.is_err() {
+        // Best effort and quick: what stays is an orphan, and the next run sweeps it.
+        progress.set_phase("cleaning up");
+        if let Err(error) = repository.sweep_one(&id, "the dump failed").await {
+            tracing::debug!(%error, "an unfinished dump's objects stay until the next run");
+        }
+    }
+    if let Err(error) = lease.release().await {
+        tracing::warn!(%error, "the lease stays until it runs out");
+    }
+    let (manifest, attention) = result?;
+    Ok(DumpReport { id, manifest, attention, elapsed: begun.elapsed(), swept })
+}
+
+fn check_server(session: &Session) -> Result<u32, DumpError> {
+    let found = session.server_version_num();
+    if found < SERVER_VERSION_NUM_MIN {
+        let version = session.parameter("server_version").unwrap_or("unknown");
+        return Err(DumpError::Target {
+            message: format!("the server is PostgreSQL {version}, and pgkeep supports 15 and later"),
+            hint: Some("take a dump with that version's pg_dumpall, then upgrade the server".to_owned()),
+        });
+    }
+    Ok(found)
+}
+
+async fn choose_databases(session: &mut Session, named: &[String]) -> Result<Vec<String>, DumpError> {
+    let all = catalog::databases(session).await?;
+    if named.is_empty() {
+        return Ok(all);
+    }
+    if let Some(missing) = named.iter().find(|name| !all.contains(name)) {
+        return Err(DumpError::Usage {
+            message: format!("there is no database '{missing}' in the cluster"),
+            hint: Some(format!("it has: {}", all.join(", "))),
+        });
+    }
+    let mut chosen = named.to_vec();
+    chosen.sort();
+    chosen.dedup();
+    Ok(chosen)
+}
+
+/// Sweeping is the dump's courtesy: a host without the right to delete leaves it to `pgkeep prune`.
+async fn sweep_quietly(repository: &Repository) -> Swept {
+    match repository.sweep(BackupKind::Dump).await {
+        Ok(swept) => swept,
+        Err(error) => {
+            tracing::debug!(%error, "unfinished dumps stay until 'pgkeep prune'");
+            Swept::default()
+        }
+    }
+}
+
+impl Run<'_> {
+    async fn all(&self, databases: &[String], lease: &Lease) -> Result<(DumpManifest, Vec<String>), DumpError> {
+        let mut omissions = Vec::new();
+        self.progress.set_phase("roles and other globals");
+        let (globals, with_passwords) = schema::globals(&self.programs, self.target).await?;
+        if !with_passwords {
+            omissions.push("the roles' passwords: reading them needs a superuser".to_owned());
+        }
+        let name = format!("globals.sql{}", sealed_suffix(self.repository));
+        let globals = self.repository.put_contents(&self.prefix, &name, globals).await?;
+        let mut dumped = Vec::new();
+        for (number, name) in databases.iter().enumerate() {
+            lease.check()?;
+            let folder = format!("d{}", number + 1);
+            dumped.push(database::dump(self, name, &folder).await?);
+        }
+        let mut manifest = DumpManifest {
+            format: MANIFEST_FORMAT,
+            id: self.id.to_string(),
+            cluster: self.repository.cluster().to_owned(),
+            pgkeep_version: env!("CARGO_PKG_VERSION").to_owned(),
+            started_at: self.id.started_at(),
+            finished_at: self.repository.now(),
+            system_identifier: self.system_identifier.to_string(),
+            server_version: self.server_version.clone(),
+            server_version_num: self.server_version_num,
+            annotations: self.options.annotations.clone(),
+            globals: Some(globals),
+            globals_have_passwords: with_passwords,
+            databases: dumped.iter().map(|dumped| dumped.manifest.clone()).collect(),
+            omissions,
+            totals: Totals::default(),
+        };
+        self.progress.set_phase("writing the manifest");
+        let mut objects = object_refs(&manifest);
+        objects.extend(dumped.into_iter().flat_map(|dumped| dumped.other_objects));
+        self.finish(&mut manifest, objects, lease).await?;
+        let attention = manifest.omissions.iter().map(|omission| format!("not in the dump: {omission}")).collect();
+        Ok((manifest, attention))
+    }
+
+    /// Everything that says what the dump is, and the manifest at last.
+    async fn finish(
+        &self,
+        manifest: &mut DumpManifest,
+        mut objects: Vec<ObjectRef>,
+        lease: &Lease,
+    ) -> Result<(), DumpError> {
+        let suffix = sealed_suffix(self.repository);
+        let index = Bytes::from(way_out::index(manifest));
+        objects.push(self.repository.put_contents(&self.prefix, &format!("index.tsv{suffix}"), index).await?);
+        for (name, text) in [
+            ("RESTORE.md", way_out::readme(manifest, self.repository.access().encryption.is_encrypted())),
+            ("restore.sh", way_out::RESTORE_SCRIPT.to_owned()),
+        ] {
+            objects.push(self.repository.put_plain(&self.prefix, name, Bytes::from(text)).await?);
+        }
+        manifest.totals = totals(manifest, &objects);
+        manifest.finished_at = self.repository.now();
+        let summary = serialize(&summary(manifest, self.options))?;
+        objects.push(self.repository.put_contents(&self.prefix, layout::SUMMARY, summary).await?);
+        let checksums = integrity::format_checksums(objects.iter());
+        self.repository.put_plain(&self.prefix, layout::CHECKSUMS, checksums).await?;
+        let sealed = self.repository.seal(serialize(manifest)?).await?;
+        lease.check()?;
+        self.repository.commit(&self.id, sealed).await?;
+        Ok(())
+    }
+}
+
+fn serialize<T: serde::Serialize>(value: &T) -> Result<Bytes, DumpError> {
+    let text = serde_json::to_vec(value).map_err(|error| DumpError::Internal(format!("writing JSON: {error}")))?;
+    Ok(Bytes::from(text))
+}
+
+/// Every object the manifest names.
+pub fn object_refs(manifest: &DumpManifest) -> Vec<ObjectRef> {
+    let of_database = |database: &DatabaseManifest| {
+        let single = [Some(&database.dependents), database.sequences.as_ref()].into_iter().flatten();
+        let several = database.schema.iter().chain(&database.large_objects);
+        let data = database.data.iter().map(|data| &data.object);
+        single.chain(several).chain(data).cloned().collect::<Vec<_>>()
+    };
+    manifest.globals.iter().cloned().chain(manifest.databases.iter().flat_map(of_database)).collect()
+}
+
+fn totals(manifest: &DumpManifest, objects: &[ObjectRef]) -> Totals {
+    let relations = || manifest.databases.iter().flat_map(|database| &database.relations);
+    Totals {
+        objects: objects.len() as u64,
+        stored_bytes: objects.iter().map(|object| object.stored_bytes).sum(),
+        plain_bytes: objects.iter().map(|object| object.plain_bytes).sum(),
+        relations: relations().count() as u64,
+        rows: relations().map(|relation| relation.rows).sum(),
+    }
+}
+
+fn summary(manifest: &DumpManifest, options: &DumpOptions) -> DumpSummary {
+    let timescaledb = manifest.databases.iter().find_map(|database| database.timescaledb.as_ref());
+    DumpSummary {
+        finished_at: manifest.finished_at,
+        system_identifier: manifest.system_identifier.clone(),
+        server_version: manifest.server_version.clone(),
+        databases: manifest.databases.iter().map(|database| database.name.clone()).collect(),
+        timescaledb: timescaledb.map(|inventory| inventory.version.clone()),
+        annotations: manifest.annotations.clone(),
+        totals: manifest.totals,
+        partial: !options.databases.is_empty() || options.filters != Filters::default(),
+    }
+}

@@ -1,0 +1,181 @@
+//! Locks first, then the snapshot, then a second look: see docs/design-dump.md, "Lock first, then look".
+
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use pgkeep_base::quote_literal;
+use pgkeep_pg::{PgError, Session, Target};
+
+use crate::catalog::{self, CatalogRelation, READ_SETTINGS};
+use crate::error::{Context, DumpError};
+use crate::manifest::Filters;
+
+/// How often listing and locking start over when tables come and go in between.
+const ATTEMPTS_MAX: u32 = 20;
+
+/// Names in one `LOCK TABLE`: keeps statements under a few hundred kilobytes.
+const LOCK_BATCH: usize = 1_000;
+
+/// `lock_not_available`
+pub const SQLSTATE_LOCK_NOT_AVAILABLE: &str = "55P03";
+
+/// What may come up between listing and locking and is cured by starting over: undefined table, undefined schema,
+/// deadlock, undefined object, wrong object type.
+const SQLSTATES_STARTING_OVER: [&str; 5] = ["42P01", "3F000", "40P01", "42704", "42809"];
+
+/// A transaction that holds every lock and exports its snapshot, and what it saw.
+pub struct LockedSnapshot {
+    /// The holder. As long as it lives, nothing that the dump reads can be truncated, altered or dropped.
+    pub session: Session,
+    /// What workers and pg_dump give to `SET TRANSACTION SNAPSHOT`.
+    pub id: String,
+    /// The relations, in the order of their oids; those with rows and those without.
+    pub relations: Vec<CatalogRelation>,
+    /// Their sizes on disk, in bytes, in the same order.
+    pub sizes: Vec<u64>,
+    /// When the snapshot was taken, by the server's clock.
+    pub taken_at: Timestamp,
+    /// The WAL position just after it.
+    pub lsn: Option<String>,
+    /// How many attempts it took.
+    pub attempts: u32,
+}
+
+/// Opens a session that reads rows the way a dump must.
+///
+/// # Errors
+/// PostgreSQL's.
+pub async fn reading_session(target: &Target) -> Result<Session, DumpError> {
+    let context = || format!("connecting to database '{}' at {}", target.database(), target.endpoint());
+    let mut session = Session::connect(target).await.context(context)?;
+    // SQL_ASCII means that nobody knows the encoding: then bytes must pass as they are.
+    let raw = session.parameter("server_encoding") == Some("SQL_ASCII");
+    let encoding = if raw { "SET client_encoding = 'SQL_ASCII'; " } else { "SET client_encoding = 'UTF8'; " };
+    let versioned = catalog::versioned_settings(session.server_version_num());
+    session.execute(&format!("{encoding}{READ_SETTINGS}{versioned}")).await.context(context)?;
+    Ok(session)
+}
+
+/// Lists, locks, takes the snapshot, lists again; starts over while the lists differ.
+///
+/// # Errors
+/// [`DumpError::Unstable`], [`DumpError::LockTimeout`], PostgreSQL's.
+pub async fn take(
+    target: &Target,
+    filters: &Filters,
+    owners: &str,
+    lock_timeout: Duration,
+) -> Result<LockedSnapshot, DumpError> {
+    let mut session = reading_session(target).await?;
+    let deadline = Instant::now() + lock_timeout;
+    let mut change = String::new();
+    for attempt in 1..=ATTEMPTS_MAX {
+        let listed = catalog::relations(&mut session, filters, owners).await?;
+        match lock_and_export(&mut session, &listed, deadline).await {
+            Ok(id) => {
+                let after = catalog::relations(&mut session, filters, owners).await?;
+                if let Some(difference) = difference(&listed, &after) {
+                    change = difference;
+                } else {
+                    return finish(session, id, listed, attempt).await;
+                }
+            }
+            Err(DumpError::Pg { source, .. }) if starts_over(&source) => change = source.to_string(),
+            Err(error) if error.sqlstate() == Some(SQLSTATE_LOCK_NOT_AVAILABLE) => {
+                let blockers = blockers(target, &listed).await;
+                let database = target.database().to_owned();
+                return Err(DumpError::LockTimeout { database, waited_seconds: lock_timeout.as_secs(), blockers });
+            }
+            Err(error) => return Err(error),
+        }
+        tracing::debug!(attempt, %change, "the tables changed between listing and locking; starting over");
+        session.execute("ROLLBACK").await.context(|| "starting over".to_owned())?;
+    }
+    Err(DumpError::Unstable { database: target.database().to_owned(), attempts: ATTEMPTS_MAX, change })
+}
+
+fn starts_over(error: &PgError) -> bool {
+    error.sqlstate().is_some_and(|state| SQLSTATES_STARTING_OVER.contains(&state))
+}
+
+async fn lock_and_export(
+    session: &mut Session,
+    listed: &[CatalogRelation],
+    deadline: Instant,
+) -> Result<String, DumpError> {
+    let context = || "locking the tables for reading".to_owned();
+    session.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await.context(context)?;
+    for batch in listed.chunks(LOCK_BATCH) {
+        let left_ms = deadline.saturating_duration_since(Instant::now()).as_millis().max(1);
+        session.execute(&format!("SET LOCAL lock_timeout = {left_ms}")).await.context(context)?;
+        session.execute(&lock_statement(batch, "")).await.context(context)?;
+    }
+    session.execute("SET LOCAL lock_timeout = 0").await.context(context)?;
+    let rows = session.query("SELECT pg_catalog.pg_export_snapshot()").await.context(|| "exporting the snapshot".to_owned())?;
+    let row = rows.first().ok_or_else(|| DumpError::Internal("no snapshot id".to_owned()))?;
+    row.get(0).context(|| "exporting the snapshot".to_owned())
+}
+
+/// `LOCK TABLE` for reading; `suffix` may be `NOWAIT`. ONLY: a table's children are in the list themselves, or were
+/// left out.
+pub fn lock_statement(relations: &[CatalogRelation], suffix: &str) -> String {
+    let names: Vec<String> = relations.iter().map(|relation| format!("ONLY {}", relation.name.quoted())).collect();
+    format!("LOCK TABLE {} IN ACCESS SHARE MODE {suffix}", names.join(", "))
+}
+
+async fn finish(
+    mut session: Session,
+    id: String,
+    relations: Vec<CatalogRelation>,
+    attempts: u32,
+) -> Result<LockedSnapshot, DumpError> {
+    let context = || "reading the snapshot's place in time".to_owned();
+    let sql = "SELECT pg_catalog.to_char(pg_catalog.transaction_timestamp() AT TIME ZONE 'UTC',
+          'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"'),
+        CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn()
+             ELSE pg_catalog.pg_current_wal_lsn() END";
+    let rows = session.query(sql).await.context(context)?;
+    let row = rows.first().ok_or_else(|| DumpError::Internal("no snapshot time".to_owned()))?;
+    let text: String = row.get(0).context(context)?;
+    let taken_at = text.parse().map_err(|error| DumpError::Internal(format!("the server's time {text}: {error}")))?;
+    let lsn = row.get(1).context(context)?;
+    let sizes = catalog::sizes(&mut session, &relations).await?;
+    Ok(LockedSnapshot { session, id, relations, sizes, taken_at, lsn, attempts })
+}
+
+/// The first difference between two lists, in words.
+fn difference(before: &[CatalogRelation], after: &[CatalogRelation]) -> Option<String> {
+    let find = |list: &[CatalogRelation], oid: u32| {
+        list.binary_search_by_key(&oid, |relation| relation.oid).ok().and_then(|place| list.get(place).cloned())
+    };
+    for relation in after {
+        match find(before, relation.oid) {
+            None => return Some(format!("{} appeared", relation.name)),
+            Some(old) if old != *relation => return Some(format!("{} was altered", relation.name)),
+            Some(_) => {}
+        }
+    }
+    before.iter().find(|old| find(after, old.oid).is_none()).map(|old| format!("{} was dropped", old.name))
+}
+
+/// Which sessions hold locks that reading conflicts with; best effort, for the error message.
+async fn blockers(target: &Target, relations: &[CatalogRelation]) -> Option<String> {
+    const NAMED_MAX: usize = 3;
+    let mut session = Session::connect(target).await.ok()?;
+    let sql = format!(
+        "SELECT l.relation, l.pid, coalesce(a.application_name, ''), pg_catalog.left(coalesce(a.query, ''), 80)
+         FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
+         WHERE l.mode = {} AND l.granted AND l.relation IS NOT NULL LIMIT 100",
+        quote_literal("AccessExclusiveLock")
+    );
+    let mut named = Vec::new();
+    for row in session.query(&sql).await.ok()? {
+        let oid: u32 = row.get(0).ok()?;
+        if let Some(relation) = relations.iter().find(|relation| relation.oid == oid) {
+            let (pid, query): (i32, String) = (row.get(1).ok()?, row.get(3).ok()?);
+            named.push(format!("{} is locked by process {pid} ({query})", relation.name));
+        }
+    }
+    named.truncate(NAMED_MAX);
+    (!named.is_empty()).then(|| named.join("; "))
+}

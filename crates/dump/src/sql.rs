@@ -1,0 +1,200 @@
+//! The statements that make a database again: used by `pgkeep restore`, and written beside every dump for whoever
+//! restores it without pgkeep.
+
+use std::fmt::Write;
+
+use pgkeep_base::{quote_identifier, quote_literal};
+
+use crate::manifest::{DatabaseManifest, DatabaseProperties, QualifiedName};
+
+/// `CREATE DATABASE name`, from template0 with the dumped locale. `owner` only where the role exists.
+pub fn create_database(name: &str, properties: &DatabaseProperties, owner: Option<&str>) -> String {
+    let mut sql = format!(
+        "CREATE DATABASE {} TEMPLATE template0 ENCODING {}",
+        quote_identifier(name),
+        quote_literal(&properties.encoding)
+    );
+    let provider = match properties.locale_provider.as_str() {
+        "i" => "icu",
+        "b" => "builtin",
+        _ => "libc",
+    };
+    // Writing to a String can't fail.
+    let _ = write!(
+        sql,
+        " LOCALE_PROVIDER {provider} LC_COLLATE {} LC_CTYPE {}",
+        quote_literal(&properties.collate),
+        quote_literal(&properties.ctype)
+    );
+    if let Some(locale) = &properties.locale {
+        let option = if provider == "builtin" { "BUILTIN_LOCALE" } else { "ICU_LOCALE" };
+        let _ = write!(sql, " {option} {}", quote_literal(locale));
+    }
+    if let Some(rules) = &properties.icu_rules {
+        let _ = write!(sql, " ICU_RULES {}", quote_literal(rules));
+    }
+    if let Some(owner) = owner {
+        let _ = write!(sql, " OWNER {}", quote_identifier(owner));
+    }
+    sql
+}
+
+/// Comment, connection limit, settings and privileges, one statement each, to be run in any database. A privilege or
+/// setting for a role that `role_exists` doesn't know is left out; the caller tells.
+pub fn database_settings(
+    name: &str,
+    properties: &DatabaseProperties,
+    role_exists: impl Fn(&str) -> bool,
+) -> Vec<String> {
+    let database = quote_identifier(name);
+    let mut statements = Vec::new();
+    if let Some(comment) = &properties.comment {
+        statements.push(format!("COMMENT ON DATABASE {database} IS {}", quote_literal(comment)));
+    }
+    if properties.connection_limit != -1 {
+        statements.push(format!("ALTER DATABASE {database} CONNECTION LIMIT {}", properties.connection_limit));
+    }
+    if properties.is_template {
+        statements.push(format!("ALTER DATABASE {database} IS_TEMPLATE true"));
+    }
+    for setting in &properties.settings {
+        let value = setting_value(&setting.name, &setting.value);
+        let name = setting.name.split('.').map(quote_identifier).collect::<Vec<_>>().join(".");
+        match &setting.role {
+            None => statements.push(format!("ALTER DATABASE {database} SET {name} TO {value}")),
+            Some(role) if role_exists(role) => statements.push(format!(
+                "ALTER ROLE {} IN DATABASE {database} SET {name} TO {value}",
+                quote_identifier(role)
+            )),
+            Some(_) => {}
+        }
+    }
+    if let Some(privileges) = &properties.privileges {
+        statements.push(format!("REVOKE ALL ON DATABASE {database} FROM PUBLIC"));
+        for privilege in privileges {
+            let grantee = match &privilege.grantee {
+                None => "PUBLIC".to_owned(),
+                Some(role) if role_exists(role) => quote_identifier(role),
+                Some(_) => continue,
+            };
+            let option = if privilege.grantable { " WITH GRANT OPTION" } else { "" };
+            statements.push(format!("GRANT {} ON DATABASE {database} TO {grantee}{option}", privilege.privilege));
+        }
+    }
+    statements
+}
+
+/// Settings whose value is a list are stored as one text with the elements quoted already, and must be handed back
+/// unquoted (`src/bin/pg_dump/dumputils.c`, `variable_is_guc_list_quote`).
+const LIST_SETTINGS: [&str; 6] = [
+    "local_preload_libraries",
+    "search_path",
+    "session_preload_libraries",
+    "shared_preload_libraries",
+    "temp_tablespaces",
+    "unix_socket_directories",
+];
+
+fn setting_value(name: &str, value: &str) -> String {
+    if LIST_SETTINGS.contains(&name.to_ascii_lowercase().as_str()) {
+        if value.is_empty() { "''".to_owned() } else { value.to_owned() }
+    } else {
+        quote_literal(value)
+    }
+}
+
+/// `REFRESH MATERIALIZED VIEW` for each, in the given order.
+pub fn refresh(views: &[QualifiedName]) -> Vec<String> {
+    views.iter().map(|view| format!("REFRESH MATERIALIZED VIEW {}", view.quoted())).collect()
+}
+
+/// What a restore without pgkeep runs in the new database before the schema.
+pub fn before_script(database: &DatabaseManifest) -> String {
+    let Some(timescaledb) = &database.timescaledb else { return "-- nothing to prepare\n".to_owned() };
+    let schema = database.extensions.iter().find(|extension| extension.name == "timescaledb");
+    let schema = schema.map_or("public", |extension| extension.schema.as_str());
+    format!(
+        "CREATE SCHEMA IF NOT EXISTS {schema};\n\
+         CREATE EXTENSION timescaledb WITH SCHEMA {schema} VERSION {version};\n\\connect\n\
+         SELECT {schema}.timescaledb_pre_restore();\n",
+        schema = quote_identifier(schema),
+        version = quote_literal(&timescaledb.version),
+    )
+}
+
+/// What a restore without pgkeep runs in the new database at the end.
+pub fn after_script(database: &DatabaseManifest) -> String {
+    let mut script = String::new();
+    if let Some(timescaledb) = &database.timescaledb {
+        let schema = database.extensions.iter().find(|extension| extension.name == "timescaledb");
+        let schema = quote_identifier(schema.map_or("public", |extension| extension.schema.as_str()));
+        let hold = pgkeep_timescale::hold_jobs_statement(timescaledb);
+        let _ = write!(
+            script,
+            "-- A retention policy that is overdue would delete what was just restored: the jobs stay off until you\n\
+             -- have checked the data. Turn one on with: SELECT alter_job(ID, scheduled => true);\n\
+             {hold};\nSELECT {schema}.timescaledb_post_restore();\n\\connect\n"
+        );
+        let held: Vec<String> =
+            timescaledb.jobs.iter().filter(|job| job.scheduled && job.id >= 1000).map(|job| job.id.to_string()).collect();
+        if !held.is_empty() {
+            let _ = writeln!(script, "\\warn TimescaleDB jobs are off until you turn them on: {}", held.join(", "));
+        }
+    }
+    for statement in refresh(&database.materialized_views) {
+        let _ = writeln!(script, "{statement};");
+    }
+    script.push_str("ANALYZE;\n");
+    script
+}
+
+/// Statements as a psql script.
+pub fn script(statements: &[String]) -> String {
+    statements.iter().fold(String::new(), |mut script, statement| {
+        let _ = writeln!(script, "{statement};");
+        script
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manifest::{DatabasePrivilege, DatabaseSetting};
+
+    #[test]
+    fn a_database_is_made_again_with_locale_settings_and_privileges() {
+        let properties = DatabaseProperties {
+            encoding: "UTF8".to_owned(),
+            locale_provider: "i".to_owned(),
+            collate: "C".to_owned(),
+            ctype: "C".to_owned(),
+            locale: Some("de-DE".to_owned()),
+            connection_limit: -1,
+            settings: vec![
+                DatabaseSetting { role: None, name: "search_path".to_owned(), value: "\"$user\", app".to_owned() },
+                DatabaseSetting { role: Some("gone".to_owned()), name: "work_mem".to_owned(), value: "1MB".to_owned() },
+                DatabaseSetting { role: None, name: "app.motto".to_owned(), value: "it's".to_owned() },
+            ],
+            privileges: Some(vec![DatabasePrivilege {
+                grantee: None,
+                privilege: "CONNECT".to_owned(),
+                grantable: false,
+            }]),
+            ..DatabaseProperties::default()
+        };
+        assert_eq!(
+            create_database("Odd \"db\"", &properties, Some("me")),
+            "CREATE DATABASE \"Odd \"\"db\"\"\" TEMPLATE template0 ENCODING 'UTF8' LOCALE_PROVIDER icu LC_COLLATE 'C' \
+             LC_CTYPE 'C' ICU_LOCALE 'de-DE' OWNER \"me\""
+        );
+        assert_eq!(
+            database_settings("d", &properties, |role| role != "gone"),
+            [
+                "ALTER DATABASE \"d\" SET \"search_path\" TO \"$user\", app",
+                "ALTER DATABASE \"d\" SET \"app\".\"motto\" TO 'it''s'",
+                "REVOKE ALL ON DATABASE \"d\" FROM PUBLIC",
+                "GRANT CONNECT ON DATABASE \"d\" TO PUBLIC",
+            ]
+        );
+    }
+}

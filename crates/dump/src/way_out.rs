@@ -1,0 +1,88 @@
+//! What lies beside the data for whoever restores it without pgkeep.
+
+use std::fmt::Write;
+
+use crate::database::split_data;
+use crate::manifest::DumpManifest;
+
+/// The script that restores with stock tools.
+pub const RESTORE_SCRIPT: &str = include_str!("../assets/restore.sh");
+const README: &str = include_str!("../assets/RESTORE.md");
+
+/// Lines of folder, step and object (or name), separated by tabs, in the order in which `restore.sh` uses them.
+pub fn index(manifest: &DumpManifest) -> String {
+    let mut text = String::new();
+    let mut line = |folder: &str, step: &str, value: &str| {
+        // Writing to a String can't fail.
+        let _ = writeln!(text, "{folder}\t{step}\t{value}");
+    };
+    for globals in &manifest.globals {
+        line("all", "globals", &globals.name);
+    }
+    for database in &manifest.databases {
+        let folder = &database.folder;
+        line(folder, "database", &escape(&database.name));
+        for object in &database.schema {
+            line(folder, "schema", &object.name);
+        }
+        let (configuration, data) = split_data(database);
+        for object in configuration {
+            line(folder, "configuration", &object.object.name);
+        }
+        for object in data {
+            line(folder, "data", &object.object.name);
+        }
+        for object in &database.sequences {
+            line(folder, "sequences", &object.name);
+        }
+        for object in &database.large_objects {
+            line(folder, "large_objects", &object.name);
+        }
+    }
+    text
+}
+
+/// For `printf %b`, so that a name may hold tabs and line feeds.
+fn escape(name: &str) -> String {
+    name.replace('\\', "\\\\").replace('\t', "\\t").replace('\n', "\\n").replace('\r', "\\r")
+}
+
+/// `RESTORE.md`, filled in.
+pub fn readme(manifest: &DumpManifest, encrypted: bool) -> String {
+    let suffix = if encrypted { ".zst.age" } else { ".zst" };
+    let major = (manifest.server_version_num / 10_000).to_string();
+    let versions: Vec<String> = manifest
+        .databases
+        .iter()
+        .filter_map(|database| database.timescaledb.as_ref())
+        .map(|inventory| inventory.version.clone())
+        .collect();
+    let (timescaledb_server, timescaledb_note) = match versions.first() {
+        Some(version) => (
+            format!(" with TimescaleDB {version} installed and in shared_preload_libraries"),
+            format!(
+                "\n## TimescaleDB\nThe extension is made at version {version}, the one that was dumped; later \
+                 `ALTER EXTENSION timescaledb UPDATE` works. All jobs stay off, because an overdue retention policy would \
+                 delete what was just restored. Check the data, then `SELECT alter_job(ID, scheduled => true)`.\n"
+            ),
+        ),
+        None => (String::new(), String::new()),
+    };
+    let values = [
+        ("{{version}}", manifest.pgkeep_version.as_str()),
+        ("{{started_at}}", &manifest.started_at.to_string()),
+        ("{{server_version}}", manifest.server_version.as_str()),
+        ("{{id}}", manifest.id.as_str()),
+        ("{{major}}", &major),
+        ("{{age_tool}}", if encrypted { ", `age` and the private key file" } else { "" }),
+        ("{{key_option}}", if encrypted { " -i KEYFILE" } else { "" }),
+        ("{{suffix}}", suffix),
+        ("{{timescaledb_server}}", &timescaledb_server),
+        ("{{timescaledb_note}}", &timescaledb_note),
+        (
+            "{{open_command}}",
+            if encrypted { " `age -d -i KEYFILE OBJECT | zstd -dc`" } else { " `zstd -dc OBJECT`" },
+        ),
+    ];
+    values.iter().fold(README.to_owned(), |text, (name, value)| text.replace(name, value))
+}

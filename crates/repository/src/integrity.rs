@@ -1,0 +1,149 @@
+//! `checksums.b3`: BLAKE3 of every object of a backup as it is stored, in the form `b3sum --check` reads, in plain
+//! text. A host without the private key verifies with it what the store holds.
+
+use std::fmt::Write;
+
+use bytes::Bytes;
+use futures::StreamExt;
+use pgkeep_base::BackupId;
+use pgkeep_store::StoreErrorKind;
+
+use crate::error::RepositoryError;
+use crate::layout;
+use crate::object::ObjectRef;
+use crate::repo::Repository;
+
+/// A line takes about 100 bytes; a million objects fit.
+const CHECKSUMS_BYTES_MAX: u64 = 256 << 20;
+
+/// Objects read at once while verifying.
+const VERIFY_CONCURRENCY: usize = 4;
+
+/// Names the length of a BLAKE3 hash in hexadecimal.
+const HASH_HEX_LENGTH: usize = 64;
+
+/// What is known of one stored object without the manifest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Checksum {
+    /// BLAKE3 of the stored bytes, in hexadecimal.
+    pub hash: String,
+    /// The name within the backup's folder.
+    pub name: String,
+}
+
+/// The file's text.
+pub fn format_checksums<'a>(objects: impl Iterator<Item = &'a ObjectRef>) -> Bytes {
+    let mut text = String::new();
+    for object in objects {
+        // Writing to a String can't fail.
+        let _ = writeln!(text, "{}  {}", object.hash, object.name);
+    }
+    Bytes::from(text)
+}
+
+/// Reads the file's text. Names that would leave the backup's folder are refused.
+///
+/// # Errors
+/// The first line that isn't a checksum.
+pub fn parse_checksums(text: &str) -> Result<Vec<Checksum>, String> {
+    let mut checksums = Vec::new();
+    for line in text.lines() {
+        let parsed = line.split_once("  ").filter(|(hash, name)| {
+            let hexadecimal = hash.len() == HASH_HEX_LENGTH && hash.bytes().all(|byte| byte.is_ascii_hexdigit());
+            let inside = !name.is_empty() && name.split('/').all(|part| !matches!(part, "" | "." | ".."));
+            hexadecimal && inside
+        });
+        let Some((hash, name)) = parsed else { return Err(format!("'{line}' is not a checksum")) };
+        checksums.push(Checksum { hash: hash.to_owned(), name: name.to_owned() });
+    }
+    Ok(checksums)
+}
+
+/// One object that isn't as it was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Damage {
+    /// The object's name within the backup's folder.
+    pub name: String,
+    /// What is wrong, for a person.
+    pub reason: String,
+}
+
+impl Repository {
+    /// Reads a backup's list of checksums.
+    ///
+    /// # Errors
+    /// Whatever the store says; a list that can't be read.
+    pub async fn checksums(&self, id: &BackupId) -> Result<Vec<Checksum>, RepositoryError> {
+        let key = layout::backup_object(&self.cluster, id, layout::CHECKSUMS);
+        let body = self.store.get(&key, CHECKSUMS_BYTES_MAX).await?;
+        let malformed = |reason: String| RepositoryError::Malformed { key: key.clone(), reason };
+        let text = std::str::from_utf8(&body).map_err(|error| malformed(error.to_string()))?;
+        parse_checksums(text).map_err(malformed)
+    }
+
+    /// Reads stored objects whole and compares their hashes. Needs no key. `progress` is called for each object with
+    /// the bytes read.
+    ///
+    /// # Errors
+    /// The store can't be read at all; missing or damaged objects are the result, not an error.
+    pub async fn verify_stored(
+        &self,
+        id: &BackupId,
+        checksums: &[Checksum],
+        progress: impl Fn(u64) + Sync,
+    ) -> Result<Vec<Damage>, RepositoryError> {
+        let prefix = layout::backup_prefix(&self.cluster, id);
+        let progress = &progress;
+        let checks = checksums.iter().map(|checksum| {
+            let key = format!("{prefix}{}", checksum.name);
+            async move {
+                let reason = match self.hash_stored(&key, progress).await {
+                    Ok(found) if found.to_hex().as_str() == checksum.hash => return Ok(None),
+                    Ok(found) => format!("its BLAKE3 hash is {}, not {}", found.to_hex(), checksum.hash),
+                    Err(RepositoryError::Store(error)) if error.kind() == StoreErrorKind::NotFound => "it is missing".to_owned(),
+                    Err(RepositoryError::Store(error)) if error.kind() == StoreErrorKind::ShortBody => error.to_string(),
+                    Err(error) => return Err(error),
+                };
+                Ok(Some(Damage { name: checksum.name.clone(), reason }))
+            }
+        });
+        let mut damages = Vec::new();
+        let mut running = futures::stream::iter(checks).buffer_unordered(VERIFY_CONCURRENCY);
+        while let Some(check) = running.next().await {
+            damages.extend(check?);
+        }
+        damages.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(damages)
+    }
+
+    async fn hash_stored(&self, key: &str, progress: impl Fn(u64)) -> Result<blake3::Hash, RepositoryError> {
+        let mut stored = self.store.get_stream(key).await?;
+        let mut hasher = blake3::Hasher::new();
+        while let Some(block) = stored.next().await? {
+            hasher.update(&block);
+            progress(block.len() as u64);
+        }
+        Ok(hasher.finalize())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn checksums_survive_a_round_trip_and_names_stay_inside_the_folder() {
+        let object = ObjectRef {
+            name: "d1/000001-0001.sql.zst".to_owned(),
+            stored_bytes: 3,
+            hash: blake3::hash(b"abc").to_hex().to_string(),
+            plain_bytes: 3,
+        };
+        let text = format_checksums([&object].into_iter());
+        let parsed = parse_checksums(std::str::from_utf8(&text).unwrap()).unwrap();
+        assert_eq!(parsed, [Checksum { hash: object.hash.clone(), name: object.name }]);
+        for bad in ["x", &format!("{}  ../x", object.hash), &format!("{}  /etc/passwd", object.hash), "zz  name"] {
+            assert!(parse_checksums(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,64 @@
+//! Every key of the repository. Nothing else in the project builds one.
+
+use pgkeep_base::{BackupId, BackupKind};
+
+/// Identity and format version of the whole repository.
+pub const MARKER: &str = "pgkeep.json";
+
+/// The only format this program writes, and the highest it reads.
+pub const FORMAT_VERSION: u32 = 1;
+
+/// The name of the object that makes a backup exist.
+pub const MANIFEST: &str = "manifest";
+/// BLAKE3 sums of all other objects of a backup, as `b3sum --check` reads them.
+pub const CHECKSUMS: &str = "checksums.b3";
+/// Totals of a backup, small enough to read for a list of all of them.
+pub const SUMMARY: &str = "summary";
+
+/// The folder of all backups of one kind of a cluster, with the slash at the end.
+pub fn kind_prefix(cluster: &str, kind: BackupKind) -> String {
+    match kind {
+        BackupKind::Dump => format!("{cluster}/dump/"),
+    }
+}
+
+/// The folder of one backup, with the slash at the end.
+pub fn backup_prefix(cluster: &str, id: &BackupId) -> String {
+    format!("{}{id}/", kind_prefix(cluster, id.kind()))
+}
+
+/// One object of a backup.
+pub fn backup_object(cluster: &str, id: &BackupId, name: &str) -> String {
+    format!("{}{name}", backup_prefix(cluster, id))
+}
+
+/// The folder of a cluster's leases.
+pub fn lease_prefix(cluster: &str) -> String {
+    format!("{cluster}/lease/")
+}
+
+/// The folder of the markers that say which database clusters may write under this name, one for each system
+/// identifier.
+pub fn identity_prefix(cluster: &str) -> String {
+    format!("{cluster}/identity/")
+}
+
+/// The folder of one backup's pins.
+pub fn pin_prefix(cluster: &str, id: &BackupId) -> String {
+    format!("{cluster}/pin/{id}/")
+}
+
+/// The folder of all pins of a cluster.
+pub fn pins_prefix(cluster: &str) -> String {
+    format!("{cluster}/pin/")
+}
+
+/// The folder of what verifications found.
+pub fn evidence_prefix(cluster: &str) -> String {
+    format!("{cluster}/verify/")
+}
+
+/// The folder of what verifications of one backup found.
+pub fn backup_evidence_prefix(cluster: &str, id: &BackupId) -> String {
+    format!("{cluster}/verify/{id}/")
+}

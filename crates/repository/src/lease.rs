@@ -1,0 +1,295 @@
+//! One writer at a time for each cluster.
+//!
+//! A lease is a series of small objects, each written once, create-only:
+//! `<cluster>/lease/<generation>-<renewal>`, and `<generation>-released` at the end. Whoever creates
+//! `<generation + 1>-000000` holds the next lease. No compare-and-swap is needed, so the local file system and every
+//! store with create-only puts will do.
+//!
+//! A lease keeps writers out of each other's way; it is not what keeps backups whole. That is the manifest's
+//! create-only put (see `backups`): a holder that was asleep while its lease was taken over is refused there.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use pgkeep_store::{PutOutcome, StoreErrorKind};
+use serde::{Deserialize, Serialize};
+use tokio::task::JoinHandle;
+
+use crate::error::RepositoryError;
+use crate::layout;
+use crate::repo::{Repository, SMALL_OBJECT_BYTES_MAX, from_json, to_json};
+
+/// How long a lease lasts when it isn't renewed. A dead holder on another host keeps others waiting this long.
+pub const LEASE_DURATION_DEFAULT: Duration = Duration::from_secs(300);
+
+/// Renewals come this many times within a lease's duration, so that two may fail.
+const RENEWALS_PER_LEASE: u32 = 3;
+
+/// Two processes that race for the same generation this often are doing something else wrong.
+const ACQUIRE_ATTEMPTS_MAX: u32 = 5;
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct LeaseBody {
+    purpose: String,
+    host: String,
+    /// The kernel's boot id: a process id means something only within one boot.
+    boot_id: String,
+    pid: u32,
+    /// The process's start time in clock ticks since boot: process ids are used again.
+    pid_start_ticks: u64,
+    since: Timestamp,
+    until: Timestamp,
+}
+
+/// A held lease. [`Lease::release`] it; dropped, it stops being renewed and runs out.
+pub struct Lease {
+    repository: Repository,
+    generation: u64,
+    lost: Arc<AtomicBool>,
+    renewer: JoinHandle<()>,
+}
+
+struct State {
+    generation: u64,
+    newest: Option<String>,
+    released: bool,
+}
+
+impl Lease {
+    /// Takes the cluster's lease for `purpose` ("dump", "prune"), and keeps renewing it in the background.
+    ///
+    /// # Errors
+    /// [`RepositoryError::LeaseHeld`] when a live process holds it.
+    pub async fn acquire(repository: &Repository, purpose: &str, duration: Duration) -> Result<Self, RepositoryError> {
+        let mut held: Option<LeaseBody> = None;
+        for _ in 0..ACQUIRE_ATTEMPTS_MAX {
+            let state = read_state(repository).await?;
+            held = holder(repository, &state).await?;
+            if held.is_some() {
+                break;
+            }
+            let body = LeaseBody::ours(purpose, repository.now(), duration)?;
+            let generation = state.generation + 1;
+            let key = key(repository, generation, 0);
+            if repository.store.put_new(&key, to_json(&body)?).await? == PutOutcome::Created {
+                sweep_before(repository, generation).await;
+                return Ok(Self::held(repository, generation, body, duration));
+            }
+        }
+        let held = held.map_or_else(|| LeaseBody::ours(purpose, repository.now(), duration), Ok)?;
+        Err(RepositoryError::LeaseHeld {
+            cluster: repository.cluster.clone(),
+            purpose: held.purpose,
+            pid: held.pid,
+            host: held.host,
+            since: held.since,
+            until: held.until,
+        })
+    }
+
+    fn held(repository: &Repository, generation: u64, body: LeaseBody, duration: Duration) -> Self {
+        let lost = Arc::new(AtomicBool::new(false));
+        let renewer = tokio::spawn(renew(repository.clone(), generation, body, duration, Arc::clone(&lost)));
+        Self { repository: repository.clone(), generation, lost, renewer }
+    }
+
+    /// Whether this process still holds it, as far as it knows.
+    ///
+    /// # Errors
+    /// [`RepositoryError::LeaseLost`].
+    pub fn check(&self) -> Result<(), RepositoryError> {
+        if self.lost.load(Ordering::Acquire) {
+            return Err(RepositoryError::LeaseLost {
+                cluster: self.repository.cluster.clone(),
+                reason: "it ran out before it could be renewed, or another process took it over".to_owned(),
+            });
+        }
+        Ok(())
+    }
+
+    /// Gives the lease back, so that the next writer needn't wait for it to run out.
+    ///
+    /// # Errors
+    /// The store refused; the lease then runs out by itself.
+    pub async fn release(self) -> Result<(), RepositoryError> {
+        self.renewer.abort();
+        if self.lost.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let key = format!("{}{:010}-released", layout::lease_prefix(&self.repository.cluster), self.generation);
+        self.repository.store.put_new(&key, to_json(&self.repository.now())?).await?;
+        sweep_before(&self.repository, self.generation).await;
+        Ok(())
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.renewer.abort();
+    }
+}
+
+impl LeaseBody {
+    fn ours(purpose: &str, now: Timestamp, duration: Duration) -> Result<Self, RepositoryError> {
+        let pid = std::process::id();
+        let until = now + SignedDuration::try_from(duration).unwrap_or(SignedDuration::from_mins(5));
+        Ok(Self {
+            purpose: purpose.to_owned(),
+            host: host_name(),
+            boot_id: boot_id(),
+            pid,
+            pid_start_ticks: process_start_ticks(pid).unwrap_or(0),
+            since: now,
+            until,
+        })
+    }
+
+    /// Is the holder certainly gone? Only a process of this machine's present boot can be judged.
+    fn holder_is_dead(&self) -> bool {
+        let here = !self.boot_id.is_empty() && self.boot_id == boot_id() && self.host == host_name();
+        here && process_start_ticks(self.pid) != Some(self.pid_start_ticks)
+    }
+}
+
+async fn read_state(repository: &Repository) -> Result<State, RepositoryError> {
+    let prefix = layout::lease_prefix(&repository.cluster);
+    let mut state = State { generation: 0, newest: None, released: true };
+    for object in repository.store.list(&prefix).await? {
+        let Some((generation, rest)) = object.key.strip_prefix(&prefix).and_then(|name| name.split_once('-')) else {
+            continue;
+        };
+        let Ok(generation) = generation.parse::<u64>() else { continue };
+        if generation > state.generation {
+            state = State { generation, newest: None, released: false };
+        }
+        if generation == state.generation {
+            if rest == "released" {
+                state.released = true;
+            } else if state.newest.as_ref().is_none_or(|newest| *newest < object.key) {
+                state.newest = Some(object.key);
+            }
+        }
+    }
+    Ok(state)
+}
+
+/// The live holder of the newest generation, if there is one.
+async fn holder(repository: &Repository, state: &State) -> Result<Option<LeaseBody>, RepositoryError> {
+    let (false, Some(key)) = (state.released, &state.newest) else { return Ok(None) };
+    let body = match repository.store.get(key, SMALL_OBJECT_BYTES_MAX).await {
+        Ok(body) => body,
+        // Renewed and swept between listing and reading: alive.
+        Err(error) if error.kind() == StoreErrorKind::NotFound => {
+            let now = repository.now();
+            return Ok(Some(LeaseBody::ours("another process", now, LEASE_DURATION_DEFAULT)?));
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let body: LeaseBody = from_json(key, &body)?;
+    let live = repository.now() < body.until && !body.holder_is_dead();
+    Ok(live.then_some(body))
+}
+
+fn key(repository: &Repository, generation: u64, renewal: u64) -> String {
+    format!("{}{generation:010}-{renewal:06}", layout::lease_prefix(&repository.cluster))
+}
+
+async fn renew(
+    repository: Repository,
+    generation: u64,
+    mut body: LeaseBody,
+    duration: Duration,
+    lost: Arc<AtomicBool>,
+) {
+    let pause = duration / RENEWALS_PER_LEASE;
+    let mut renewal = 0_u64;
+    loop {
+        tokio::time::sleep(pause).await;
+        match renew_once(&repository, generation, renewal + 1, &mut body, duration).await {
+            Ok(true) => {
+                let old = key(&repository, generation, renewal);
+                renewal += 1;
+                // A host without the right to delete leaves them; the next holder who may sweeps.
+                if let Err(error) = repository.store.delete(&old).await {
+                    tracing::debug!(%error, "an old lease renewal stays");
+                }
+            }
+            Ok(false) => {
+                lost.store(true, Ordering::Release);
+                return;
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot renew the lease");
+                if repository.now() >= body.until {
+                    lost.store(true, Ordering::Release);
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// False when another process has taken the lease over.
+async fn renew_once(
+    repository: &Repository,
+    generation: u64,
+    renewal: u64,
+    body: &mut LeaseBody,
+    duration: Duration,
+) -> Result<bool, RepositoryError> {
+    if repository.store.head(&key(repository, generation + 1, 0)).await?.is_some() {
+        return Ok(false);
+    }
+    let renewed = LeaseBody { since: body.since, ..LeaseBody::ours(&body.purpose, repository.now(), duration)? };
+    let outcome = repository.store.put_new(&key(repository, generation, renewal), to_json(&renewed)?).await?;
+    *body = renewed;
+    Ok(outcome == PutOutcome::Created)
+}
+
+/// Removes the leases of earlier generations, where that is allowed.
+async fn sweep_before(repository: &Repository, generation: u64) {
+    let prefix = layout::lease_prefix(&repository.cluster);
+    let Ok(objects) = repository.store.list(&prefix).await else { return };
+    let old = objects.into_iter().map(|object| object.key).filter(|key| {
+        let name = key.strip_prefix(&prefix).and_then(|name| name.split_once('-'));
+        name.and_then(|(number, _)| number.parse::<u64>().ok()).is_some_and(|number| number < generation)
+    });
+    if let Err(error) = repository.store.delete_all(old.collect()).await {
+        tracing::debug!(%error, "old leases stay");
+    }
+}
+
+fn host_name() -> String {
+    nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default()
+}
+
+/// <https://docs.kernel.org/admin-guide/sysctl/kernel.html#random>
+fn boot_id() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim().to_owned()).unwrap_or_default()
+}
+
+/// Field 22 of `/proc/<pid>/stat` (proc(5)); the command's name before it may hold anything, so it is cut at the last
+/// parenthesis. `None` when there is no such process.
+fn process_start_ticks(pid: u32) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, fields) = stat.rsplit_once(')')?;
+    fields.split_whitespace().nth(19)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_process_is_alive_and_a_reused_process_id_is_not_taken_for_it() {
+        let now = Timestamp::now();
+        let ours = LeaseBody::ours("dump", now, LEASE_DURATION_DEFAULT).unwrap();
+        assert!(!ours.holder_is_dead());
+        let reused = LeaseBody { pid_start_ticks: ours.pid_start_ticks + 1, ..ours.clone() };
+        assert!(reused.holder_is_dead());
+        let elsewhere = LeaseBody { host: "elsewhere".to_owned(), ..reused };
+        assert!(!elsewhere.holder_is_dead(), "a process on another host can't be judged");
+    }
+}
