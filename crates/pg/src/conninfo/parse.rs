@@ -1,0 +1,264 @@
+//! The two spellings of a connection string: `key=value` and URI, as `fe-connect.c` reads them.
+
+use std::collections::BTreeMap;
+
+use super::ConninfoError;
+use super::keywords::{self, Keyword, Support};
+
+pub(crate) type Settings = BTreeMap<&'static str, String>;
+
+/// Longer text is no connection string.
+const LENGTH_MAX: usize = 64 * 1024;
+
+/// Parses either spelling.
+pub(crate) fn parse(text: &str) -> Result<Settings, ConninfoError> {
+    if text.len() > LENGTH_MAX {
+        return Err(ConninfoError::Syntax(format!(
+            "it is longer than {LENGTH_MAX} bytes"
+        )));
+    }
+    if text.contains('\0') {
+        return Err(ConninfoError::Syntax("it holds a NUL character".to_owned()));
+    }
+    match text
+        .strip_prefix("postgresql://")
+        .or_else(|| text.strip_prefix("postgres://"))
+    {
+        Some(rest) => parse_uri(rest),
+        None => parse_pairs(text),
+    }
+}
+
+/// Finds the keyword, or says which one may have been meant. `shown`: may the name be repeated in the message? It
+/// may not once a password has been read, because an unquoted blank in a password makes its rest look like a keyword.
+fn lookup(name: &str, shown: bool) -> Result<&'static Keyword, ConninfoError> {
+    let Some(keyword) = keywords::find(name) else {
+        return Err(ConninfoError::UnknownKeyword {
+            name: shown.then(|| name.to_owned()),
+            nearest: keywords::nearest(name),
+        });
+    };
+    if keyword.support == Support::Refused {
+        return Err(ConninfoError::Unsupported(keyword.name));
+    }
+    Ok(keyword)
+}
+
+/// `conninfo_parse`: blanks between pairs, blanks around `=`, single quotes, backslash escapes.
+fn parse_pairs(text: &str) -> Result<Settings, ConninfoError> {
+    let mut settings = Settings::new();
+    let mut rest = text.trim_start_matches(is_blank);
+    let mut secret_seen = false;
+    while !rest.is_empty() {
+        let position = text.chars().count() - rest.chars().count() + 1;
+        let name_end = rest.find(|c| c == '=' || is_blank(c)).unwrap_or(rest.len());
+        let (name, after) = rest.split_at(name_end);
+        let Some(value_text) = after.trim_start_matches(is_blank).strip_prefix('=') else {
+            return Err(ConninfoError::Syntax(format!(
+                "a '=' is missing after the word at character {position}: write keyword=value, and quote values with \
+                 blanks, as in password='two words'"
+            )));
+        };
+        let keyword = lookup(name, !secret_seen)?;
+        secret_seen |= keyword.secret;
+        let (value, after) = parse_value(value_text.trim_start_matches(is_blank), keyword.name)?;
+        settings.insert(keyword.name, value);
+        rest = after.trim_start_matches(is_blank);
+    }
+    Ok(settings)
+}
+
+/// C's `isspace` in the C locale.
+fn is_blank(c: char) -> bool {
+    matches!(c, ' ' | '\t' | '\n' | '\r' | '\x0b' | '\x0c')
+}
+
+/// One value, quoted or not, and the text after it.
+fn parse_value<'a>(text: &'a str, keyword: &str) -> Result<(String, &'a str), ConninfoError> {
+    let quoted = text.starts_with('\'');
+    let mut value = String::new();
+    let mut characters = text.char_indices();
+    if quoted {
+        characters.next();
+    }
+    while let Some((index, character)) = characters.next() {
+        match character {
+            '\\' => {
+                if let Some((_, escaped)) = characters.next() {
+                    value.push(escaped);
+                }
+            }
+            '\'' if quoted => return Ok((value, text.get(index + 1..).unwrap_or_default())),
+            blank if !quoted && is_blank(blank) => return Ok((value, text.get(index..).unwrap_or_default())),
+            other => value.push(other),
+        }
+    }
+    if quoted {
+        return Err(ConninfoError::Syntax(format!(
+            "the quoted value of '{keyword}' has no closing quote"
+        )));
+    }
+    Ok((value, ""))
+}
+
+const PERCENT_ADVICE: &str = "in a URI, write the characters @ / : ? # % of a user name, password or database name as \
+                              %40 %2F %3A %3F %23 %25";
+
+/// `conninfo_uri_parse_options`, without the scheme.
+fn parse_uri(text: &str) -> Result<Settings, ConninfoError> {
+    let mut settings = Settings::new();
+    let mut rest = text;
+    if let Some(end) = text.find(['@', '/']).filter(|end| text[*end..].starts_with('@')) {
+        let (user, password) = match text[..end].split_once(':') {
+            Some((user, password)) => (user, Some(password)),
+            None => (&text[..end], None),
+        };
+        store_nonempty(&mut settings, "user", user)?;
+        store_nonempty(&mut settings, "password", password.unwrap_or_default())?;
+        rest = &text[end + 1..];
+    }
+    let netloc_end = netloc_end(rest)?;
+    let (netloc, tail) = rest.split_at(netloc_end);
+    parse_netloc(netloc, &mut settings)?;
+    let (path, query) = match tail.split_once('?') {
+        Some((path, query)) => (path, Some(query)),
+        None => (tail, None),
+    };
+    let database = path.strip_prefix('/').unwrap_or(path);
+    if netloc.contains('@') || database.contains('@') {
+        // libpq would take it for a host or database name; here it could only be the rest of a password.
+        return Err(ConninfoError::Syntax(format!(
+            "there is an '@' too many: {PERCENT_ADVICE}"
+        )));
+    }
+    store_nonempty(&mut settings, "dbname", database)?;
+    if let Some(query) = query {
+        parse_query(query, &mut settings)?;
+    }
+    Ok(settings)
+}
+
+/// Where the list of hosts ends: at the first `/` or `?` outside of brackets.
+fn netloc_end(text: &str) -> Result<usize, ConninfoError> {
+    let mut bracket = false;
+    for (index, character) in text.char_indices() {
+        match character {
+            '[' => bracket = true,
+            ']' => bracket = false,
+            '/' | '?' if !bracket => return Ok(index),
+            _ => {}
+        }
+    }
+    if bracket {
+        return Err(ConninfoError::Syntax(
+            "the ']' of an IPv6 address is missing".to_owned(),
+        ));
+    }
+    Ok(text.len())
+}
+
+fn parse_netloc(netloc: &str, settings: &mut Settings) -> Result<(), ConninfoError> {
+    let mut hosts = Vec::new();
+    let mut ports = Vec::new();
+    for item in netloc.split(',') {
+        let (host, port) = if let Some(inner) = item.strip_prefix('[') {
+            let (address, after) = inner
+                .split_once(']')
+                .ok_or_else(|| ConninfoError::Syntax("the ']' of an IPv6 address is missing".to_owned()))?;
+            if address.is_empty() {
+                return Err(ConninfoError::Syntax(
+                    "the IPv6 address between [ and ] is empty".to_owned(),
+                ));
+            }
+            match after.strip_prefix(':') {
+                Some(port) => (address, port),
+                None if after.is_empty() => (address, ""),
+                None => {
+                    return Err(ConninfoError::Syntax(
+                        "after the ']' of an IPv6 address only :port, a comma, / or ? may follow".to_owned(),
+                    ));
+                }
+            }
+        } else {
+            item.split_once(':').unwrap_or((item, ""))
+        };
+        hosts.push(host);
+        ports.push(port);
+    }
+    let (hosts, ports) = (hosts.join(","), ports.join(","));
+    // A port that is none can be the rest of a password with a '/' in it, so it is not repeated.
+    if !decode(&ports)?
+        .split(',')
+        .all(|port| port.trim().bytes().all(|byte| byte.is_ascii_digit()))
+    {
+        return Err(ConninfoError::Syntax(format!(
+            "a port is not a number; {PERCENT_ADVICE}"
+        )));
+    }
+    store_nonempty(settings, "host", &hosts)?;
+    if ports.bytes().any(|byte| byte != b',') {
+        store_nonempty(settings, "port", &ports)?;
+    }
+    Ok(())
+}
+
+/// `conninfo_uri_parse_params`.
+fn parse_query(query: &str, settings: &mut Settings) -> Result<(), ConninfoError> {
+    let mut secret_seen = false;
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        let Some((name, value)) = pair.split_once('=') else {
+            return Err(ConninfoError::Syntax(
+                "a parameter after the '?' has no '='".to_owned(),
+            ));
+        };
+        if value.contains('=') {
+            return Err(ConninfoError::Syntax(
+                "a parameter after the '?' has more than one '='; write the second one as %3D".to_owned(),
+            ));
+        }
+        let (name, value) = (decode(name)?, decode(value)?);
+        // What JDBC calls it.
+        if name == "ssl" && value == "true" {
+            settings.insert("sslmode", "require".to_owned());
+            continue;
+        }
+        let keyword = lookup(&name, !secret_seen)?;
+        secret_seen |= keyword.secret;
+        settings.insert(keyword.name, value);
+    }
+    Ok(())
+}
+
+fn store_nonempty(settings: &mut Settings, name: &'static str, encoded: &str) -> Result<(), ConninfoError> {
+    if !encoded.is_empty() {
+        settings.insert(name, decode(encoded)?);
+    }
+    Ok(())
+}
+
+/// `conninfo_uri_decode`: percent-encoding; `%00` is refused.
+fn decode(encoded: &str) -> Result<String, ConninfoError> {
+    let mut decoded = Vec::with_capacity(encoded.len());
+    let mut bytes = encoded.bytes();
+    while let Some(byte) = bytes.next() {
+        if byte != b'%' {
+            decoded.push(byte);
+            continue;
+        }
+        let mut digit = || bytes.next().and_then(|byte| char::from(byte).to_digit(16));
+        match digit()
+            .zip(digit())
+            .and_then(|(high, low)| u8::try_from(high * 16 + low).ok())
+        {
+            None => {
+                return Err(ConninfoError::Syntax(
+                    "a '%' is not followed by two hexadecimal digits; write a literal % as %25".to_owned(),
+                ));
+            }
+            Some(0) => return Err(ConninfoError::Syntax("%00 is not allowed".to_owned())),
+            Some(byte) => decoded.push(byte),
+        }
+    }
+    String::from_utf8(decoded)
+        .map_err(|_| ConninfoError::Syntax("percent-encoded text is not UTF-8".to_owned()))
+}
