@@ -3,7 +3,7 @@
 
 use std::{
     fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     time::Duration,
 };
@@ -170,30 +170,16 @@ fn a_dropped_cluster_leaves_nothing_behind() {
     assert!(!is_mentioned_by_a_process(&directory.to_string_lossy()));
 }
 
-/// Started by the next test as a process of its own, which is then killed.
-#[test]
-#[ignore = "a part of a_killed_test_leaves_nothing_behind"]
-fn start_and_wait_to_be_killed() {
-    let Some(report) = std::env::var_os("PGKEEP_TEST_REPORT") else {
-        return;
-    };
-    let cluster = require!(Cluster::start(ClusterOptions::default()));
-    fs::write(
-        PathBuf::from(&report).with_extension("partial"),
-        cluster.data_dir().to_str().unwrap(),
-    )
-    .unwrap();
-    fs::rename(PathBuf::from(&report).with_extension("partial"), &report).unwrap();
-    // Until its parent, which holds the other end, kills it.
-    let _ = std::io::stdin().lines().next();
-}
-
 #[test]
 fn a_killed_test_leaves_nothing_behind() {
+    // The test runs itself as a second process, whose cluster it then orphans.
+    if let Some(report) = std::env::var_os("PGKEEP_TEST_REPORT") {
+        return start_and_wait_to_be_killed(Path::new(&report));
+    }
     let scratch = tempfile::tempdir().unwrap();
     let report = scratch.path().join("report");
     let mut test = Command::new(std::env::current_exe().unwrap())
-        .args(["--ignored", "--exact", "start_and_wait_to_be_killed"])
+        .args(["--exact", "a_killed_test_leaves_nothing_behind"])
         .env("PGKEEP_TEST_REPORT", &report)
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
@@ -208,6 +194,15 @@ fn a_killed_test_leaves_nothing_behind() {
     poll_until("the watchdog to clean up", LIMIT, || {
         !directory.exists() && !is_mentioned_by_a_process(&directory.to_string_lossy())
     });
+}
+
+fn start_and_wait_to_be_killed(report: &Path) {
+    let cluster = require!(Cluster::start(ClusterOptions::default()));
+    let partial = report.with_extension("partial");
+    fs::write(&partial, cluster.data_dir().to_str().unwrap()).unwrap();
+    fs::rename(&partial, report).unwrap();
+    // Until its parent, which holds the other end of this pipe, kills it.
+    let _ = std::io::stdin().lines().next();
 }
 
 fn is_mentioned_by_a_process(text: &str) -> bool {

@@ -1,0 +1,173 @@
+//! The arrows of docs/ARCHITECTURE.md, held by what cargo says about the workspace.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests")]
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    process::Command,
+};
+
+use serde_json::Value;
+
+/// What each crate may depend on, of the workspace's own. A new crate has to be entered here.
+const ALLOWED: &[(&str, &[&str])] = &[
+    ("pgkeep-base", &[]),
+    ("pgkeep-store", &["pgkeep-base"]),
+    ("pgkeep-pg", &["pgkeep-base"]),
+    ("pgkeep-config", &["pgkeep-base"]),
+    ("pgkeep-repository", &["pgkeep-base", "pgkeep-store"]),
+    ("pgkeep-timescale", &["pgkeep-base", "pgkeep-pg"]),
+    (
+        "pgkeep-dump",
+        &[
+            "pgkeep-base",
+            "pgkeep-pg",
+            "pgkeep-store",
+            "pgkeep-repository",
+            "pgkeep-timescale",
+        ],
+    ),
+    ("pgkeep-testkit", &["pgkeep-base", "pgkeep-store"]),
+    (
+        "pgkeep",
+        &[
+            "pgkeep-base",
+            "pgkeep-config",
+            "pgkeep-dump",
+            "pgkeep-pg",
+            "pgkeep-repository",
+            "pgkeep-store",
+            "pgkeep-timescale",
+        ],
+    ),
+];
+
+/// Crates that only one of ours may name, so that they can be replaced in one place.
+const OWNED: &[(&str, &str)] = &[
+    ("age", "pgkeep-repository"),
+    ("aws-config", "pgkeep-store"),
+    ("clap", "pgkeep"),
+    ("comfy-table", "pgkeep"),
+    ("indicatif", "pgkeep"),
+    ("object_store", "pgkeep-store"),
+    ("postgres-protocol", "pgkeep-pg"),
+    ("tokio-rustls", "pgkeep-pg"),
+];
+
+/// Crates that must not come in by any way (deny.toml says why).
+const BANNED: &[&str] = &[
+    "tokio-postgres",
+    "openssl",
+    "openssl-sys",
+    "native-tls",
+    "aws-sdk-ec2",
+];
+
+fn metadata() -> Value {
+    let output = Command::new(env!("CARGO"))
+        .args(["metadata", "--format-version", "1", "--manifest-path"])
+        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/../../Cargo.toml"))
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// Each workspace crate's direct dependencies by kind: `normal`, `build`, `dev`.
+fn workspace() -> BTreeMap<String, Vec<(String, String)>> {
+    let metadata = metadata();
+    let members: BTreeSet<&str> = metadata["workspace_members"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|id| id.as_str().unwrap())
+        .collect();
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    metadata["packages"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|package| members.contains(package["id"].as_str().unwrap()))
+        .map(|package| {
+            let dependencies = package["dependencies"].as_array().unwrap().iter();
+            let by_kind = dependencies.map(|dependency| {
+                (
+                    dependency["kind"].as_str().unwrap_or("normal").to_owned(),
+                    text(&dependency["name"]),
+                )
+            });
+            (text(&package["name"]), by_kind.collect())
+        })
+        .collect()
+}
+
+#[test]
+fn crates_depend_only_on_those_below() {
+    let workspace = workspace();
+    let allowed: BTreeMap<&str, &[&str]> = ALLOWED.iter().copied().collect();
+    assert_eq!(
+        workspace.keys().map(String::as_str).collect::<BTreeSet<_>>(),
+        allowed.keys().copied().collect::<BTreeSet<_>>(),
+        "ALLOWED and the workspace name different crates"
+    );
+    let mut wrong = Vec::new();
+    for (name, dependencies) in &workspace {
+        for (kind, dependency) in dependencies {
+            let permitted = !workspace.contains_key(dependency)
+                || allowed[name.as_str()].contains(&dependency.as_str())
+                || (kind == "dev" && dependency == "pgkeep-testkit");
+            if !permitted {
+                wrong.push(format!("{name} -> {dependency} ({kind})"));
+            }
+        }
+    }
+    assert!(
+        wrong.is_empty(),
+        "arrows that docs/ARCHITECTURE.md doesn't have: {wrong:#?}"
+    );
+}
+
+#[test]
+fn the_arrows_have_no_circle() {
+    // Each crate may name only crates that stand above it in ALLOWED's order of layers.
+    let mut known = BTreeSet::new();
+    for (name, below) in ALLOWED {
+        for dependency in *below {
+            assert!(known.contains(dependency), "{name} -> {dependency}: not below it");
+        }
+        known.insert(*name);
+    }
+}
+
+#[test]
+fn outside_crates_have_one_owner() {
+    let mut wrong = Vec::new();
+    for (name, dependencies) in workspace() {
+        for (kind, dependency) in dependencies {
+            if kind != "dev"
+                && OWNED
+                    .iter()
+                    .any(|(crate_name, owner)| *crate_name == dependency && *owner != name)
+            {
+                wrong.push(format!("{name} -> {dependency}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "only their owner may name these: {wrong:#?}");
+}
+
+#[test]
+fn banned_crates_are_nowhere_in_the_lock_file() {
+    let metadata = metadata();
+    let packages = metadata["packages"].as_array().unwrap();
+    let names: BTreeSet<&str> = packages
+        .iter()
+        .map(|package| package["name"].as_str().unwrap())
+        .collect();
+    assert!(names.contains("serde"), "the metadata names no dependency at all");
+    let found: Vec<_> = BANNED.iter().filter(|name| names.contains(*name)).collect();
+    assert!(found.is_empty(), "banned by deny.toml: {found:?}");
+}
