@@ -118,6 +118,14 @@ pub enum DumpError {
         /// What is wrong.
         reason: String,
     },
+    /// An object isn't what the manifest says.
+    #[error("object {name} is not what the manifest says: {reason}")]
+    Object {
+        /// Its name within the dump's folder.
+        name: String,
+        /// The difference.
+        reason: String,
+    },
     /// The user pressed Ctrl-C, or the system asked the process to end.
     #[error("interrupted")]
     Interrupted,
@@ -163,6 +171,7 @@ impl Classified for DumpError {
                 "run it again at a quieter time, or leave the tables that come and go out with --exclude-table".to_owned()
             }
             Self::LockTimeout { .. } => "wait for those sessions to end, or allow more time with --lock-timeout".to_owned(),
+            Self::Object { .. } => "check the dump with 'pgkeep verify', and restore from another one".to_owned(),
             Self::Manifest { .. } => "check it with 'pgkeep verify'; a later pgkeep may be needed".to_owned(),
             _ => return None,
         };

@@ -1,5 +1,6 @@
 //! Logical backups of a cluster, and their restore. docs/design-dump.md has the decisions and the traps they answer.
 
+mod blocks;
 mod catalog;
 mod data;
 mod database;
