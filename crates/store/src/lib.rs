@@ -26,6 +26,7 @@ mod s3;
 mod store;
 mod store_url;
 mod throttle;
+mod writer;
 
 pub use counts::RequestCounts;
 pub use error::{StoreError, StoreErrorKind};
@@ -34,3 +35,4 @@ pub use reader::ObjectReader;
 pub use retry::RetryOptions;
 pub use store::{ObjectInfo, PutOutcome, Store};
 pub use store_url::{ParseStoreUrlError, StoreUrl};
+pub use writer::ObjectWriter;

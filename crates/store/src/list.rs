@@ -2,6 +2,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use object_store::path::Path;
+use pgkeep_base::{Classified, RetryClass};
 
 use crate::counts::Request;
 use crate::error::{Cause, StoreError, StoreErrorKind};
@@ -12,6 +13,8 @@ use crate::store::{ObjectInfo, Store};
 
 /// Most objects [`Store::list`] gives, and most below one prefix of a `file://` store.
 const OBJECTS_MAX: usize = 5_000_000;
+/// Times a listing is begun anew where it can't be taken up.
+const LISTINGS_MAX: usize = 20;
 /// Objects named in one delete request (the limit of S3's `DeleteObjects`).
 const DELETE_KEYS_MAX: usize = 1_000;
 /// Objects in one page of a listing, by S3, Google and Azure alike (Azure: 5,000). Only for counting.
@@ -23,25 +26,34 @@ impl Store {
     /// # Errors
     /// [`StoreErrorKind::TooLarge`] with more than five million objects: use [`Store::list_each`].
     pub async fn list(&self, prefix: &str) -> Result<Vec<ObjectInfo>, StoreError> {
-        let mut objects = Vec::new();
-        let mut too_many = false;
-        self.list_each(prefix, |object| {
-            too_many = objects.len() >= OBJECTS_MAX;
-            if !too_many {
-                objects.push(object);
+        for left in (0..LISTINGS_MAX).rev() {
+            let mut objects = Vec::new();
+            let mut too_many = false;
+            let listed = self.list_each(prefix, |object| {
+                too_many = objects.len() >= OBJECTS_MAX;
+                if !too_many {
+                    objects.push(object);
+                }
+                !too_many
+            });
+            match listed.await {
+                Ok(_) if too_many => break,
+                Ok(_) => {
+                    objects.sort_unstable_by(|a, b| a.key.cmp(&b.key));
+                    return Ok(objects);
+                }
+                // It broke off in a store that lists in an order of its own: begin again.
+                Err(error)
+                    if left > 0 && !objects.is_empty() && error.retry_class() == RetryClass::Transient => {}
+                Err(error) => return Err(error),
             }
-            !too_many
-        })
-        .await?;
-        if too_many {
-            return Err(self.too_many(prefix));
         }
-        objects.sort_unstable_by(|a, b| a.key.cmp(&b.key));
-        Ok(objects)
+        Err(self.too_many(prefix))
     }
 
-    /// Calls `each` with every object below the directory `prefix`, in the order of their names, until it returns
-    /// false. Memory doesn't grow with their number, except on `file://`. Returns how many were seen.
+    /// Calls `each` with every object below the directory `prefix` until it returns false, in the store's order: by
+    /// name, but SeaweedFS for one compares names part by part. Memory doesn't grow with their number, except on
+    /// `file://`. Returns how many were seen.
     ///
     /// # Errors
     /// The store can't be asked, or broke off and could not be taken up; `each` has then seen a part.
@@ -123,7 +135,10 @@ impl Store {
                     Err(cause) => break cause,
                 }
             };
-            let cause = if ordered { cause } else { cause.final_() };
+            if !ordered {
+                // There's no place to take it up at.
+                return Err(StoreError::from_cause(cause, doing, self.url()));
+            }
             self.pause(&mut budget, cause, doing).await?;
         }
     }
@@ -138,8 +153,9 @@ impl Store {
         )
     }
 
-    /// The names, without slashes, of the directories immediately below `prefix` (empty: the top), sorted. Like in
-    /// every object store, a directory exists as long as an object is in it.
+    /// The names, without slashes, of the directories immediately below `prefix` (empty: the top), sorted. A
+    /// directory exists as long as an object is in it, but a few stores (SeaweedFS) go on showing an empty one for a
+    /// while: what is in it is for [`Store::list`] to say.
     ///
     /// # Errors
     /// The store can't be asked.

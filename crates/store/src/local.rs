@@ -52,9 +52,9 @@ impl LocalDisk {
     }
 
     /// Begins a file that becomes `location` in the end.
-    pub(crate) fn stage(&self, location: &Path) -> Result<Staged> {
-        let target = self.path(location)?;
-        Staged::create(target, &self.root).map_err(|error| failed(location, error))
+    pub(crate) fn stage(&self, location: &Path) -> io::Result<Staged> {
+        let target = self.path(location).map_err(io::Error::other)?;
+        Staged::create(target, &self.root)
     }
 
     /// Names of the directories below `location` that hold at least one object: like in an object store, a directory

@@ -132,7 +132,8 @@ fn parse_file(text: &str, rest: &str) -> Result<StoreUrl, String> {
     if rest.contains(['?', '#']) {
         return Err("write '?' as %3F and '#' as %23".to_owned());
     }
-    if rest.split('/').any(|part| part == "..") {
+    // An encoded dot is a dot to the URL's parser.
+    if rest.split('/').any(|part| part == "..") || rest.to_ascii_lowercase().contains("%2e") {
         return Err("'..' in it may lead anywhere; write the directory out".to_owned());
     }
     let url = Url::parse(text).map_err(|error| error.to_string())?;

@@ -16,6 +16,7 @@
 pub mod cluster;
 mod process;
 pub mod requirements;
+pub mod stores;
 
 pub use cluster::{Cluster, ClusterOptions, Session, StopMode};
 pub use process::{poll_until, server_user};

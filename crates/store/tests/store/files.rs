@@ -1,0 +1,111 @@
+//! What is special about `file://`: modes, durability's traces, what a killed process leaves, a full disk.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
+
+use bytes::Bytes;
+use pgkeep_base::{Classified, RetryClass};
+use pgkeep_store::{PutOutcome, Store, StoreErrorKind, StoreOptions};
+
+async fn open(path: &std::path::Path) -> Store {
+    Store::open(&format!("file://{}", path.display()), &StoreOptions::default())
+        .await
+        .unwrap()
+}
+
+#[tokio::test]
+async fn files_and_directories_are_private_and_what_is_above_is_left_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path().join("above/repository");
+    let store = open(&root).await;
+    assert!(!root.exists(), "opening makes nothing");
+    assert_eq!(
+        store.put_new("a/b/c", Bytes::from_static(b"x")).await.unwrap(),
+        PutOutcome::Created
+    );
+    let mode = |path: &str| fs::metadata(root.join(path)).unwrap().permissions().mode() & 0o777;
+    assert_eq!(
+        (mode(""), mode("a"), mode("a/b"), mode("a/b/c")),
+        (0o700, 0o700, 0o700, 0o600)
+    );
+    let mut writer = store.put_stream("a/stream").await.unwrap();
+    writer.write(Bytes::from_static(b"x")).await.unwrap();
+    writer.finish().await.unwrap();
+    assert_eq!(mode("a/stream"), 0o600);
+
+    store
+        .delete_all(vec!["a/b/c".into(), "a/stream".into()])
+        .await
+        .unwrap();
+    assert!(
+        root.exists() && !root.join("a").exists(),
+        "only what is below the repository is removed when empty"
+    );
+}
+
+#[tokio::test]
+async fn what_a_killed_writer_left_is_not_seen_and_can_be_removed() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(directory.path()).await;
+    assert_eq!(
+        store
+            .put_new("dump/one/part", Bytes::from_static(b"x"))
+            .await
+            .unwrap(),
+        PutOutcome::Created
+    );
+    fs::create_dir_all(directory.path().join("dump/two")).unwrap();
+    fs::write(directory.path().join("dump/two/part#123456"), "half").unwrap();
+    fs::write(directory.path().join("dump/one/part#99"), "half").unwrap();
+    assert_eq!(store.list("").await.unwrap().len(), 1);
+    assert_eq!(store.list_directories("dump").await.unwrap(), ["one"]);
+
+    assert_eq!(
+        store
+            .remove_leftovers("dump", Duration::from_secs(3_600))
+            .await
+            .unwrap(),
+        0
+    );
+    assert_eq!(store.remove_leftovers("dump", Duration::ZERO).await.unwrap(), 2);
+    assert!(!directory.path().join("dump/two").exists());
+    assert_eq!(
+        fs::read_dir(directory.path().join("dump/one")).unwrap().count(),
+        1
+    );
+}
+
+#[tokio::test]
+async fn a_dropped_or_failed_write_leaves_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = open(directory.path()).await;
+    assert_eq!(
+        store.put_new("a", Bytes::from_static(b"x")).await.unwrap(),
+        PutOutcome::Created
+    );
+    assert_eq!(
+        store.put_new("a", Bytes::from_static(b"y")).await.unwrap(),
+        PutOutcome::AlreadyExists
+    );
+    let mut writer = store.put_stream("b").await.unwrap();
+    writer.write(Bytes::from_static(b"y")).await.unwrap();
+    drop(writer);
+    assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+}
+
+/// `/dev/full` can't stand in for a directory, but a file-size limit and a tiny file system need root: a path through a
+/// file, and a read-only place, do not.
+#[tokio::test]
+async fn errors_of_the_file_system_are_told_apart() {
+    let directory = tempfile::tempdir().unwrap();
+    fs::write(directory.path().join("file"), "x").unwrap();
+    let store = open(&directory.path().join("file")).await;
+    let error = store.put_new("a/b", Bytes::from_static(b"x")).await.unwrap_err();
+    assert_eq!(error.kind(), StoreErrorKind::InvalidKey, "{error}");
+    assert_eq!(error.retry_class(), RetryClass::Permanent);
+
+    let store = open("/proc/pgkeep".as_ref()).await;
+    let error = store.put_new("a/b", Bytes::from_static(b"x")).await.unwrap_err();
+    assert_eq!(error.retry_class(), RetryClass::Permanent, "{error}");
+}
