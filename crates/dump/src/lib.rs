@@ -9,6 +9,7 @@ pub mod manifest;
 mod pack;
 mod pattern;
 mod progress;
+mod read;
 mod run;
 mod schema;
 mod snapshot;
@@ -17,4 +18,5 @@ mod way_out;
 
 pub use error::DumpError;
 pub use progress::Progress;
+pub use read::{read_manifest, read_summary};
 pub use run::{DumpOptions, DumpReport, dump};
