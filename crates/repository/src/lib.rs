@@ -9,11 +9,13 @@
 //! | `lease` | one writer at a time for each cluster |
 //! | `backups` | which backups exist; commit, tombstones, pins, removal |
 //! | `retention` | the planner: what stays and why |
+//! | `prune`, `copy` | the plan carried out; one backup to another repository |
 //! | `integrity` | `checksums.b3`, and verifying against it without a key |
 //!
 //! The manifest's presence is the backup's existence. See docs/FORMAT.md and docs/CONCURRENCY.md.
 
 pub mod backups;
+pub mod copy;
 pub mod encryption;
 mod error;
 pub mod integrity;
@@ -21,6 +23,7 @@ pub mod keys;
 pub mod layout;
 pub mod lease;
 pub mod object;
+pub mod prune;
 mod repo;
 pub mod retention;
 

@@ -1,0 +1,403 @@
+//! Copying one backup to another repository, byte for byte, under the same id.
+//!
+//! No key is needed: `checksums.b3` names every object and its hash, so that each is verified on its way. The manifest
+//! goes last, as when the backup was made; before that the backup doesn't exist at the destination. A copy that broke
+//! off is taken up by the next: objects that are there and right stay.
+//!
+//! [`Repository::commit`] can't be used: it refuses what was begun long ago. What keeps a copier that was asleep from
+//! committing after somebody else swept its objects is the destination's lease, the tombstone in the manifest's place,
+//! and a last look at the objects after the manifest is there.
+
+use std::collections::BTreeMap;
+
+use futures::StreamExt;
+use pgkeep_base::{BackupId, Classified, Hint, RetryClass};
+use pgkeep_store::{PutOutcome, StoreErrorKind};
+use tokio::sync::Semaphore;
+
+use crate::backups::BackupState;
+use crate::error::RepositoryError;
+use crate::integrity::Checksum;
+use crate::layout;
+use crate::lease::Lease;
+use crate::repo::Repository;
+
+/// Objects on their way at once.
+const COPY_CONCURRENCY: usize = 4;
+/// Memory for all of them together, in KiB. One that is larger goes alone.
+const COPY_MEMORY_KIB: u32 = 64 << 10;
+/// The largest object that is copied, in bytes; `pgkeep dump` makes none of more than about 20 MiB, its lists of very
+/// many objects aside.
+const OBJECT_BYTES_MAX: u64 = 256 << 20;
+
+/// What a copy did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct CopyReport {
+    /// The backup was complete at the destination before anything was done.
+    pub was_complete: bool,
+    /// Objects written, the manifest among them.
+    pub objects_copied: u64,
+    /// Objects that were there already, and right.
+    pub objects_present: u64,
+    /// Bytes written.
+    pub bytes_copied: u64,
+}
+
+/// How much there is to copy.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct CopySize {
+    /// Objects of the backup.
+    pub objects: u64,
+    /// Their size as stored, in bytes.
+    pub bytes: u64,
+}
+
+/// Why a copy failed.
+#[derive(Debug, thiserror::Error)]
+pub enum CopyError {
+    /// The backup could not be read.
+    #[error("reading from {url}: {source}")]
+    Source {
+        /// The repository copied from.
+        url: String,
+        /// What was wrong.
+        source: RepositoryError,
+    },
+    /// The destination refused.
+    #[error("copying to {url}: {source}")]
+    Destination {
+        /// The repository copied to.
+        url: String,
+        /// What was wrong.
+        source: RepositoryError,
+    },
+    /// Both are the same.
+    #[error("{url} is the repository that is copied from")]
+    SameRepository {
+        /// The repository.
+        url: String,
+    },
+    /// An unfinished copy at the destination holds something else.
+    #[error("{key} is already at {url}, with other contents than here")]
+    Differs {
+        /// The repository copied to.
+        url: String,
+        /// The object.
+        key: String,
+    },
+}
+
+impl Classified for CopyError {
+    fn retry_class(&self) -> RetryClass {
+        match self {
+            Self::Source { source, .. } | Self::Destination { source, .. } => source.retry_class(),
+            Self::SameRepository { .. } => RetryClass::Usage,
+            Self::Differs { .. } => RetryClass::Permanent,
+        }
+    }
+
+    fn hint(&self) -> Option<Hint> {
+        match self {
+            Self::Source { source, .. } | Self::Destination { source, .. } => source.hint(),
+            Self::SameRepository { .. } => Some(Hint::new("name another repository with --to URL")),
+            Self::Differs { url, .. } => Some(Hint::new(format!(
+                "remove the unfinished copy with 'pgkeep prune --repository {url}', then copy again"
+            ))),
+        }
+    }
+}
+
+/// Copies one backup. `lease` is the destination's, so that nobody sweeps there meanwhile; `progress` gets the bytes of
+/// each object that is done with.
+///
+/// # Errors
+/// The store's on either side; an object that isn't what `checksums.b3` says. The destination then has no such backup,
+/// and the same call goes on where this one stopped.
+pub async fn copy(
+    source: &Repository,
+    destination: &Repository,
+    lease: &Lease,
+    id: &BackupId,
+    progress: impl Fn(u64) + Sync,
+) -> Result<CopyReport, CopyError> {
+    let from = |error| from_source(source, error);
+    let to = |error| to_destination(destination, error);
+    match destination.state(id).await.map_err(to)? {
+        BackupState::Complete => {
+            return Ok(CopyReport {
+                was_complete: true,
+                ..CopyReport::default()
+            });
+        }
+        BackupState::Swept => give_back(destination, lease, id).await.map_err(to)?,
+        BackupState::Incomplete => {}
+    }
+    if source.state(id).await.map_err(from)? != BackupState::Complete {
+        let (text, cluster) = (id.to_string(), source.cluster().to_owned());
+        return Err(from(RepositoryError::NoSuchBackup {
+            text,
+            cluster,
+            known: None,
+        }));
+    }
+    claim_identities(source, destination).await?;
+    let checksums = source.checksums(id).await.map_err(from)?;
+    let sizes = sizes_of(source, id).await.map_err(from)?;
+    let present = sizes_of(destination, id).await.map_err(to)?;
+    let copying = Copying {
+        source,
+        destination,
+        lease,
+        id,
+        sizes,
+        present,
+        memory: Semaphore::new(COPY_MEMORY_KIB as usize),
+    };
+    let mut report = CopyReport::default();
+    let mut running = futures::stream::iter(&checksums)
+        .map(|checksum| copying.object(checksum, &progress))
+        .buffer_unordered(COPY_CONCURRENCY);
+    while let Some(done) = running.next().await {
+        report.add(done?);
+    }
+    drop(running);
+    // Not among its own sums.
+    report.add(copying.unlisted(layout::CHECKSUMS).await?);
+    lease.check().map_err(to)?;
+    report.add(copying.unlisted(layout::MANIFEST).await?);
+    copying.look_again(&checksums).await?;
+    Ok(report)
+}
+
+/// The size of a backup.
+///
+/// # Errors
+/// Whatever the store says.
+pub async fn size(repository: &Repository, id: &BackupId) -> Result<CopySize, RepositoryError> {
+    let sizes = sizes_of(repository, id).await?;
+    Ok(CopySize {
+        objects: sizes.len() as u64,
+        bytes: sizes.values().sum(),
+    })
+}
+
+fn from_source(repository: &Repository, source: RepositoryError) -> CopyError {
+    CopyError::Source {
+        url: repository.store().url().to_owned(),
+        source,
+    }
+}
+
+fn to_destination(repository: &Repository, source: RepositoryError) -> CopyError {
+    CopyError::Destination {
+        url: repository.store().url().to_owned(),
+        source,
+    }
+}
+
+/// The objects of a backup's folder, by their name in it.
+async fn sizes_of(repository: &Repository, id: &BackupId) -> Result<BTreeMap<String, u64>, RepositoryError> {
+    let prefix = layout::backup_prefix(repository.cluster(), id);
+    let objects = repository.store().list(&prefix).await?;
+    let named = |key: &str| key.strip_prefix(&prefix).map(str::to_owned);
+    Ok(objects
+        .into_iter()
+        .filter_map(|object| Some((named(&object.key)?, object.size)))
+        .collect())
+}
+
+/// Takes away the tombstone of an unfinished copy that was swept: with the lease in hand, whoever made that copy has
+/// lost it.
+async fn give_back(destination: &Repository, lease: &Lease, id: &BackupId) -> Result<(), RepositoryError> {
+    lease.check()?;
+    let key = layout::backup_object(destination.cluster(), id, layout::MANIFEST);
+    Ok(destination.store().delete(&key).await?)
+}
+
+/// The destination must be free, or belong to the same database cluster.
+async fn claim_identities(source: &Repository, destination: &Repository) -> Result<(), CopyError> {
+    let ours = identities(source)
+        .await
+        .map_err(|error| from_source(source, error))?;
+    let theirs = identities(destination)
+        .await
+        .map_err(|error| to_destination(destination, error))?;
+    let related = theirs.is_empty() || ours.iter().any(|identity| theirs.contains(identity));
+    for identity in ours {
+        let claimed = destination.claim_identity(identity, related).await;
+        claimed.map_err(|error| to_destination(destination, error))?;
+    }
+    Ok(())
+}
+
+async fn identities(repository: &Repository) -> Result<Vec<u64>, RepositoryError> {
+    let prefix = layout::identity_prefix(repository.cluster());
+    let objects = repository.store().list(&prefix).await?;
+    Ok(objects
+        .iter()
+        .filter_map(|object| object.key.strip_prefix(&prefix)?.parse().ok())
+        .collect())
+}
+
+/// What became of one object.
+struct Done {
+    copied: bool,
+    bytes: u64,
+}
+
+impl CopyReport {
+    fn add(&mut self, done: Done) {
+        if done.copied {
+            self.objects_copied += 1;
+            self.bytes_copied += done.bytes;
+        } else {
+            self.objects_present += 1;
+        }
+    }
+}
+
+struct Copying<'a> {
+    source: &'a Repository,
+    destination: &'a Repository,
+    lease: &'a Lease,
+    id: &'a BackupId,
+    /// At the source.
+    sizes: BTreeMap<String, u64>,
+    /// At the destination before the copy began.
+    present: BTreeMap<String, u64>,
+    memory: Semaphore,
+}
+
+impl Copying<'_> {
+    fn source_key(&self, name: &str) -> String {
+        layout::backup_object(self.source.cluster(), self.id, name)
+    }
+
+    fn destination_key(&self, name: &str) -> String {
+        layout::backup_object(self.destination.cluster(), self.id, name)
+    }
+
+    fn differs(&self, name: &str) -> CopyError {
+        CopyError::Differs {
+            url: self.destination.store().url().to_owned(),
+            key: self.destination_key(name),
+        }
+    }
+
+    async fn object(&self, checksum: &Checksum, progress: &(impl Fn(u64) + Sync)) -> Result<Done, CopyError> {
+        let to = |error| to_destination(self.destination, error);
+        self.lease.check().map_err(to)?;
+        let bytes = self.sizes.get(&checksum.name).copied().unwrap_or(0);
+        if self.present.contains_key(&checksum.name) {
+            let damages = self
+                .destination
+                .verify_stored(self.id, std::slice::from_ref(checksum), |_| {})
+                .await;
+            if !damages.map_err(to)?.is_empty() {
+                return Err(self.differs(&checksum.name));
+            }
+            progress(bytes);
+            return Ok(Done { copied: false, bytes });
+        }
+        let kib = u32::try_from(bytes.div_ceil(1 << 10))
+            .unwrap_or(u32::MAX)
+            .min(COPY_MEMORY_KIB);
+        let _memory = self.memory.acquire_many(kib).await.map_err(|error| {
+            to(RepositoryError::Internal(format!(
+                "the copy's memory budget is gone: {error}"
+            )))
+        })?;
+        let key = self.source_key(&checksum.name);
+        let read = self.source.store().get(&key, OBJECT_BYTES_MAX).await;
+        let body = read.map_err(|error| from_source(self.source, error.into()))?;
+        let found = blake3::hash(&body).to_hex();
+        if found.as_str() != checksum.hash {
+            let (found, expected) = (found.to_string(), checksum.hash.clone());
+            return Err(from_source(
+                self.source,
+                RepositoryError::HashMismatch { key, found, expected },
+            ));
+        }
+        let length = body.len() as u64;
+        let put = self
+            .destination
+            .store()
+            .put_new(&self.destination_key(&checksum.name), body)
+            .await;
+        match put.map_err(|error| to(error.into()))? {
+            PutOutcome::Created => {}
+            PutOutcome::AlreadyExists => return Err(self.differs(&checksum.name)),
+        }
+        progress(bytes);
+        Ok(Done {
+            copied: true,
+            bytes: length,
+        })
+    }
+
+    /// An object that `checksums.b3` doesn't list: itself, and the manifest.
+    async fn unlisted(&self, name: &str) -> Result<Done, CopyError> {
+        let to = |error| to_destination(self.destination, error);
+        let read = self
+            .source
+            .store()
+            .get(&self.source_key(name), OBJECT_BYTES_MAX)
+            .await;
+        let body = read.map_err(|error| from_source(self.source, error.into()))?;
+        let bytes = body.len() as u64;
+        let key = self.destination_key(name);
+        let put = self.destination.store().put_new(&key, body.clone()).await;
+        if put.map_err(|error| to(error.into()))? == PutOutcome::Created {
+            return Ok(Done { copied: true, bytes });
+        }
+        let there = self.destination.store().get(&key, OBJECT_BYTES_MAX).await;
+        if there.map_err(|error| to(error.into()))? == body {
+            return Ok(Done { copied: false, bytes });
+        }
+        if name == layout::MANIFEST {
+            return Err(to(RepositoryError::Fenced {
+                id: self.id.to_string(),
+            }));
+        }
+        Err(self.differs(name))
+    }
+
+    /// Whether everything that the manifest names is there, now that the manifest is. If this process was asleep long
+    /// enough for another one to sweep the copy, the manifest goes again.
+    async fn look_again(&self, checksums: &[Checksum]) -> Result<(), CopyError> {
+        let to = |error| to_destination(self.destination, error);
+        let there = sizes_of(self.destination, self.id).await.map_err(to)?;
+        let whole = checksums
+            .iter()
+            .all(|checksum| there.get(&checksum.name) == self.sizes.get(&checksum.name));
+        if whole {
+            return Ok(());
+        }
+        let deleted = self
+            .destination
+            .store()
+            .delete(&self.destination_key(layout::MANIFEST))
+            .await;
+        if let Err(error) = deleted
+            && error.kind() != StoreErrorKind::NotFound
+        {
+            return Err(to(error.into()));
+        }
+        Err(to(RepositoryError::Fenced {
+            id: self.id.to_string(),
+        }))
+    }
+}
+
+/// Refuses to copy a repository onto itself, by whatever URL it is reached.
+///
+/// # Errors
+/// [`CopyError::SameRepository`].
+pub fn check_different(source: &Repository, destination: &Repository) -> Result<(), CopyError> {
+    if source.marker().repository == destination.marker().repository {
+        return Err(CopyError::SameRepository {
+            url: destination.store().url().to_owned(),
+        });
+    }
+    Ok(())
+}

@@ -1,0 +1,225 @@
+//! Removing what the retention policy lets go, and what unfinished backups left behind.
+//!
+//! The planner (`retention`) decides and explains; here its plan is made from what the repository holds, and carried
+//! out under the cluster's lease. Each backup goes manifest first ([`Repository::remove`]), so that a prune that is
+//! killed leaves an orphan for the next sweep, never a torn backup.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use pgkeep_base::{BackupId, BackupKind, Classified, Hint, RetryClass};
+use pgkeep_store::StoreErrorKind;
+
+use crate::backups::{BackupEntry, BackupState, Swept};
+use crate::error::RepositoryError;
+use crate::lease::Lease;
+use crate::repo::Repository;
+use crate::retention::{self, Candidate, Plan, Policy};
+
+/// Files that an interrupted write left in a local repository are removed when nobody has touched them this long.
+const LEFTOVER_IDLE: Duration = Duration::from_secs(24 * 3600);
+
+/// What pruning needs to know of the backups beyond the repository's own markers.
+#[derive(Debug, Default, Clone)]
+pub struct PruneInput {
+    /// The database system of each backup, as far as its (encrypted) summary could be read. Those without one are
+    /// taken for one system together.
+    pub system_identifiers: BTreeMap<BackupId, u64>,
+}
+
+/// What a prune did.
+#[derive(Debug, Default)]
+pub struct PruneReport {
+    /// The plan that was carried out.
+    pub plan: Plan,
+    /// Backups removed, and the number of objects that went with each.
+    pub removed: Vec<(BackupId, u64)>,
+    /// Backups that could not be removed, and why. What is left of them without a manifest is swept next time.
+    pub failed: Vec<(BackupId, RepositoryError)>,
+    /// What unfinished backups had left.
+    pub swept: Swept,
+    /// Why sweeping stopped, if it did.
+    pub sweep_failure: Option<RepositoryError>,
+    /// Files of interrupted writes that were removed (local repositories only).
+    pub leftovers: u64,
+}
+
+/// Why nothing was pruned.
+#[derive(Debug, thiserror::Error)]
+pub enum PruneError {
+    /// The repository failed.
+    #[error(transparent)]
+    Repository(#[from] RepositoryError),
+    /// The plan would have left no backup that is known to be good.
+    #[error("pruning '{cluster}' would leave no good backup, so nothing is removed")]
+    NothingGoodLeft {
+        /// The cluster's name in the repository.
+        cluster: String,
+    },
+    /// The store refuses every delete.
+    #[error("nothing may be deleted from {url}: {source}")]
+    DeleteDenied {
+        /// The repository.
+        url: String,
+        /// The first refusal.
+        source: RepositoryError,
+    },
+}
+
+impl Classified for PruneError {
+    fn retry_class(&self) -> RetryClass {
+        match self {
+            Self::Repository(error) => error.retry_class(),
+            Self::NothingGoodLeft { .. } => RetryClass::Refused,
+            Self::DeleteDenied { .. } => RetryClass::Permanent,
+        }
+    }
+
+    fn hint(&self) -> Option<Hint> {
+        match self {
+            Self::Repository(error) => error.hint(),
+            Self::NothingGoodLeft { .. } => Some(Hint::new(
+                "take a new backup with 'pgkeep dump', then prune again",
+            )),
+            Self::DeleteDenied { url, .. } => Some(Hint::new(format!(
+                "run 'pgkeep prune' from a host whose credentials may delete under {url}; hosts that only take backups \
+                 need no such right"
+            ))),
+        }
+    }
+}
+
+/// Plans what would stay and go at the moment `now`. Nothing is changed.
+///
+/// # Errors
+/// Whatever the store says; [`PruneError::NothingGoodLeft`].
+pub async fn plan(
+    repository: &Repository,
+    policy: &Policy,
+    input: &PruneInput,
+    now: Timestamp,
+) -> Result<Plan, PruneError> {
+    let candidates: Vec<Candidate> = repository
+        .backups(BackupKind::Dump)
+        .await?
+        .iter()
+        .filter_map(|entry| candidate(entry, input))
+        .collect();
+    let plan = retention::plan(policy, &candidates, now);
+    let kept: BTreeSet<&BackupId> = plan.kept().map(|decision| &decision.id).collect();
+    // The planner promises it, and this is the last moment to hold it to its word.
+    let good_is_kept = candidates.iter().any(|candidate| {
+        candidate.completed && candidate.verified != Some(false) && kept.contains(&candidate.id)
+    });
+    if plan.removed().next().is_some() && !good_is_kept {
+        return Err(PruneError::NothingGoodLeft {
+            cluster: repository.cluster().to_owned(),
+        });
+    }
+    Ok(plan)
+}
+
+/// `None` for what was given up already.
+fn candidate(entry: &BackupEntry, input: &PruneInput) -> Option<Candidate> {
+    if entry.state == BackupState::Swept {
+        return None;
+    }
+    Some(Candidate {
+        id: entry.id.clone(),
+        started_at: entry.id.started_at(),
+        completed: entry.state == BackupState::Complete,
+        verified: entry.evidence.as_ref().map(|evidence| evidence.passed),
+        pinned: entry.pin.as_ref().map(|pin| pin.reason.clone()),
+        system_identifier: input.system_identifiers.get(&entry.id).copied(),
+        locked_until: None,
+        depends_on: Vec::new(),
+    })
+}
+
+/// Plans and removes, under the cluster's lease. Goes on when one removal fails.
+///
+/// # Errors
+/// As [`plan`]; the lease is held by another process; [`PruneError::DeleteDenied`].
+pub async fn execute(
+    repository: &Repository,
+    policy: &Policy,
+    input: &PruneInput,
+    lease_duration: Duration,
+    progress: impl Fn(&BackupId),
+) -> Result<PruneReport, PruneError> {
+    let lease = Lease::acquire(repository, "pgkeep prune", lease_duration).await?;
+    let result = execute_under(&lease, repository, policy, input, progress).await;
+    if let Err(error) = lease.release().await {
+        tracing::warn!(%error, "the lease stays until it runs out");
+    }
+    result
+}
+
+async fn execute_under(
+    lease: &Lease,
+    repository: &Repository,
+    policy: &Policy,
+    input: &PruneInput,
+    progress: impl Fn(&BackupId),
+) -> Result<PruneReport, PruneError> {
+    let plan = plan(repository, policy, input, repository.now()).await?;
+    let mut report = PruneReport::default();
+    for decision in plan.removed() {
+        lease.check()?;
+        progress(&decision.id);
+        match repository.remove(&decision.id).await {
+            Ok(objects) => report.removed.push((decision.id.clone(), objects)),
+            Err(error) => report.failed.push((decision.id.clone(), error)),
+        }
+    }
+    report.plan = plan;
+    lease.check()?;
+    match repository.sweep(BackupKind::Dump).await {
+        Ok(swept) => report.swept = swept,
+        Err(error) => report.sweep_failure = Some(error),
+    }
+    report.leftovers = remove_leftovers(repository).await;
+    let tried = !report.failed.is_empty() || report.sweep_failure.is_some();
+    let nothing_done = report.removed.is_empty() && report.swept.objects == 0;
+    if tried && nothing_done && report.failures().all(is_denied) {
+        let first = report
+            .failed
+            .drain(..)
+            .map(|(_, error)| error)
+            .chain(report.sweep_failure.take())
+            .next();
+        if let Some(source) = first {
+            return Err(PruneError::DeleteDenied {
+                url: repository.store().url().to_owned(),
+                source,
+            });
+        }
+    }
+    Ok(report)
+}
+
+impl PruneReport {
+    /// All that went wrong.
+    pub fn failures(&self) -> impl Iterator<Item = &RepositoryError> {
+        self.failed
+            .iter()
+            .map(|(_, error)| error)
+            .chain(&self.sweep_failure)
+    }
+}
+
+fn is_denied(error: &RepositoryError) -> bool {
+    matches!(error, RepositoryError::Store(error) if error.kind() == StoreErrorKind::PermissionDenied)
+}
+
+/// Housekeeping: what stays takes room and does no harm.
+async fn remove_leftovers(repository: &Repository) -> u64 {
+    match repository.store().remove_leftovers("", LEFTOVER_IDLE).await {
+        Ok(removed) => removed,
+        Err(error) => {
+            tracing::warn!(%error, "files of interrupted writes stay");
+            0
+        }
+    }
+}
