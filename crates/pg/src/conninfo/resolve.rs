@@ -19,7 +19,8 @@ use super::{ConninfoError, Environment, Target, service};
 pub(crate) const SOCKET_DIRECTORIES: [&str; 2] = ["/var/run/postgresql", "/tmp"];
 const PORT_DEFAULT: u16 = 5432;
 /// libpq waits for ever; a backup must not.
-const CONNECT_TIMEOUT_DEFAULT: Duration = Duration::from_secs(15);
+pub(crate) const CONNECT_TIMEOUT_DEFAULT: Duration = Duration::from_secs(15);
+pub(crate) const APPLICATION_NAME_DEFAULT: &str = "pgkeep";
 const HOSTS_MAX: usize = 64;
 
 struct Resolver<'a> {
@@ -148,7 +149,7 @@ impl Resolver<'_> {
             application_name: self
                 .get("application_name")
                 .or_else(|| self.get("fallback_application_name"))
-                .unwrap_or("pgkeep")
+                .unwrap_or(APPLICATION_NAME_DEFAULT)
                 .to_owned(),
             options: self.get("options").map(str::to_owned),
             keepalives: self.keepalives()?,

@@ -1,6 +1,6 @@
 use std::fmt;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use pgkeep_base::Secret;
@@ -190,6 +190,46 @@ impl Target {
         Self {
             application_name: name.to_owned(),
             ..self.clone()
+        }
+    }
+
+    /// A server by the directory of its Unix-domain socket, without a password, and without the environment's defaults.
+    pub fn for_socket(directory: &Path, port: u16, user: &str, database: &str) -> Self {
+        Self {
+            hosts: vec![Host {
+                kind: HostKind::Socket(directory.display().to_string()),
+                port,
+            }],
+            user: user.to_owned(),
+            database: database.to_owned(),
+            password: None,
+            passfile: None,
+            sslmode: SslMode::Prefer,
+            sslnegotiation: SslNegotiation::Postgres,
+            sslrootcert: RootCertificates::None,
+            sslcert: None,
+            sslkey: None,
+            sslcrl: None,
+            sslcrldir: None,
+            sslsni: true,
+            tls_version_min: TlsVersion::V1_2,
+            tls_version_max: TlsVersion::V1_3,
+            channel_binding: ChannelBinding::Prefer,
+            require_auth: None,
+            requirepeer: None,
+            target_session_attrs: SessionAttributes::Any,
+            load_balance: false,
+            connect_timeout: super::resolve::CONNECT_TIMEOUT_DEFAULT,
+            application_name: super::resolve::APPLICATION_NAME_DEFAULT.to_owned(),
+            options: None,
+            keepalives: Keepalives {
+                enabled: true,
+                idle: None,
+                interval: None,
+                count: None,
+                user_timeout: None,
+            },
+            replication: None,
         }
     }
 

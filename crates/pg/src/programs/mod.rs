@@ -1,0 +1,139 @@
+//! PostgreSQL's own programs: where they are, which version, and how they are run.
+
+mod find;
+mod run;
+
+use std::path::PathBuf;
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use pgkeep_base::{Classified, Hint, RetryClass};
+
+pub use find::{Program, ProgramSearch, find};
+pub use run::{Finished, RunLimits, Running, run};
+
+/// A program of PostgreSQL is missing, or failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ProgramError {
+    /// There is none with a version that will do.
+    #[error(
+        "no {program} of PostgreSQL {major_min} or later was found{}",
+        found_text(found)
+    )]
+    NotFound {
+        /// The program.
+        program: String,
+        /// The lowest major version that will do.
+        major_min: u32,
+        /// What was found and why it won't do.
+        found: Vec<(PathBuf, String)>,
+    },
+    /// It can't be run.
+    #[error("cannot run {}: {source}", path.display())]
+    Start {
+        /// The program.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// It ended with an error.
+    #[error("{program} failed ({}){}", status_text(status), stderr_text(stderr))]
+    Failed {
+        /// The program.
+        program: String,
+        /// Its exit status.
+        status: ExitStatus,
+        /// The end of what it wrote to standard error.
+        stderr: String,
+    },
+    /// It didn't end in time, and was killed.
+    #[error("{program} did not end within {} s and was stopped{}", after.as_secs(), stderr_text(stderr))]
+    Deadline {
+        /// The program.
+        program: String,
+        /// How long it was waited for.
+        after: Duration,
+        /// The end of what it wrote to standard error.
+        stderr: String,
+    },
+    /// It wrote more than was asked for, and was killed.
+    #[error("{program} wrote more than {bytes_max} bytes")]
+    OutputTooLarge {
+        /// The program.
+        program: String,
+        /// The limit.
+        bytes_max: usize,
+    },
+    /// The pipe to or from it failed.
+    #[error("the pipe of {program} failed: {source}")]
+    Pipe {
+        /// The program.
+        program: String,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+fn found_text(found: &[(PathBuf, String)]) -> String {
+    if found.is_empty() {
+        return "; there is none at all".to_owned();
+    }
+    let list = found
+        .iter()
+        .map(|(path, version)| format!("{} ({version})", path.display()))
+        .collect::<Vec<_>>();
+    format!("; there is {}", list.join(", "))
+}
+
+/// `exit status 1` or `signal 9`.
+fn status_text(status: &ExitStatus) -> String {
+    use std::os::unix::process::ExitStatusExt;
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("exit status {code}"),
+        (None, Some(signal)) => format!("killed by signal {signal}"),
+        (None, None) => status.to_string(),
+    }
+}
+
+fn stderr_text(stderr: &str) -> String {
+    let trimmed = stderr.trim();
+    if trimmed.is_empty() {
+        String::new()
+    } else {
+        format!(": {trimmed}")
+    }
+}
+
+impl Classified for ProgramError {
+    fn retry_class(&self) -> RetryClass {
+        match self {
+            Self::Deadline { .. } | Self::Pipe { .. } => RetryClass::Transient,
+            Self::NotFound { .. }
+            | Self::Start { .. }
+            | Self::Failed { .. }
+            | Self::OutputTooLarge { .. } => RetryClass::Permanent,
+        }
+    }
+
+    fn hint(&self) -> Option<Hint> {
+        let Self::NotFound {
+            program, major_min, ..
+        } = self
+        else {
+            return None;
+        };
+        let server = matches!(
+            program.as_str(),
+            "postgres" | "initdb" | "pg_ctl" | "pg_controldata"
+        );
+        let package = if server {
+            format!("postgresql-{major_min}")
+        } else {
+            format!("postgresql-client-{major_min}")
+        };
+        Some(Hint::new(format!(
+            "install it (Debian, Ubuntu: apt-get install {package}, from apt.postgresql.org if the distribution has an \
+             older one), or name the directory it is in by pg_bin or PGKEEP_PG_BIN"
+        )))
+    }
+}
