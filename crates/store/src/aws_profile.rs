@@ -91,10 +91,10 @@ impl Profile {
 
     async fn renew(&self) -> Result<Arc<AwsCredential>, String> {
         let mut current = self.current.lock().await;
-        if let Some((credential, expires_at)) = current.as_ref() {
-            if expires_at.is_none_or(|at| SystemTime::now() + RENEW_BEFORE < at) {
-                return Ok(Arc::clone(credential));
-            }
+        if let Some((credential, expires_at)) = current.as_ref()
+            && expires_at.is_none_or(|at| SystemTime::now() + RENEW_BEFORE < at)
+        {
+            return Ok(Arc::clone(credential));
         }
         let asked = tokio::time::timeout(TIMEOUT, self.provider.provide_credentials()).await;
         let credentials: Credentials = match asked {

@@ -22,10 +22,10 @@ pub(crate) fn classify(error: &object_store::Error, status: u16, backend: Backen
     if let Some(io_error) = find_source::<io::Error>(error) {
         return by_io(io_error);
     }
-    if status != 0 {
-        if let Some(cause) = by_status(error, status, &text, backend) {
-            return cause;
-        }
+    if status != 0
+        && let Some(cause) = by_status(error, status, &text, backend)
+    {
+        return cause;
     }
     use object_store::Error as E;
     match error {

@@ -184,10 +184,11 @@ impl FaultyStore {
 fn decide(plan: &FaultPlan, state: &Mutex<State>) -> Fate {
     let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
     state.requests += 1;
-    if let Some((after, time)) = plan.outage {
-        if state.requests > after && state.outage_ends.is_none() {
-            state.outage_ends = Some(Instant::now() + time);
-        }
+    if let Some((after, time)) = plan.outage
+        && state.requests > after
+        && state.outage_ends.is_none()
+    {
+        state.outage_ends = Some(Instant::now() + time);
     }
     let out = state.outage_ends.is_some_and(|end| Instant::now() < end);
     let random = &mut state.random;

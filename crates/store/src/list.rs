@@ -227,7 +227,8 @@ impl Store {
     /// Asks for all of them again after any failure: to delete twice does no harm.
     async fn try_delete(&self, deadline: Duration, locations: &[Path]) -> Result<(), Cause> {
         self.inner.counters.request(Request::Delete);
-        let stream = futures::stream::iter(locations.to_vec().into_iter().map(Ok)).boxed();
+        let owned = locations.to_vec();
+        let stream = futures::stream::iter(owned.into_iter().map(Ok)).boxed();
         let mut results = self.inner.opened.objects.delete_stream(stream);
         let backend = self.inner.opened.backend;
         let (mut answers, mut failure) = (0, None);

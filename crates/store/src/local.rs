@@ -64,10 +64,10 @@ impl LocalDisk {
         let mut names = Vec::new();
         for entry in read_dir_or_empty(&directory)? {
             let entry = entry?;
-            if let (true, Ok(name)) = (entry.path().is_dir(), entry.file_name().into_string()) {
-                if holds_an_object(&entry.path())? {
-                    names.push(name);
-                }
+            if let (true, Ok(name)) = (entry.path().is_dir(), entry.file_name().into_string())
+                && holds_an_object(&entry.path())?
+            {
+                names.push(name);
             }
         }
         names.sort_unstable();

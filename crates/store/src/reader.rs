@@ -68,17 +68,17 @@ impl ObjectReader {
         let answer = store
             .retry(&doing, || request(&store, &location, wanted.clone(), None))
             .await?;
-        if let Some(wanted) = &wanted {
-            if answer.range != *wanted {
-                let why = format!(
-                    "it has only {} bytes, {}..{} were asked for",
-                    answer.size, wanted.start, wanted.end
-                );
-                return Err(
-                    StoreError::new(StoreErrorKind::ShortBody, doing, store.url(), why)
-                        .with_attempts(1, Default::default()),
-                );
-            }
+        if let Some(wanted) = &wanted
+            && answer.range != *wanted
+        {
+            let why = format!(
+                "it has only {} bytes, {}..{} were asked for",
+                answer.size, wanted.start, wanted.end
+            );
+            return Err(
+                StoreError::new(StoreErrorKind::ShortBody, doing, store.url(), why)
+                    .with_attempts(1, Default::default()),
+            );
         }
         let budget = RetryBudget::new(store.inner.options.retry);
         let length = answer.range.end - answer.range.start;

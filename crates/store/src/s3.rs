@@ -1,13 +1,18 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use futures::StreamExt;
+use http::Method;
 use object_store::aws::{AmazonS3, AmazonS3Builder, Checksum, resolve_bucket_region};
+use object_store::client::{HttpConnector, HttpRequestBody};
+use object_store::path::Path;
+use object_store::signer::{SignedUrlOptions, Signer};
 use url::Url;
 
 use crate::error::StoreError;
 use crate::http::NotingConnector;
 use crate::open::{client_options, invalid, no_retries};
-use crate::options::{S3Addressing, S3Checksum, StoreOptions};
+use crate::options::{S3Addressing, S3Checksum, S3Options, StoreOptions};
 use crate::store_url::StoreUrl;
 
 /// What the probe needs besides the objects.
@@ -16,6 +21,42 @@ pub(crate) struct S3Settings {
     /// Sends the probe's own signed requests.
     pub(crate) connector: NotingConnector,
     pub(crate) client_options: object_store::ClientOptions,
+}
+
+impl S3Settings {
+    /// Asks for one of the bucket's settings: `versioning`, `object-lock`, `lifecycle`. The answer's status and body.
+    pub(crate) async fn setting(&self, name: &str) -> object_store::Result<(u16, String)> {
+        const ANSWER_BYTES_MAX: usize = 256 * 1024;
+        const VALID_FOR: Duration = Duration::from_secs(60);
+        let wrong = |error: String| object_store::Error::Generic {
+            store: "S3",
+            source: error.into(),
+        };
+        let query = SignedUrlOptions::new().with_query([(name, "")]);
+        let url = self
+            .store
+            .signed_url_opts(Method::GET, &Path::default(), VALID_FOR, &query)
+            .await?;
+        let request = http::Request::get(url.as_str()).body(HttpRequestBody::empty());
+        let request = request.map_err(|error| wrong(error.to_string()))?;
+        let client = self.connector.connect(&self.client_options)?;
+        let wrap = |error| object_store::Error::Generic {
+            store: "S3",
+            source: Box::new(error),
+        };
+        let (head, body) = client.execute(request).await.map_err(wrap)?.into_parts();
+        let mut body = body.bytes_stream();
+        let mut text = Vec::new();
+        while let Some(bytes) = body.next().await {
+            text.extend_from_slice(&bytes.map_err(wrap)?);
+            if text.len() > ANSWER_BYTES_MAX {
+                return Err(wrong(format!(
+                    "the answer to ?{name} is longer than {ANSWER_BYTES_MAX} bytes"
+                )));
+            }
+        }
+        Ok((head.status.as_u16(), String::from_utf8_lossy(&text).into_owned()))
+    }
 }
 
 pub(crate) async fn open(
@@ -47,33 +88,16 @@ pub(crate) async fn open(
         .with_client_options(client_options.clone())
         .with_retry(no_retries())
         .with_http_connector(connector.clone());
-    builder = match (&s3.access_key_id, &s3.secret_access_key) {
-        (Some(id), Some(secret)) => {
-            let builder = builder
-                .with_access_key_id(id.expose())
-                .with_secret_access_key(secret.expose());
-            match &s3.session_token {
-                Some(token) => builder.with_token(token.expose()),
-                None => builder,
-            }
-        }
-        (None, None) => builder,
-        _ => {
-            return Err(invalid(
-                url,
-                "an access key's id and its secret go together: set both, or neither",
-            ));
-        }
-    };
+    builder = static_credentials(url, builder, s3)?;
     let mut region = s3
         .region
         .clone()
         .or_else(|| environment(&["AWS_REGION", "AWS_DEFAULT_REGION"]));
-    if s3.access_key_id.is_none() {
-        if let Some(profile) = crate::aws_profile::load(url, s3.profile.as_deref()).await? {
-            region = region.or(profile.region.clone());
-            builder = builder.with_credentials(profile.into_provider());
-        }
+    if s3.access_key_id.is_none()
+        && let Some(profile) = crate::aws_profile::load(url, s3.profile.as_deref()).await?
+    {
+        region = region.or(profile.region.clone());
+        builder = builder.with_credentials(profile.into_provider());
     }
     if region.is_none() && endpoint.is_none() {
         region = find_region(bucket, &client_options).await;
@@ -81,17 +105,7 @@ pub(crate) async fn open(
     if let Some(region) = region {
         builder = builder.with_region(region);
     }
-    builder = match s3.checksum {
-        S3Checksum::Sha256 => builder.with_checksum_algorithm(Checksum::SHA256),
-        // Without TLS the signature has to protect the body.
-        S3Checksum::Crc64Nvme => builder
-            .with_checksum_algorithm(Checksum::CRC64NVME)
-            .with_unsigned_payload(!allow_http),
-        S3Checksum::None => builder,
-    };
-    if let Some(key) = &s3.kms_key_id {
-        builder = builder.with_sse_kms_encryption(key);
-    }
+    builder = protect(builder, s3, allow_http);
     builder = address(builder, bucket, endpoint.as_ref(), s3.addressing);
     let store = builder
         .build()
@@ -101,6 +115,45 @@ pub(crate) async fn open(
         connector,
         client_options,
     })
+}
+
+fn static_credentials(
+    url: &StoreUrl,
+    builder: AmazonS3Builder,
+    s3: &S3Options,
+) -> Result<AmazonS3Builder, StoreError> {
+    match (&s3.access_key_id, &s3.secret_access_key) {
+        (Some(id), Some(secret)) => {
+            let builder = builder
+                .with_access_key_id(id.expose())
+                .with_secret_access_key(secret.expose());
+            Ok(match &s3.session_token {
+                Some(token) => builder.with_token(token.expose()),
+                None => builder,
+            })
+        }
+        (None, None) => Ok(builder),
+        _ => Err(invalid(
+            url,
+            "an access key's id and its secret go together: set both, or neither",
+        )),
+    }
+}
+
+/// Checksums and the store's own encryption.
+fn protect(builder: AmazonS3Builder, s3: &S3Options, without_tls: bool) -> AmazonS3Builder {
+    let builder = match s3.checksum {
+        S3Checksum::Sha256 => builder.with_checksum_algorithm(Checksum::SHA256),
+        // Without TLS the signature has to protect the body.
+        S3Checksum::Crc64Nvme => builder
+            .with_checksum_algorithm(Checksum::CRC64NVME)
+            .with_unsigned_payload(!without_tls),
+        S3Checksum::None => builder,
+    };
+    match &s3.kms_key_id {
+        Some(key) => builder.with_sse_kms_encryption(key),
+        None => builder,
+    }
 }
 
 fn parse_endpoint(url: &StoreUrl, text: &str, allow_http: bool) -> Result<Url, StoreError> {

@@ -147,28 +147,7 @@ impl SeaweedFs {
         else {
             panic!("eight ports")
         };
-        let (access_key, secret_key) = ("pgkeep-test", "pgkeep-test-secret");
-        let (write_only_access_key, write_only_secret_key) = ("pgkeep-writer", "pgkeep-writer-secret");
-        let identity = |name: &str, access: &str, secret: &str, actions: &str| {
-            format!(
-                r#"{{"name":"{name}","credentials":[{{"accessKey":"{access}","secretKey":"{secret}"}}],"actions":[{actions}]}}"#
-            )
-        };
-        let all = identity(
-            "all",
-            access_key,
-            secret_key,
-            r#""Admin","Read","Write","List","Tagging""#,
-        );
-        // What may put in SeaweedFS may also delete.
-        let writer = identity(
-            "writer",
-            write_only_access_key,
-            write_only_secret_key,
-            r#""Write","List""#,
-        );
-        let config = directory.join("s3.json");
-        fs::write(&config, format!(r#"{{"identities":[{all},{writer}]}}"#)).expect("writes s3.json");
+        let config = write_identities(&directory);
         let d = directory.display();
         let mut line = format!(
             "server -dir={d} -ip=127.0.0.1 -ip.bind=127.0.0.1 -master.port={master} -master.port.grpc={master_grpc} \
@@ -203,10 +182,10 @@ impl SeaweedFs {
                 s3,
             },
             endpoint: format!("http://127.0.0.1:{s3}"),
-            access_key: access_key.to_owned(),
-            secret_key: secret_key.to_owned(),
-            write_only_access_key: write_only_access_key.to_owned(),
-            write_only_secret_key: write_only_secret_key.to_owned(),
+            access_key: ALL_KEY.0.to_owned(),
+            secret_key: ALL_KEY.1.to_owned(),
+            write_only_access_key: WRITER_KEY.0.to_owned(),
+            write_only_secret_key: WRITER_KEY.1.to_owned(),
         })
     }
 
@@ -265,6 +244,23 @@ impl SeaweedFs {
             "weed shell: {line}: {text}"
         );
     }
+}
+
+/// Access key and secret of SeaweedFS' two identities.
+const ALL_KEY: (&str, &str) = ("pgkeep-test", "pgkeep-test-secret");
+const WRITER_KEY: (&str, &str) = ("pgkeep-writer", "pgkeep-writer-secret");
+
+fn write_identities(directory: &Path) -> PathBuf {
+    let identity = |name: &str, (access, secret): (&str, &str), actions: &str| {
+        let credentials = format!(r#"[{{"accessKey":"{access}","secretKey":"{secret}"}}]"#);
+        format!(r#"{{"name":"{name}","credentials":{credentials},"actions":[{actions}]}}"#)
+    };
+    let all = identity("all", ALL_KEY, r#""Admin","Read","Write","List","Tagging""#);
+    // What may put in SeaweedFS may also delete.
+    let writer = identity("writer", WRITER_KEY, r#""Write","List""#);
+    let config = directory.join("s3.json");
+    fs::write(&config, format!(r#"{{"identities":[{all},{writer}]}}"#)).expect("writes s3.json");
+    config
 }
 
 /// `rclone serve s3` over a directory: it takes `If-None-Match` and overwrites all the same.

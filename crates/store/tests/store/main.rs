@@ -3,6 +3,7 @@
 
 mod conformance;
 mod files;
+mod probe;
 
 use pgkeep_base::Secret;
 use pgkeep_store::{S3Options, StoreOptions};

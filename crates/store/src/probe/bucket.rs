@@ -1,0 +1,230 @@
+//! The settings of an S3 bucket. Not every credential may see them: that's fine, and said.
+
+use super::{ProbeReport, Severity};
+use crate::store::Store;
+
+/// What became of the question.
+enum Answer {
+    /// The setting's XML.
+    Set(String),
+    /// The bucket has no such setting.
+    Unset,
+    /// Not permitted, not understood, or no answer.
+    Unknown(String),
+}
+
+pub(super) async fn probe(store: &Store, report: &mut ProbeReport) {
+    if store.inner.opened.s3.is_none() {
+        return;
+    }
+    let versioning = ask(store, "versioning").await;
+    probe_versioning(&versioning, report);
+    let object_lock = ask(store, "object-lock").await;
+    probe_object_lock(&object_lock, report);
+    let lifecycle = ask(store, "lifecycle").await;
+    probe_lifecycle(&lifecycle, report);
+}
+
+async fn ask(store: &Store, setting: &str) -> Answer {
+    let Some(s3) = &store.inner.opened.s3 else {
+        return Answer::Unset;
+    };
+    let asked = store
+        .attempt(store.inner.options.request_timeout, s3.setting(setting))
+        .await;
+    match asked {
+        Ok((200, xml)) => Answer::Set(xml),
+        // NoSuchLifecycleConfiguration, ObjectLockConfigurationNotFoundError
+        Ok((404, _)) => Answer::Unset,
+        Ok((403, _)) => Answer::Unknown("these credentials may not see it".to_owned()),
+        Ok((status, _)) => Answer::Unknown(format!("the store answered {status}")),
+        Err(cause) => Answer::Unknown(cause.why),
+    }
+}
+
+/// <https://docs.aws.amazon.com/AmazonS3/latest/API/API_GetBucketVersioning.html>
+fn probe_versioning(answer: &Answer, report: &mut ProbeReport) {
+    const CHECK: &str = "versioning";
+    let why = "With versioning, what is deleted by mistake or malice can be brought back.";
+    match answer {
+        Answer::Set(xml) if text(xml, "Status") == Some("Enabled") => {
+            report.capabilities.versioning = Some(true);
+            report.add(CHECK, Severity::Ok, "the bucket keeps old versions", why);
+        }
+        Answer::Set(_) | Answer::Unset => {
+            report.capabilities.versioning = Some(false);
+            report.add(CHECK, Severity::Info, "the bucket keeps no old versions", why);
+        }
+        Answer::Unknown(reason) => {
+            report.add(
+                CHECK,
+                Severity::Info,
+                format!("versioning: unknown ({reason})"),
+                why,
+            );
+        }
+    }
+}
+
+/// <https://docs.aws.amazon.com/AmazonS3/latest/API/API_GetObjectLockConfiguration.html>
+fn probe_object_lock(answer: &Answer, report: &mut ProbeReport) {
+    const CHECK: &str = "object-lock";
+    let why = "Under Object Lock nobody can delete a backup before its time, pgkeep's retention included.";
+    match answer {
+        Answer::Set(xml) if text(xml, "ObjectLockEnabled") == Some("Enabled") => {
+            report.capabilities.object_lock = Some(true);
+            let mode = text(xml, "Mode").unwrap_or("no default").to_lowercase();
+            let time = text(xml, "Days").map(|days| format!(" for {days} days"));
+            let time = time
+                .or_else(|| text(xml, "Years").map(|years| format!(" for {years} years")))
+                .unwrap_or_default();
+            let what = format!("Object Lock is on, with {mode} retention{time}");
+            report.add(CHECK, Severity::Ok, what, why);
+        }
+        Answer::Set(_) | Answer::Unset => {
+            report.capabilities.object_lock = Some(false);
+            report.add(CHECK, Severity::Info, "Object Lock is off", why);
+        }
+        Answer::Unknown(reason) => {
+            report.add(
+                CHECK,
+                Severity::Info,
+                format!("Object Lock: unknown ({reason})"),
+                why,
+            );
+        }
+    }
+}
+
+/// <https://docs.aws.amazon.com/AmazonS3/latest/API/API_GetBucketLifecycleConfiguration.html>
+fn probe_lifecycle(answer: &Answer, report: &mut ProbeReport) {
+    const CHECK: &str = "lifecycle";
+    let xml = match answer {
+        Answer::Set(xml) => xml,
+        Answer::Unset => {
+            report.capabilities.lifecycle = Some(false);
+            let why = "Nothing interferes with pgkeep's retention; but unfinished multipart uploads stay, and cost.";
+            report.add(CHECK, Severity::Ok, "the bucket has no lifecycle rules", why);
+            return;
+        }
+        Answer::Unknown(reason) => {
+            let why = "A rule that expires objects would tear backups apart.";
+            report.add(
+                CHECK,
+                Severity::Info,
+                format!("lifecycle rules: unknown ({reason})"),
+                why,
+            );
+            return;
+        }
+    };
+    let rules: Vec<&str> = xml
+        .split("<Rule>")
+        .skip(1)
+        .filter(|rule| text(rule, "Status") == Some("Enabled"))
+        .collect();
+    report.capabilities.lifecycle = Some(!rules.is_empty());
+    let mut harmless = true;
+    for rule in &rules {
+        let id = text(rule, "ID").unwrap_or("without a name");
+        let prefix = text(rule, "Prefix")
+            .map(|prefix| format!(" below '{prefix}'"))
+            .unwrap_or_default();
+        if let Some(expiration) =
+            element(rule, "Expiration").filter(|e| e.contains("<Days>") || e.contains("<Date>"))
+        {
+            harmless = false;
+            let days = text(expiration, "Days")
+                .map(|days| format!(" after {days} days"))
+                .unwrap_or_default();
+            let what = format!("the lifecycle rule '{id}' expires objects{prefix}{days}");
+            let why =
+                "It knows nothing of which objects belong together: the oldest backups would be torn apart.";
+            report
+                .add(CHECK, Severity::Warning, what, why)
+                .mend("remove the rule, and let pgkeep prune decide what goes");
+        }
+        if let Some(class) =
+            element(rule, "Transition").and_then(|transition| text(transition, "StorageClass"))
+            && matches!(class, "GLACIER" | "DEEP_ARCHIVE")
+        {
+            harmless = false;
+            let what = format!("the lifecycle rule '{id}' moves objects{prefix} to {class}");
+            let why = "From there nothing can be read, so nothing restored, before hours of waiting.";
+            report
+                .add(CHECK, Severity::Warning, what, why)
+                .mend("use GLACIER_IR or STANDARD_IA in the rule");
+        }
+    }
+    if harmless {
+        let what = format!(
+            "none of the bucket's {} lifecycle rules touches backups",
+            rules.len()
+        );
+        report.add(
+            CHECK,
+            Severity::Ok,
+            what,
+            "A rule that expires objects would tear backups apart.",
+        );
+    }
+}
+
+fn element<'a>(xml: &'a str, name: &str) -> Option<&'a str> {
+    let (_, rest) = xml.split_once(&format!("<{name}>"))?;
+    rest.split_once(&format!("</{name}>")).map(|(inner, _)| inner)
+}
+
+fn text<'a>(xml: &'a str, name: &str) -> Option<&'a str> {
+    element(xml, name)
+        .map(str::trim)
+        .filter(|text| !text.is_empty() && text.len() < 200 && !text.contains('<'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lifecycle(rules: &str) -> ProbeReport {
+        let mut report = ProbeReport::default();
+        let xml = format!("<LifecycleConfiguration>{rules}</LifecycleConfiguration>");
+        probe_lifecycle(&Answer::Set(xml), &mut report);
+        report
+    }
+
+    #[test]
+    fn rules_that_would_tear_backups_apart_are_named() {
+        let report = lifecycle(
+            "<Rule><ID>old</ID><Status>Enabled</Status><Filter><Prefix>a/</Prefix></Filter>\
+             <Expiration><Days>30</Days></Expiration></Rule>",
+        );
+        assert_eq!(report.severity(), Severity::Warning);
+        assert!(
+            report.findings[0]
+                .what
+                .contains("'old' expires objects below 'a/' after 30 days"),
+            "{report:?}"
+        );
+        let report = lifecycle(
+            "<Rule><ID>cold</ID><Status>Enabled</Status>\
+             <Transition><Days>1</Days><StorageClass>GLACIER</StorageClass></Transition></Rule>",
+        );
+        assert_eq!(report.severity(), Severity::Warning);
+    }
+
+    #[test]
+    fn rules_that_do_no_harm_are_let_be() {
+        let report = lifecycle(
+            "<Rule><ID>off</ID><Status>Disabled</Status><Expiration><Days>30</Days></Expiration></Rule>\
+             <Rule><ID>debris</ID><Status>Enabled</Status><AbortIncompleteMultipartUpload><DaysAfterInitiation>1\
+             </DaysAfterInitiation></AbortIncompleteMultipartUpload></Rule>\
+             <Rule><ID>marks</ID><Status>Enabled</Status><Expiration><ExpiredObjectDeleteMarker>true\
+             </ExpiredObjectDeleteMarker></Expiration></Rule>",
+        );
+        assert_eq!(
+            (report.severity(), report.capabilities.lifecycle),
+            (Severity::Ok, Some(true)),
+            "{report:?}"
+        );
+    }
+}
