@@ -1,7 +1,6 @@
 //! Sealing and opening: round trips, wrong keys, damage at every place, limits, and stock age and zstd as referees.
 
 use std::io::{self, Read, Write};
-use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use pgkeep_base::{Classified, RetryClass};
@@ -10,6 +9,8 @@ use pgkeep_repository::encryption::{
     open_bytes, open_reader, open_reader_with, seal_bytes, seal_writer,
 };
 use pgkeep_repository::keys::{self, Identity, Recipient};
+use pgkeep_testkit::require;
+use pgkeep_testkit::requirements::tool;
 use proptest::prelude::*;
 
 const MANY: u64 = 1 << 30;
@@ -46,27 +47,6 @@ fn content(length: usize, seed: u64) -> Vec<u8> {
             }
         })
         .collect()
-}
-
-/// A tool that isn't pgkeep's, or `None` after saying that the test is skipped.
-fn stock_tool(name: &str) -> Option<PathBuf> {
-    let cache = std::env::var_os("PGKEEP_TEST_CACHE")
-        .map(PathBuf::from)
-        .or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache/pgkeep-test")));
-    let cached = cache
-        .map(|cache| cache.join("tools/bin").join(name))
-        .filter(|path| path.exists());
-    let in_path = || {
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        std::env::split_paths(&path)
-            .map(|folder| folder.join(name))
-            .find(|path| path.is_file())
-    };
-    let found = cached.or_else(in_path);
-    if found.is_none() {
-        eprintln!("SKIPPED: no stock {name} here; `scripts/test-setup tools` brings it");
-    }
-    found
 }
 
 /// Runs a filter; the input is written from a thread so that neither side waits for the other.
@@ -427,9 +407,7 @@ fn wrong_settings_are_refused_before_anything_is_written() {
 
 #[test]
 fn stock_age_and_zstd_open_what_pgkeep_seals() {
-    let (Some(age), Some(zstd)) = (stock_tool("age"), stock_tool("zstd")) else {
-        return;
-    };
+    let (age, zstd) = (require!(tool("age")), require!(tool("zstd")));
     let folder = tempfile::tempdir().unwrap();
     let key_file = folder.path().join("key.txt");
     let (identity, recipient) = keys::generate();
@@ -444,11 +422,11 @@ fn stock_age_and_zstd_open_what_pgkeep_seals() {
 
 #[test]
 fn pgkeep_opens_what_stock_age_and_zstd_seal_with_a_stock_key() {
-    let (Some(age), Some(keygen), Some(zstd)) =
-        (stock_tool("age"), stock_tool("age-keygen"), stock_tool("zstd"))
-    else {
-        return;
-    };
+    let (age, keygen, zstd) = (
+        require!(tool("age")),
+        require!(tool("age-keygen")),
+        require!(tool("zstd")),
+    );
     let folder = tempfile::tempdir().unwrap();
     let key_file = folder.path().join("key.txt");
     assert!(
@@ -472,42 +450,6 @@ fn pgkeep_opens_what_stock_age_and_zstd_seal_with_a_stock_key() {
     let recipient = read.identities[0].to_recipient().to_string();
     let object = filter(Command::new(&age).arg("-r").arg(recipient), compressed);
     assert_eq!(open_bytes(&object, &options(&read.identities)).unwrap(), plain);
-}
-
-/// `cargo test --release -p pgkeep-repository --test encryption -- --ignored --nocapture throughput`
-#[test]
-#[ignore = "a measurement"]
-fn throughput() {
-    let (identity, recipient) = keys::generate();
-    let plain = content(256 << 20, 12);
-    let rate = |bytes: usize, start: std::time::Instant| bytes as f64 / 1e6 / start.elapsed().as_secs_f64();
-    let start = std::time::Instant::now();
-    let mut writer = encrypt_writer(
-        &encrypted_to(&recipient),
-        Vec::with_capacity(plain.len() + (1 << 20)),
-    )
-    .unwrap();
-    writer.write_all(&plain).unwrap();
-    let object = writer.finish().unwrap();
-    eprintln!(
-        "age: {:.0} MB/s of {} MB",
-        rate(plain.len(), start),
-        object.len() / 1_000_000
-    );
-    let start = std::time::Instant::now();
-    let object = seal_bytes(&encrypted_to(&recipient), 3, &plain).unwrap();
-    eprintln!(
-        "zstd 3 and age: {:.0} MB/s to {} MB",
-        rate(plain.len(), start),
-        object.len() / 1_000_000
-    );
-    let start = std::time::Instant::now();
-    let mut opened = open_reader_with(&object[..], &options(std::slice::from_ref(&identity))).unwrap();
-    assert_eq!(
-        io::copy(&mut opened, &mut io::sink()).unwrap(),
-        plain.len() as u64
-    );
-    eprintln!("opening: {:.0} MB/s", rate(plain.len(), start));
 }
 
 fn assert_send<T: Send>(_: &T) {}
