@@ -407,3 +407,18 @@ pub async fn dependents(session: &mut Session) -> Result<String, DumpError> {
     }
     Ok(text)
 }
+
+/// The oids of foreign keys that reference a hypertable: they can be created only when TimescaleDB's restore mode has
+/// ended, because until then the hypertable looks empty (see the `timescale` crate).
+///
+/// # Errors
+/// PostgreSQL's.
+pub async fn foreign_keys_to_hypertables(session: &mut Session) -> Result<Vec<u32>, DumpError> {
+    let context = || "listing the foreign keys to hypertables".to_owned();
+    let sql = "SELECT f.oid FROM pg_catalog.pg_constraint f
+        JOIN pg_catalog.pg_class t ON t.oid = f.confrelid JOIN pg_catalog.pg_namespace n ON n.oid = t.relnamespace
+        JOIN _timescaledb_catalog.hypertable h ON h.schema_name = n.nspname AND h.table_name = t.relname
+        WHERE f.contype = 'f' AND f.conparentid = 0 ORDER BY f.oid";
+    let rows = session.query(sql).await.context(context)?;
+    rows.iter().map(|row| row.get(0).context(context)).collect()
+}

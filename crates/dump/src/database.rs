@@ -8,14 +8,14 @@ use bytes::Bytes;
 use pgkeep_base::{quote_literal, quote_qualified};
 use pgkeep_pg::{Session, Target};
 use pgkeep_repository::object::ObjectRef;
-use pgkeep_timescale::Inventory;
+use pgkeep_timescale::{HypertableKind, Inventory};
 
 use crate::catalog::{self, CatalogRelation};
 use crate::data::{self, DataPhase, DataRead};
 use crate::error::{Context, DumpError};
 use crate::manifest::{DataObject, DatabaseManifest, QualifiedName, Relation, RelationKind};
 use crate::run::{Run, sealed_suffix};
-use crate::schema::{self, ProgramFailure};
+use crate::schema;
 use crate::snapshot::{self, LockedSnapshot};
 use crate::sql;
 
@@ -41,7 +41,7 @@ pub(crate) async fn dump(run: &Run<'_>, name: &str, folder: &str) -> Result<Dump
     let timescaledb = inventory(&mut snapshot.session, name).await?;
     let relations = ordered_relations(&mut snapshot, timescaledb.as_ref()).await?;
     phase("reading the catalog");
-    let catalog = read_catalog(run, &mut snapshot, folder).await?;
+    let catalog = read_catalog(run, &mut snapshot, timescaledb.as_ref(), folder).await?;
     let large_objects = large_objects(run, &target, &mut snapshot, folder).await?;
     phase("reading tables");
     let read = read_data(run, &target, &mut snapshot, &relations, folder).await?;
@@ -66,6 +66,7 @@ pub(crate) async fn dump(run: &Run<'_>, name: &str, folder: &str) -> Result<Dump
         relations,
         data,
         timescaledb,
+        foreign_keys_to_hypertables: catalog.foreign_keys_to_hypertables,
         filters: run.options.filters.clone(),
     };
     let other_objects = write_scripts(run, &manifest).await?;
@@ -95,7 +96,7 @@ async fn owners_query(run: &Run<'_>, target: &Target) -> Result<String, DumpErro
     let Some(inventory) = inventory(&mut session, target.database()).await? else { return Ok(none.to_owned()) };
     session.close().await;
     let mut rows = Vec::new();
-    for hypertable in &inventory.hypertables {
+    for hypertable in inventory.hypertables.iter().filter(|table| table.kind != HypertableKind::Compressed) {
         for chunk in &hypertable.chunks {
             let compressed = chunk.compressed_relation.as_ref().map(|relation| (&relation.schema, &relation.name));
             for (schema, name) in [Some((&chunk.schema, &chunk.name)), compressed].into_iter().flatten() {
@@ -134,20 +135,18 @@ async fn snapshot_and_schema(
             (1, 1) => format!("{folder}/schema.dump{suffix}"),
             _ => format!("{folder}/schema.{attempt}.{number:04}.dump{suffix}"),
         };
-        match schema::store_output(run.repository, &run.prefix, name, command).await? {
+        match schema::store_output(run.repository, &run.prefix, name, command).await {
             Ok(objects) => return Ok((snapshot, objects)),
-            Err(failure) if begun.elapsed() >= SCHEMA_LOCK_TIMEOUT && attempt < SCHEMA_ATTEMPTS_MAX => {
-                tracing::debug!(messages = failure.messages, "pg_dump could not lock the tables; starting over");
+            Err(error @ DumpError::Program { .. })
+                if begun.elapsed() >= SCHEMA_LOCK_TIMEOUT && attempt < SCHEMA_ATTEMPTS_MAX =>
+            {
+                tracing::debug!(%error, "pg_dump could not lock the tables; starting over");
                 snapshot.session.execute("ROLLBACK").await.context(|| "starting over".to_owned())?;
                 attempt += 1;
             }
-            Err(failure) => return Err(schema_error(failure, target.database())),
+            Err(error) => return Err(error.within(&format!("the schema of database '{}'", target.database()))),
         }
     }
-}
-
-fn schema_error(failure: ProgramFailure, database: &str) -> DumpError {
-    failure.into_error(format!("reading the schema of database '{database}' with pg_dump"))
 }
 
 /// Relations with rows, in the manifest's order: configuration tables first, as their foreign keys demand; kinds told
@@ -157,7 +156,10 @@ async fn ordered_relations(
     timescaledb: Option<&Inventory>,
 ) -> Result<Vec<(CatalogRelation, u64)>, DumpError> {
     let mut kinds: HashMap<QualifiedName, RelationKind> = HashMap::new();
-    for chunk in timescaledb.iter().flat_map(|inventory| &inventory.hypertables).flat_map(|table| &table.chunks) {
+    let hypertables = timescaledb.iter().flat_map(|inventory| &inventory.hypertables);
+    // The chunks of a hypertable of compressed relations are those relations, which their chunks name as well.
+    let hypertables = hypertables.filter(|table| table.kind != HypertableKind::Compressed);
+    for chunk in hypertables.flat_map(|table| &table.chunks) {
         let name = QualifiedName { schema: chunk.schema.clone(), name: chunk.name.clone() };
         kinds.insert(name, RelationKind::Chunk);
         if let Some(compressed) = &chunk.compressed_relation {
@@ -188,9 +190,15 @@ struct Catalog {
     materialized_views: Vec<QualifiedName>,
     sequences: Option<ObjectRef>,
     dependents: ObjectRef,
+    foreign_keys_to_hypertables: Vec<u32>,
 }
 
-async fn read_catalog(run: &Run<'_>, snapshot: &mut LockedSnapshot, folder: &str) -> Result<Catalog, DumpError> {
+async fn read_catalog(
+    run: &Run<'_>,
+    snapshot: &mut LockedSnapshot,
+    timescaledb: Option<&Inventory>,
+    folder: &str,
+) -> Result<Catalog, DumpError> {
     let session = &mut snapshot.session;
     let suffix = sealed_suffix(run.repository);
     let put = |name: String, text: String| async move {
@@ -201,7 +209,12 @@ async fn read_catalog(run: &Run<'_>, snapshot: &mut LockedSnapshot, folder: &str
         None => None,
     };
     let dependents = catalog::dependents(session).await?;
+    let foreign_keys_to_hypertables = match timescaledb {
+        Some(_) => catalog::foreign_keys_to_hypertables(session).await?,
+        None => Vec::new(),
+    };
     Ok(Catalog {
+        foreign_keys_to_hypertables,
         properties: catalog::database_properties(session).await?,
         extensions: catalog::extensions(session).await?,
         materialized_views: catalog::materialized_views(session).await?,
@@ -227,10 +240,8 @@ async fn large_objects(
     let mut command = schema::pg_dump(&run.programs, target, &snapshot.id, SCHEMA_LOCK_TIMEOUT.as_millis());
     command.args(["--data-only", "--blobs", "--exclude-table=*.*"]);
     let name = |number| format!("{folder}/large_objects.{number:04}.dump{suffix}");
-    let stored = schema::store_output(run.repository, &run.prefix, name, command).await?;
-    stored.map_err(|failure| {
-        failure.into_error(format!("reading the large objects of database '{}' with pg_dump", target.database()))
-    })
+    let stored = schema::store_output(run.repository, &run.prefix, name, command).await;
+    stored.map_err(|error| error.within(&format!("the large objects of database '{}'", target.database())))
 }
 
 async fn read_data(

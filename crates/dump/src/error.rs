@@ -135,6 +135,15 @@ pub enum DumpError {
 }
 
 impl DumpError {
+    /// The same, with more about what was being done.
+    #[must_use]
+    pub(crate) fn within(self, what: &str) -> Self {
+        match self {
+            Self::Program { context, source } => Self::Program { context: format!("{context} for {what}"), source },
+            other => other,
+        }
+    }
+
     /// The SQLSTATE, when PostgreSQL reported one.
     pub fn sqlstate(&self) -> Option<&str> {
         match self {

@@ -10,6 +10,7 @@ mod pack;
 mod pattern;
 mod progress;
 mod read;
+pub mod restore;
 mod run;
 mod schema;
 mod snapshot;

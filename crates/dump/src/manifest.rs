@@ -121,6 +121,9 @@ pub struct DatabaseManifest {
     pub data: Vec<DataObject>,
     /// TimescaleDB's inventory, when the extension is there.
     pub timescaledb: Option<pgkeep_timescale::Inventory>,
+    /// The oids of foreign keys that must be made after TimescaleDB's restore mode has ended.
+    #[serde(default)]
+    pub foreign_keys_to_hypertables: Vec<u32>,
     /// What was asked for, when it wasn't everything.
     #[serde(default)]
     pub filters: Filters,

@@ -122,18 +122,25 @@ pub fn before_script(database: &DatabaseManifest) -> String {
     )
 }
 
+/// The jobs' table moved from one schema to the other in TimescaleDB 2.25.
+const HOLD_JOBS: &str = "DO $$ BEGIN\n  \
+    IF pg_catalog.to_regclass('_timescaledb_catalog.bgw_job') IS NOT NULL THEN\n    \
+      UPDATE _timescaledb_catalog.bgw_job SET scheduled = false WHERE scheduled AND id >= 1000;\n  \
+    ELSE\n    \
+      UPDATE _timescaledb_config.bgw_job SET scheduled = false WHERE scheduled AND id >= 1000;\n  \
+    END IF;\nEND $$;";
+
 /// What a restore without pgkeep runs in the new database at the end.
 pub fn after_script(database: &DatabaseManifest) -> String {
     let mut script = String::new();
     if let Some(timescaledb) = &database.timescaledb {
         let schema = database.extensions.iter().find(|extension| extension.name == "timescaledb");
         let schema = quote_identifier(schema.map_or("public", |extension| extension.schema.as_str()));
-        let hold = pgkeep_timescale::hold_jobs_statement(timescaledb);
         let _ = write!(
             script,
             "-- A retention policy that is overdue would delete what was just restored: the jobs stay off until you\n\
              -- have checked the data. Turn one on with: SELECT alter_job(ID, scheduled => true);\n\
-             {hold};\nSELECT {schema}.timescaledb_post_restore();\n\\connect\n"
+             {HOLD_JOBS}\nSELECT {schema}.timescaledb_post_restore();\n\\connect\n"
         );
         let held: Vec<String> =
             timescaledb.jobs.iter().filter(|job| job.scheduled && job.id >= 1000).map(|job| job.id.to_string()).collect();

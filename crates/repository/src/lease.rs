@@ -119,7 +119,8 @@ impl Lease {
             return Ok(());
         }
         let key = format!("{}{:010}-released", layout::lease_prefix(&self.repository.cluster), self.generation);
-        self.repository.store.put_new(&key, to_json(&self.repository.now())?).await?;
+        // A generation is released by its holder alone.
+        let _ = self.repository.store.put_new(&key, to_json(&self.repository.now())?).await?;
         sweep_before(&self.repository, self.generation).await;
         Ok(())
     }

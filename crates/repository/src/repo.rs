@@ -169,7 +169,8 @@ impl Repository {
             });
         }
         let marker = IdentityMarker { system_identifier: ours.clone(), first_seen_at: self.now() };
-        self.store.put_new(&format!("{prefix}{ours}"), to_json(&marker)?).await?;
+        // Another process of the same cluster may just have written it.
+        let _ = self.store.put_new(&format!("{prefix}{ours}"), to_json(&marker)?).await?;
         Ok(())
     }
 }

@@ -1,0 +1,195 @@
+//! The schema's archive: pg_restore in sections, with lists of what to take.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use pgkeep_pg::Target;
+use pgkeep_pg::programs::{self, Program, ProgramError, ProgramSearch, RunLimits};
+use pgkeep_repository::Repository;
+use pgkeep_repository::object::ObjectRef;
+use tokio::io::AsyncWriteExt;
+use tokio::process::Command;
+
+use crate::error::{Context, DumpError};
+use crate::schema;
+
+/// An archive's table of contents; 50,000 tables make some 30 MB.
+const CONTENTS_BYTES_MAX: usize = 1 << 30;
+/// Reading it takes seconds.
+const LIST_DEADLINE: Duration = Duration::from_secs(600);
+
+/// One line of `pg_restore --list`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// The line as it stands.
+    pub line: String,
+    /// The catalog that the object is in (`pg_class` 1259, `pg_constraint` 2606, ...); 0 for none.
+    pub class: u32,
+    /// The object's oid in the dumped database.
+    pub oid: u32,
+    /// What follows: description, schema, tag, owner.
+    pub text: String,
+}
+
+/// Reads the output of `pg_restore --list`: `dumpId; class oid description schema tag owner`.
+pub fn parse_entries(list: &str) -> Vec<Entry> {
+    list.lines().filter(|line| !line.starts_with(';')).filter_map(parse_entry).collect()
+}
+
+fn parse_entry(line: &str) -> Option<Entry> {
+    let (_, rest) = line.split_once("; ")?;
+    let mut parts = rest.splitn(3, ' ');
+    let class = parts.next()?.parse().ok()?;
+    let oid = parts.next()?.parse().ok()?;
+    Some(Entry { line: line.to_owned(), class, oid, text: parts.next()?.to_owned() })
+}
+
+/// The archive as a file, and the program that reads it.
+pub struct Archive {
+    program: Program,
+    directory: tempfile::TempDir,
+    file: PathBuf,
+    options: Vec<String>,
+    /// Settings (`name=value`) for the sessions of pg_restore.
+    pub session_settings: Vec<String>,
+    /// Its table of contents.
+    pub entries: Vec<Entry>,
+}
+
+/// How objects are to be made.
+#[derive(Debug, Clone, Copy)]
+pub struct ArchiveOptions {
+    /// Give objects to their owners.
+    pub owners: bool,
+    /// Grant privileges.
+    pub privileges: bool,
+    /// Put objects into their tablespaces.
+    pub tablespaces: bool,
+}
+
+impl Archive {
+    /// Fetches the archive into a temporary directory and lists it.
+    ///
+    /// # Errors
+    /// The store's, the key's, a missing or failing pg_restore.
+    pub async fn fetch(
+        repository: &Repository,
+        prefix: &str,
+        pieces: &[ObjectRef],
+        major_min: u32,
+        search: &ProgramSearch,
+        work_directory: Option<&Path>,
+        options: ArchiveOptions,
+    ) -> Result<Self, DumpError> {
+        let context = || format!("looking for pg_restore of PostgreSQL {major_min} or later");
+        let program = programs::find("pg_restore", major_min, search).await.context(context)?;
+        let work_directory = work_directory.map_or_else(std::env::temp_dir, Path::to_path_buf);
+        let directory = tempfile::Builder::new()
+            .prefix("pgkeep-")
+            .tempdir_in(&work_directory)
+            .context(|| format!("making a temporary directory in {}", work_directory.display()))?;
+        let file = directory.path().join("archive.dump");
+        write_pieces(repository, prefix, pieces, &file).await?;
+        let mut archive = Self { program, directory, file, options: Vec::new(), session_settings: Vec::new(), entries: Vec::new() };
+        for (wanted, option) in [
+            (options.owners, "--no-owner"),
+            (options.privileges, "--no-privileges"),
+            (options.tablespaces, "--no-tablespaces"),
+        ] {
+            if !wanted {
+                archive.options.push(option.to_owned());
+            }
+        }
+        archive.entries = parse_entries(&archive.list().await?);
+        Ok(archive)
+    }
+
+    async fn list(&self) -> Result<String, DumpError> {
+        let mut command = self.program.command(None);
+        command.arg("--list").arg(&self.file);
+        let limits = RunLimits { deadline: LIST_DEADLINE, stdout_bytes_max: CONTENTS_BYTES_MAX };
+        let context = || "reading the schema's archive".to_owned();
+        let finished = programs::run(command, &limits).await.context(context)?;
+        String::from_utf8(finished.stdout)
+            .map_err(|_| DumpError::Internal("the archive's table of contents isn't UTF-8".to_owned()))
+    }
+
+    /// Restores what `wanted` picks of a section (`pre-data`, `post-data`, or all of it).
+    ///
+    /// # Errors
+    /// Outside: pg_restore could not be run. Inside: it failed, and what it said.
+    pub async fn restore(
+        &self,
+        target: &Target,
+        section: Option<&str>,
+        jobs: usize,
+        go_on_after_errors: bool,
+        wanted: impl Fn(&Entry) -> bool,
+    ) -> Result<Result<(), ProgramError>, DumpError> {
+        let picked: Vec<&str> =
+            self.entries.iter().filter(|entry| wanted(entry)).map(|entry| entry.line.as_str()).collect();
+        if picked.is_empty() {
+            return Ok(Ok(()));
+        }
+        let list = self.directory.path().join(format!("list-{}", section.unwrap_or("all")));
+        let context = || "writing the list of what to restore".to_owned();
+        let mut file = tokio::fs::File::create(&list).await.context(context)?;
+        file.write_all(picked.join("\n").as_bytes()).await.context(context)?;
+        file.write_all(b"\n").await.context(context)?;
+        file.flush().await.context(context)?;
+        let mut command: Command = self.program.command(Some(target));
+        command.env("PGOPTIONS", session_options(target, &self.session_settings));
+        command.arg(format!("--dbname={}", schema::quote_conninfo(target.database()))).arg("--no-password");
+        command.args(&self.options).arg("--use-list").arg(&list);
+        if let Some(section) = section {
+            command.arg(format!("--section={section}"));
+        }
+        if jobs > 1 {
+            command.arg(format!("--jobs={jobs}"));
+        }
+        if !go_on_after_errors {
+            command.arg("--exit-on-error");
+        }
+        command.arg(&self.file);
+        let limits = RunLimits { deadline: schema::PROGRAM_DEADLINE, stdout_bytes_max: CONTENTS_BYTES_MAX };
+        Ok(programs::run(command, &limits).await.map(|_| ()))
+    }
+}
+
+/// What the connection string set, and then ours.
+fn session_options(target: &Target, settings: &[String]) -> String {
+    let environment = target.libpq_environment();
+    let given = environment.iter().find(|(name, _)| name == "PGOPTIONS").map(|(_, value)| value.expose().to_owned());
+    settings.iter().fold(given.unwrap_or_default(), |options, setting| format!("{options} -c {setting}"))
+}
+
+async fn write_pieces(
+    repository: &Repository,
+    prefix: &str,
+    pieces: &[ObjectRef],
+    path: &Path,
+) -> Result<(), DumpError> {
+    let context = || format!("writing {}", path.display());
+    let mut file = tokio::fs::File::create(path).await.context(context)?;
+    for piece in pieces {
+        let key = format!("{prefix}{}", piece.name);
+        let mut contents = repository.contents(&key, piece.plain_bytes, Some(&piece.hash)).await?;
+        while let Some(block) = contents.next().await? {
+            file.write_all(&block).await.context(context)?;
+        }
+    }
+    file.flush().await.context(context)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entries_of_the_table_of_contents_are_read() {
+        let list = ";\n; Archive created at ...\n3345; 1259 16390 TABLE public games app\n17; 0 0 ACL public TABLE t app\nx\n";
+        let entries = parse_entries(list);
+        assert_eq!(entries.len(), 2);
+        assert_eq!((entries[0].class, entries[0].oid, entries[0].text.as_str()), (1259, 16390, "TABLE public games app"));
+    }
+}

@@ -1,0 +1,136 @@
+//! The mark of an unfinished restore: a schema in the target database that says what is done. It goes when all is.
+
+use std::collections::BTreeSet;
+
+use pgkeep_base::quote_literal;
+use pgkeep_pg::Session;
+
+use crate::error::{Context, DumpError};
+
+/// The schema's name.
+pub const MARK_SCHEMA: &str = "pgkeep_restore";
+
+/// Steps that are noted when they are done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// The pre-data section is there.
+    PreData,
+    /// The configuration tables are loaded.
+    Configuration,
+    /// All rows are loaded.
+    Data,
+    /// Sequences are set.
+    Sequences,
+    /// The post-data section has been begun. (It isn't one transaction.)
+    PostDataBegun,
+    /// Indexes and constraints are there.
+    PostData,
+    /// Large objects are there.
+    LargeObjects,
+}
+
+impl Step {
+    fn name(self) -> &'static str {
+        match self {
+            Self::PreData => "pre-data",
+            Self::Configuration => "configuration",
+            Self::Data => "data",
+            Self::Sequences => "sequences",
+            Self::PostDataBegun => "post-data begun",
+            Self::PostData => "post-data",
+            Self::LargeObjects => "large objects",
+        }
+    }
+}
+
+/// What an unfinished restore has done.
+#[derive(Debug, Clone, Default)]
+pub struct Mark {
+    /// The dump it restores.
+    pub dump: String,
+    /// Its database's name in the dump.
+    pub database: String,
+    steps: BTreeSet<String>,
+    /// Relations loaded, by place.
+    pub relations: BTreeSet<u32>,
+}
+
+impl Mark {
+    /// Whether a step is done.
+    pub fn has(&self, step: Step) -> bool {
+        self.steps.contains(step.name())
+    }
+}
+
+/// Makes the mark.
+///
+/// # Errors
+/// PostgreSQL's.
+pub async fn make(session: &mut Session, dump: &str, database: &str) -> Result<(), DumpError> {
+    let sql = format!(
+        "CREATE SCHEMA {MARK_SCHEMA};
+         CREATE TABLE {MARK_SCHEMA}.restore (dump text NOT NULL, database text NOT NULL, begun_at timestamptz NOT NULL DEFAULT now());
+         CREATE TABLE {MARK_SCHEMA}.step (name text PRIMARY KEY, done_at timestamptz NOT NULL DEFAULT now());
+         CREATE TABLE {MARK_SCHEMA}.relation (place bigint NOT NULL, rows bigint NOT NULL);
+         COMMENT ON SCHEMA {MARK_SCHEMA} IS 'pgkeep: this database is being restored and is not complete';
+         INSERT INTO {MARK_SCHEMA}.restore (dump, database) VALUES ({}, {})",
+        quote_literal(dump),
+        quote_literal(database)
+    );
+    session.execute(&sql).await.context(|| "marking the database as being restored".to_owned())?;
+    Ok(())
+}
+
+/// Reads the mark, where there is one.
+///
+/// # Errors
+/// PostgreSQL's.
+pub async fn read(session: &mut Session) -> Result<Option<Mark>, DumpError> {
+    let context = || "looking for the mark of an unfinished restore".to_owned();
+    let exists = format!("SELECT pg_catalog.to_regclass('{MARK_SCHEMA}.restore') IS NOT NULL");
+    let rows = session.query(&exists).await.context(context)?;
+    if rows.first().map(|row| row.get::<bool>(0)).transpose().context(context)? != Some(true) {
+        return Ok(None);
+    }
+    let mut mark = Mark::default();
+    let restore = format!("SELECT dump, database FROM {MARK_SCHEMA}.restore");
+    for row in session.query(&restore).await.context(context)? {
+        mark.dump = row.get(0).context(context)?;
+        mark.database = row.get(1).context(context)?;
+    }
+    for row in session.query(&format!("SELECT name FROM {MARK_SCHEMA}.step")).await.context(context)? {
+        mark.steps.insert(row.get(0).context(context)?);
+    }
+    for row in session.query(&format!("SELECT DISTINCT place FROM {MARK_SCHEMA}.relation")).await.context(context)? {
+        mark.relations.insert(row.get(0).context(context)?);
+    }
+    Ok(Some(mark))
+}
+
+/// Notes a step as done.
+///
+/// # Errors
+/// PostgreSQL's.
+pub async fn note(session: &mut Session, step: Step) -> Result<(), DumpError> {
+    let sql = format!(
+        "INSERT INTO {MARK_SCHEMA}.step (name) VALUES ({}) ON CONFLICT DO NOTHING",
+        quote_literal(step.name())
+    );
+    session.execute(&sql).await.context(|| "noting the progress".to_owned())?;
+    Ok(())
+}
+
+/// Notes, in the same transaction, that rows of a relation were loaded.
+pub fn relation_done_statement(place: u32, rows: u64) -> String {
+    format!("INSERT INTO {MARK_SCHEMA}.relation VALUES ({place}, {rows})")
+}
+
+/// Takes the mark away: the restore is complete.
+///
+/// # Errors
+/// PostgreSQL's.
+pub async fn remove(session: &mut Session) -> Result<(), DumpError> {
+    let sql = format!("DROP SCHEMA {MARK_SCHEMA} CASCADE");
+    session.execute(&sql).await.context(|| "taking the mark of the restore away".to_owned())?;
+    Ok(())
+}

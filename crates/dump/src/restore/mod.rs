@@ -1,0 +1,204 @@
+//! Bringing a dump back. The order is in docs/design-dump.md, "Restore"; each step says why it stands where it does.
+
+mod archive;
+mod counts;
+mod database;
+mod load;
+mod mark;
+mod options;
+mod plan;
+mod prepare;
+mod roles;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use pgkeep_base::BackupId;
+use pgkeep_pg::{Session, Target};
+use pgkeep_repository::{Repository, layout};
+use pgkeep_timescale::Severity;
+
+pub use options::{HypertableRange, RestoreOptions, RestoreReport, RestoredDatabase};
+pub use plan::{PlannedDatabase, RestorePlan};
+
+use crate::error::{Context, DumpError};
+use crate::manifest::{DatabaseManifest, DumpManifest};
+use crate::progress::Progress;
+
+/// Roles of a cluster with a hundred thousand of them.
+const GLOBALS_BYTES_MAX: usize = 64 << 20;
+
+/// Everything the steps share.
+pub(crate) struct Restore<'a> {
+    pub repository: &'a Repository,
+    pub id: &'a BackupId,
+    pub manifest: &'a DumpManifest,
+    pub target: &'a Target,
+    pub options: &'a RestoreOptions,
+    pub progress: &'a Arc<Progress>,
+    pub prefix: String,
+    pub server_version_num: u32,
+}
+
+/// What a restore with these options would do. Reads only the manifest.
+///
+/// # Errors
+/// The dump can't be read, or doesn't have what was asked for.
+pub fn plan(id: &BackupId, manifest: &DumpManifest, options: &RestoreOptions) -> Result<RestorePlan, DumpError> {
+    let chosen = plan::choose(manifest, options)?;
+    Ok(plan::plan(id, manifest, &chosen))
+}
+
+/// Looks whether the target would take the restore, without changing anything: its version, TimescaleDB, what is in
+/// the way.
+///
+/// # Errors
+/// What stands against it, with the mend.
+pub async fn check(
+    id: &BackupId,
+    manifest: &DumpManifest,
+    target: &Target,
+    options: &RestoreOptions,
+) -> Result<(), DumpError> {
+    let chosen = plan::choose(manifest, options)?;
+    let mut session = connect(target).await?;
+    check_server(&session, manifest)?;
+    check_timescaledb(&mut session, &chosen, options).await?;
+    for (database, target_name) in &chosen {
+        prepare::state(&mut session, target, id, database, target_name, options).await?;
+    }
+    session.close().await;
+    Ok(())
+}
+
+/// Restores into a running server.
+///
+/// # Errors
+/// Everything is checked before anything is written; what fails later leaves the database marked, and the error says
+/// how to go on.
+pub async fn restore(
+    repository: &Repository,
+    id: &BackupId,
+    manifest: &DumpManifest,
+    target: &Target,
+    options: &RestoreOptions,
+    progress: &Arc<Progress>,
+    cancelled: impl Future<Output = ()>,
+) -> Result<RestoreReport, DumpError> {
+    let begun = Instant::now();
+    progress.set_phase("checking the target");
+    check(id, manifest, target, options).await?;
+    let mut session = connect(target).await?;
+    let restore = Restore {
+        repository,
+        id,
+        manifest,
+        target,
+        options,
+        progress,
+        prefix: layout::backup_prefix(repository.cluster(), id),
+        server_version_num: session.server_version_num(),
+    };
+    let mut report = RestoreReport {
+        id: id.clone(),
+        databases: Vec::new(),
+        roles_created: Vec::new(),
+        attention: Vec::new(),
+        elapsed: begun.elapsed(),
+    };
+    for omission in &manifest.omissions {
+        report.attention.push(format!("the dump does not hold {omission}"));
+    }
+    let mut cancelled = std::pin::pin!(cancelled);
+    if options.roles {
+        restore_roles(&restore, &mut session, &mut report).await?;
+    }
+    let chosen = plan::choose(manifest, options)?;
+    let bytes: u64 = chosen.iter().flat_map(|(database, _)| &database.relations).map(|relation| relation.plain_bytes).sum();
+    progress.bytes_total.store(bytes, std::sync::atomic::Ordering::Relaxed);
+    for (database, target_name) in &chosen {
+        let one = database::restore(&restore, &mut session, database, target_name, &mut report.attention);
+        let restored = tokio::select! {
+            result = one => result,
+            () = &mut cancelled => Err(DumpError::Interrupted),
+        };
+        report.databases.push(restored.map_err(|source| unfinished(&restore, target_name, source))?);
+    }
+    session.close().await;
+    report.elapsed = begun.elapsed();
+    Ok(report)
+}
+
+fn unfinished(restore: &Restore<'_>, target_name: &str, source: DumpError) -> DumpError {
+    if matches!(source, DumpError::Refused { .. } | DumpError::Usage { .. }) {
+        return source;
+    }
+    let cause = pgkeep_base::Classified::hint(&source).map(|hint| format!("{hint}; then ")).unwrap_or_default();
+    DumpError::Unfinished {
+        database: target_name.to_owned(),
+        source: Box::new(source),
+        hint: format!(
+            "{cause}go on with 'pgkeep restore {} --resume ...' (what is loaded stays), or start over with --overwrite; until \
+             then the database is marked by its schema {}",
+            restore.id,
+            mark::MARK_SCHEMA
+        ),
+    }
+}
+
+pub(crate) async fn connect(target: &Target) -> Result<Session, DumpError> {
+    let context = || format!("connecting to database '{}' at {}", target.database(), target.endpoint());
+    Session::connect(target).await.context(context)
+}
+
+fn check_server(session: &Session, manifest: &DumpManifest) -> Result<(), DumpError> {
+    let (ours, theirs) = (manifest.server_version_num / 10_000, session.server_version_num() / 10_000);
+    if theirs < ours {
+        return Err(DumpError::Target {
+            message: format!("the target is PostgreSQL {theirs}, and the dump is of PostgreSQL {ours}"),
+            hint: Some(format!("restore into PostgreSQL {ours} or later: a schema can't be taken to an older version safely")),
+        });
+    }
+    Ok(())
+}
+
+/// Before anything is written: the library, the version, the edition (see docs/design-dump.md).
+async fn check_timescaledb(
+    session: &mut Session,
+    chosen: &[(&DatabaseManifest, String)],
+    options: &RestoreOptions,
+) -> Result<(), DumpError> {
+    for (database, _) in chosen {
+        let Some(inventory) = &database.timescaledb else { continue };
+        let error = |source| DumpError::Timescale { database: database.name.clone(), source };
+        let findings = pgkeep_timescale::check_target(session, inventory).await.map_err(error)?;
+        for finding in findings {
+            // The roles come before the database: a missing owner is about to be made.
+            let role_comes = options.roles && finding.what.starts_with("the role ");
+            if finding.severity == Severity::Blocking && !role_comes {
+                return Err(DumpError::Target {
+                    message: format!("the target can't take database '{}': {}: {}", database.name, finding.what, finding.why),
+                    hint: Some(finding.mend),
+                });
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn restore_roles(
+    restore: &Restore<'_>,
+    session: &mut Session,
+    report: &mut RestoreReport,
+) -> Result<(), DumpError> {
+    let Some(globals) = &restore.manifest.globals else { return Ok(()) };
+    restore.progress.set_phase("roles");
+    let key = format!("{}{}", restore.prefix, globals.name);
+    let contents = restore.repository.contents(&key, globals.plain_bytes, Some(&globals.hash)).await?;
+    let bytes = contents.collect(&key, GLOBALS_BYTES_MAX).await?;
+    let text = String::from_utf8_lossy(&bytes);
+    let restored = roles::restore(session, &text).await?;
+    report.roles_created = restored.created;
+    report.attention.extend(restored.attention);
+    Ok(())
+}

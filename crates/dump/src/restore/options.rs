@@ -1,0 +1,83 @@
+use std::path::PathBuf;
+use std::time::Duration;
+
+use pgkeep_base::BackupId;
+use pgkeep_pg::programs::ProgramSearch;
+
+/// What to restore, and how.
+#[derive(Debug, Clone)]
+pub struct RestoreOptions {
+    /// The databases' names as they were dumped; empty for all.
+    pub databases: Vec<String>,
+    /// Single tables, by patterns as `pg_restore` and `pg_dump` take them; empty for all.
+    pub tables: Vec<String>,
+    /// One hypertable, whole or a range of its time dimension.
+    pub hypertable: Option<HypertableRange>,
+    /// Restore the one chosen database under another name, or single tables into another database.
+    pub target_database: Option<String>,
+    /// Drop what is in the way. Without it, nothing that holds anything is touched.
+    pub overwrite: bool,
+    /// Go on with a restore that stopped half-way.
+    pub resume: bool,
+    /// Tables loaded and indexes built at once.
+    pub jobs: usize,
+    /// Make the roles that are missing.
+    pub roles: bool,
+    /// Give objects to their owners; without it all belongs to the connecting role.
+    pub owners: bool,
+    /// Grant privileges.
+    pub privileges: bool,
+    /// Collect the planner's statistics at the end.
+    pub analyze: bool,
+    /// Turn TimescaleDB's jobs on again even if they are about to delete restored rows.
+    pub enable_jobs: bool,
+    /// Update TimescaleDB to the target's version when all is restored.
+    pub update_extensions: bool,
+    /// Where to look for PostgreSQL's client programs.
+    pub programs: ProgramSearch,
+    /// How long any one statement of the server may be silent before the restore gives up.
+    pub silence_max: Option<Duration>,
+    /// Where temporary files (the schema's archive) go.
+    pub work_directory: Option<PathBuf>,
+}
+
+/// A hypertable, or a part of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HypertableRange {
+    /// `schema.name` or `name`, as a pattern.
+    pub pattern: String,
+    /// From this value of the time dimension on, as the server reads it.
+    pub from: Option<String>,
+    /// Up to, and without, this value.
+    pub to: Option<String>,
+}
+
+/// What a restore did.
+#[derive(Debug)]
+pub struct RestoreReport {
+    /// The dump.
+    pub id: BackupId,
+    /// What became of each database.
+    pub databases: Vec<RestoredDatabase>,
+    /// Roles that were made.
+    pub roles_created: Vec<String>,
+    /// What needs attention, in plain words.
+    pub attention: Vec<String>,
+    /// How long it took.
+    pub elapsed: Duration,
+}
+
+/// One database, restored and counted.
+#[derive(Debug, Clone)]
+pub struct RestoredDatabase {
+    /// Its name in the dump.
+    pub name: String,
+    /// Its name in the target.
+    pub target_name: String,
+    /// Tables, partitions and chunks whose rows were loaded.
+    pub relations: u64,
+    /// Rows loaded, as the server counted them.
+    pub rows: u64,
+    /// Tables and hypertables counted again afterwards; all agreed with the manifest.
+    pub counted: u64,
+}

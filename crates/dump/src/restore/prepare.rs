@@ -1,0 +1,172 @@
+//! The database to restore into: made, found empty, gone on with, or refused.
+
+use pgkeep_base::{BackupId, quote_identifier};
+use pgkeep_pg::{Session, Target};
+
+use crate::error::{Context, DumpError};
+use crate::manifest::DatabaseManifest;
+use crate::restore::mark::{self, Mark, Step};
+use crate::restore::options::RestoreOptions;
+use crate::restore::{Restore, connect};
+use crate::sql;
+
+/// TimescaleDB's scheduler may reconnect between the kill and the drop.
+const DROP_ATTEMPTS_MAX: u32 = 10;
+const DROP_PAUSE: std::time::Duration = std::time::Duration::from_millis(300);
+
+/// `object_in_use`
+const SQLSTATE_OBJECT_IN_USE: &str = "55006";
+
+/// What is to be done with the database's name in the target.
+#[derive(Debug)]
+pub enum Way {
+    /// It isn't there.
+    Create,
+    /// It is there and holds nothing.
+    UseEmpty,
+    /// It holds something that the user gave up.
+    Replace,
+    /// It holds the first part of this same restore.
+    Resume(Mark),
+}
+
+/// Finds out what is there.
+///
+/// # Errors
+/// [`DumpError::Refused`] when something is in the way and the user didn't give it up.
+pub async fn state(
+    session: &mut Session,
+    target: &Target,
+    id: &BackupId,
+    database: &DatabaseManifest,
+    target_name: &str,
+    options: &RestoreOptions,
+) -> Result<Way, DumpError> {
+    let context = || format!("looking at database '{target_name}' in the target");
+    let sql = "SELECT datallowconn FROM pg_catalog.pg_database WHERE datname = $1";
+    if session.query_params(sql, &[Some(target_name)]).await.context(context)?.is_empty() {
+        return Ok(Way::Create);
+    }
+    let mut inside = connect(&target.with_database(target_name)).await?;
+    let mark = mark::read(&mut inside).await?;
+    let holds = contents(&mut inside).await?;
+    inside.close().await;
+    match mark {
+        Some(_) if options.overwrite => Ok(Way::Replace),
+        Some(mark) if options.resume => {
+            if mark.dump != id.to_string() || mark.database != database.name {
+                return Err(DumpError::Refused {
+                    message: format!(
+                        "database '{target_name}' holds an unfinished restore of '{}' from dump {}",
+                        mark.database, mark.dump
+                    ),
+                    hint: format!("go on with that dump (pgkeep restore {} --resume), or replace it with --overwrite", mark.dump),
+                });
+            }
+            // Without the whole pre-data section there is nothing worth keeping.
+            Ok(if mark.has(Step::PreData) { Way::Resume(mark) } else { Way::Replace })
+        }
+        Some(mark) => Err(DumpError::Refused {
+            message: format!("database '{target_name}' holds an unfinished restore of dump {}", mark.dump),
+            hint: "go on with --resume, or start over with --overwrite".to_owned(),
+        }),
+        None if holds.is_none() => Ok(Way::UseEmpty),
+        None if options.overwrite => Ok(Way::Replace),
+        None => Err(DumpError::Refused {
+            message: format!("database '{target_name}' is there already and holds {}", holds.unwrap_or_default()),
+            hint: "restore beside it with --target-database NAME, or give --overwrite to drop and replace it".to_owned(),
+        }),
+    }
+}
+
+/// What a database holds beyond what `CREATE DATABASE` and extensions put there; none if nothing.
+async fn contents(session: &mut Session) -> Result<Option<String>, DumpError> {
+    let context = || "looking at what the database holds".to_owned();
+    let ours = |catalog: &str, alias: &str| {
+        format!(
+            "NOT EXISTS (SELECT FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_catalog.{catalog}'::pg_catalog.regclass
+               AND d.objid = {alias}.oid AND d.deptype = 'e')"
+        )
+    };
+    let user_schema = "n.nspname OPERATOR(pg_catalog.!~) '^pg_' AND n.nspname <> 'information_schema'";
+    let sql = format!(
+        "SELECT (SELECT pg_catalog.count(*) FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+                 WHERE {user_schema} AND c.relkind IN ('r','p','v','m','f','S') AND {}),
+          (SELECT pg_catalog.count(*) FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
+                 WHERE {user_schema} AND {}),
+          (SELECT pg_catalog.count(*) FROM pg_catalog.pg_namespace n WHERE {user_schema} AND n.nspname <> 'public' AND {}),
+          (SELECT pg_catalog.count(*) FROM pg_catalog.pg_largeobject_metadata)",
+        ours("pg_class", "c"),
+        ours("pg_proc", "p"),
+        ours("pg_namespace", "n"),
+    );
+    let rows = session.query(&sql).await.context(context)?;
+    let row = rows.first().ok_or_else(|| DumpError::Internal("no counts".to_owned()))?;
+    let mut parts = Vec::new();
+    for (place, what) in ["tables, views and sequences", "functions", "schemas", "large objects"].iter().enumerate() {
+        let count: u64 = row.get(place).context(context)?;
+        if count > 0 {
+            parts.push(format!("{count} {what}"));
+        }
+    }
+    Ok((!parts.is_empty()).then(|| parts.join(", ")))
+}
+
+/// Makes the database ready, and the mark. Returns what an earlier attempt has done.
+///
+/// # Errors
+/// As [`state`]; PostgreSQL's.
+pub async fn prepare(
+    restore: &Restore<'_>,
+    session: &mut Session,
+    database: &DatabaseManifest,
+    target_name: &str,
+) -> Result<Mark, DumpError> {
+    let way = state(session, restore.target, restore.id, database, target_name, restore.options).await?;
+    match way {
+        Way::Resume(mark) => return Ok(mark),
+        Way::Create => create(restore, session, database, target_name).await?,
+        Way::Replace => {
+            // One can't drop the database one is connected to.
+            let outside = if restore.target.database() == target_name { "template1" } else { restore.target.database() };
+            let mut outside = connect(&restore.target.with_database(outside)).await?;
+            drop_database(&mut outside, target_name).await?;
+            create(restore, &mut outside, database, target_name).await?;
+            outside.close().await;
+        }
+        Way::UseEmpty => {}
+    }
+    let mut inside = connect(&restore.target.with_database(target_name)).await?;
+    mark::make(&mut inside, &restore.id.to_string(), &database.name).await?;
+    inside.close().await;
+    Ok(Mark::default())
+}
+
+async fn create(
+    restore: &Restore<'_>,
+    session: &mut Session,
+    database: &DatabaseManifest,
+    target_name: &str,
+) -> Result<(), DumpError> {
+    let roles = crate::restore::roles::existing(session).await?;
+    let owner = Some(database.properties.owner.as_str());
+    let owner = owner.filter(|owner| restore.options.owners && roles.contains(*owner));
+    let sql = sql::create_database(target_name, &database.properties, owner);
+    session.execute(&sql).await.context(|| format!("creating database '{target_name}'"))?;
+    Ok(())
+}
+
+async fn drop_database(session: &mut Session, name: &str) -> Result<(), DumpError> {
+    let sql = format!("DROP DATABASE {} WITH (FORCE)", quote_identifier(name));
+    let mut attempt = 1;
+    loop {
+        match session.execute(&sql).await {
+            Ok(_) => return Ok(()),
+            Err(error) if error.sqlstate() == Some(SQLSTATE_OBJECT_IN_USE) && attempt < DROP_ATTEMPTS_MAX => {
+                attempt += 1;
+                tokio::time::sleep(DROP_PAUSE).await;
+            }
+            Err(source) => return Err(DumpError::Pg { context: format!("dropping database '{name}'"), source }),
+        }
+    }
+}

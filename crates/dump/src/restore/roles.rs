@@ -1,0 +1,158 @@
+//! Roles out of `pg_dumpall --globals-only`: those that are missing in the target are made, those that are there are
+//! left as they are. A restore never changes the password of a role that exists.
+
+use std::collections::BTreeSet;
+
+use pgkeep_pg::{Session, script};
+
+use crate::error::{Context, DumpError};
+
+/// What became of the globals.
+#[derive(Debug, Default)]
+pub struct RolesRestored {
+    /// Roles made.
+    pub created: Vec<String>,
+    /// What could not be done, in plain words.
+    pub attention: Vec<String>,
+}
+
+/// What a statement of the globals is about.
+#[derive(Debug, PartialEq, Eq)]
+enum Statement<'a> {
+    CreateRole(String),
+    /// Anything that changes a role: its attributes, settings, comment.
+    ChangeRole(String),
+    /// `GRANT role TO member`
+    Grant { member: String },
+    CreateTablespace(String),
+    /// About a tablespace.
+    Tablespace,
+    Other(&'a str),
+}
+
+/// Names of roles that exist.
+///
+/// # Errors
+/// PostgreSQL's.
+pub async fn existing(session: &mut Session) -> Result<BTreeSet<String>, DumpError> {
+    let context = || "listing the target's roles".to_owned();
+    let rows = session.query("SELECT rolname FROM pg_catalog.pg_roles").await.context(context)?;
+    rows.iter().map(|row| row.get(0).context(context)).collect()
+}
+
+/// Runs the globals for roles that are missing.
+///
+/// # Errors
+/// The connection fails; a statement that the target refuses is reported, not fatal: whoever restores may not be
+/// allowed everything.
+pub async fn restore(session: &mut Session, globals: &str) -> Result<RolesRestored, DumpError> {
+    let before = existing(session).await?;
+    let mut restored = RolesRestored::default();
+    let mut created: BTreeSet<String> = BTreeSet::new();
+    let statements = script::statements(globals)
+        .map_err(|error| DumpError::Internal(format!("the globals can't be read: {error}")))?;
+    for text in statements {
+        let wanted = match classify(text) {
+            Statement::CreateRole(role) => {
+                let missing = !before.contains(&role);
+                if missing {
+                    created.insert(role);
+                }
+                missing
+            }
+            Statement::ChangeRole(role) => created.contains(&role),
+            Statement::Grant { member } => created.contains(&member),
+            Statement::CreateTablespace(name) => {
+                if !tablespace_exists(session, &name).await? {
+                    let text = format!("tablespace '{name}' is not made: its objects go into the default tablespace");
+                    restored.attention.push(text);
+                }
+                false
+            }
+            Statement::Tablespace => false,
+            Statement::Other(_) => true,
+        };
+        if !wanted {
+            continue;
+        }
+        match session.execute(text).await {
+            Ok(_) => {}
+            // The statement itself may hold a password hash: only the server's answer is shown.
+            Err(error) if error.sqlstate().is_some() => restored.attention.push(format!("a role's statement was refused: {error}")),
+            Err(source) => return Err(DumpError::Pg { context: "making roles".to_owned(), source }),
+        }
+    }
+    restored.created = created.into_iter().collect();
+    Ok(restored)
+}
+
+async fn tablespace_exists(session: &mut Session, name: &str) -> Result<bool, DumpError> {
+    let context = || "looking for a tablespace".to_owned();
+    let sql = "SELECT EXISTS (SELECT FROM pg_catalog.pg_tablespace WHERE spcname = $1)";
+    let rows = session.query_params(sql, &[Some(name)]).await.context(context)?;
+    Ok(rows.first().map(|row| row.get(0)).transpose().context(context)?.unwrap_or(false))
+}
+
+fn classify(text: &str) -> Statement<'_> {
+    let upper: Vec<&str> = text.split_whitespace().take(4).collect();
+    let name_after = |prefix: &str| text.trim_start().strip_prefix(prefix).and_then(identifier).map(|(name, _)| name);
+    match upper.as_slice() {
+        ["CREATE", "ROLE", ..] => name_after("CREATE ROLE ").map_or(Statement::Other(text), Statement::CreateRole),
+        ["ALTER", "ROLE", ..] => name_after("ALTER ROLE ").map_or(Statement::Other(text), Statement::ChangeRole),
+        ["COMMENT", "ON", "ROLE", ..] => {
+            name_after("COMMENT ON ROLE ").map_or(Statement::Other(text), Statement::ChangeRole)
+        }
+        ["CREATE", "TABLESPACE", ..] => {
+            name_after("CREATE TABLESPACE ").map_or(Statement::Tablespace, Statement::CreateTablespace)
+        }
+        ["ALTER" | "COMMENT" | "GRANT" | "REVOKE", ..] if text.contains("TABLESPACE ") => Statement::Tablespace,
+        ["GRANT", ..] => grant_member(text).map_or(Statement::Other(text), |member| Statement::Grant { member }),
+        _ => Statement::Other(text),
+    }
+}
+
+/// `GRANT role TO member ...`
+fn grant_member(text: &str) -> Option<String> {
+    let (_, rest) = identifier(text.trim_start().strip_prefix("GRANT ")?)?;
+    identifier(rest.trim_start().strip_prefix("TO ")?).map(|(member, _)| member)
+}
+
+/// An identifier as `fmtId` writes it: bare, or in double quotes; and what follows.
+fn identifier(text: &str) -> Option<(String, &str)> {
+    let text = text.trim_start();
+    let Some(quoted) = text.strip_prefix('"') else {
+        let end = text.find(|c: char| c.is_whitespace() || c == ';').unwrap_or(text.len());
+        return (end > 0).then(|| (text[..end].to_owned(), &text[end..]));
+    };
+    let mut name = String::new();
+    let mut characters = quoted.char_indices().peekable();
+    while let Some((place, character)) = characters.next() {
+        match character {
+            '"' if characters.peek().is_some_and(|(_, next)| *next == '"') => {
+                name.push('"');
+                characters.next();
+            }
+            '"' => return Some((name, &quoted[place + 1..])),
+            _ => name.push(character),
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn statements_of_the_globals_are_told_apart() {
+        assert_eq!(classify("CREATE ROLE \"Odd \"\"x\"\"\";"), Statement::CreateRole("Odd \"x\"".to_owned()));
+        assert_eq!(classify("ALTER ROLE app WITH LOGIN PASSWORD 'x';"), Statement::ChangeRole("app".to_owned()));
+        assert_eq!(
+            classify("GRANT readers TO \"me\" WITH INHERIT TRUE GRANTED BY postgres;"),
+            Statement::Grant { member: "me".to_owned() }
+        );
+        assert_eq!(classify("CREATE TABLESPACE fast OWNER x LOCATION '/x';"), Statement::CreateTablespace("fast".to_owned()));
+        assert_eq!(classify("GRANT ALL ON TABLESPACE fast TO x;"), Statement::Tablespace);
+        assert!(matches!(classify("SET client_encoding = 'UTF8';"), Statement::Other(_)));
+    }
+}

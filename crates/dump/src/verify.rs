@@ -1,0 +1,559 @@
+//! Whether a dump in the repository is what was written.
+//!
+//! Two depths. *Stored* hashes the objects as they lie there and compares with `checksums.b3`; it needs no key.
+//! *Contents* decrypts, decompresses, parses every COPY block and compares counts and hashes with the manifest: what
+//! passes will load. Neither proves that PostgreSQL accepts it; that takes a restore.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use futures::StreamExt;
+use pgkeep_base::BackupId;
+use pgkeep_repository::backups::Evidence;
+use pgkeep_repository::encryption::EncryptionError;
+use pgkeep_repository::integrity::Checksum;
+use pgkeep_repository::object::ObjectRef;
+use pgkeep_repository::{Repository, RepositoryError, layout};
+use pgkeep_store::StoreErrorKind;
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+
+use crate::blocks::{BlockReader, Piece};
+use crate::error::DumpError;
+use crate::manifest::{DataObject, DatabaseManifest, DumpManifest, Relation};
+use crate::progress::Progress;
+use crate::read::read_manifest;
+use crate::run::object_refs;
+
+/// Of what is wrong, this much is kept in words; the rest is counted.
+const FAILURES_KEPT_MAX: usize = 20;
+
+/// How deep a verification goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum VerifyDepth {
+    /// The stored bytes, against `checksums.b3`. Needs no key.
+    Stored,
+    /// Decrypted, decompressed, parsed and counted, against the manifest. Needs the key.
+    Contents,
+}
+
+impl VerifyDepth {
+    /// As the evidence in the repository has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Stored => "hashes",
+            Self::Contents => "contents",
+        }
+    }
+}
+
+/// A part, chosen at random.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Sample {
+    /// How much of the stored bytes, above 0 and up to 1.
+    pub fraction: f64,
+    /// The same seed chooses the same objects.
+    pub seed: u64,
+}
+
+/// What to verify.
+#[derive(Debug, Clone, PartialEq)]
+pub struct VerifyOptions {
+    /// How deep.
+    pub depth: VerifyDepth,
+    /// Which part of the objects with rows (at depth *stored*: of all objects); `None` for all.
+    pub sample: Option<Sample>,
+    /// Objects read at once.
+    pub jobs: usize,
+}
+
+/// What was found.
+#[derive(Debug, Clone)]
+pub struct VerifyReport {
+    /// The dump.
+    pub id: BackupId,
+    /// How deep it went.
+    pub depth: VerifyDepth,
+    /// Objects read.
+    pub objects: u64,
+    /// Objects of the dump, the manifest not counted.
+    pub objects_total: u64,
+    /// Stored bytes read.
+    pub stored_bytes: u64,
+    /// Rows read and counted (depth *contents* only).
+    pub rows: u64,
+    /// Tables, partitions and chunks of which every row was read and whose hash was compared (*contents* only).
+    pub relations: u64,
+    /// All of them in the dump (*contents* only).
+    pub relations_total: u64,
+    /// What is wrong, the first few.
+    pub failures: Vec<String>,
+    /// How much is wrong.
+    pub failures_total: u64,
+    /// Whether the repository now holds this as evidence; a host that may not write there can't leave any.
+    pub recorded: bool,
+    /// How long it took.
+    pub elapsed: Duration,
+}
+
+impl VerifyReport {
+    /// Whether everything read was right.
+    pub fn passed(&self) -> bool {
+        self.failures_total == 0
+    }
+}
+
+/// Verifies one dump and records the outcome beside it.
+///
+/// # Errors
+/// The store can't be read, the key is missing or wrong, the manifest can't be read: then nothing is said about the
+/// dump. Missing and damaged objects are the result, not an error.
+pub async fn verify(
+    repository: &Repository,
+    id: &BackupId,
+    options: &VerifyOptions,
+    progress: &Progress,
+) -> Result<VerifyReport, DumpError> {
+    let begun = Instant::now();
+    let mut findings = Findings::default();
+    match options.depth {
+        VerifyDepth::Stored => stored(repository, id, options, progress, &mut findings).await?,
+        VerifyDepth::Contents => contents(repository, id, options, progress, &mut findings).await?,
+    }
+    let mut report = VerifyReport {
+        id: id.clone(),
+        depth: options.depth,
+        objects: findings.objects,
+        objects_total: findings.objects_total,
+        stored_bytes: progress.bytes_done.load(Ordering::Relaxed),
+        rows: findings.rows,
+        relations: findings.relations,
+        relations_total: findings.relations_total,
+        failures: findings.failures,
+        failures_total: findings.failures_total,
+        recorded: false,
+        elapsed: begun.elapsed(),
+    };
+    report.recorded = record(repository, &report).await;
+    Ok(report)
+}
+
+async fn record(repository: &Repository, report: &VerifyReport) -> bool {
+    let evidence = Evidence {
+        at: repository.now(),
+        depth: report.depth.name().to_owned(),
+        objects: report.objects,
+        objects_total: report.objects_total,
+        passed: report.passed(),
+        failures: report.failures.clone(),
+    };
+    match repository.record_evidence(&report.id, &evidence).await {
+        Ok(()) => true,
+        Err(error) => {
+            tracing::warn!(%error, "the outcome of the verification could not be recorded in the repository");
+            false
+        }
+    }
+}
+
+#[derive(Default)]
+struct Findings {
+    objects: u64,
+    objects_total: u64,
+    rows: u64,
+    relations: u64,
+    relations_total: u64,
+    failures: Vec<String>,
+    failures_total: u64,
+}
+
+impl Findings {
+    fn fail(&mut self, what: String) {
+        self.failures_total += 1;
+        if self.failures.len() < FAILURES_KEPT_MAX {
+            self.failures.push(what);
+        }
+    }
+}
+
+async fn stored(
+    repository: &Repository,
+    id: &BackupId,
+    options: &VerifyOptions,
+    progress: &Progress,
+    findings: &mut Findings,
+) -> Result<(), DumpError> {
+    progress.set_phase("comparing hashes");
+    let checksums = repository.checksums(id).await?;
+    let sizes = stored_sizes(repository, id).await?;
+    let size = |checksum: &Checksum| sizes.get(&checksum.name).copied().unwrap_or(0);
+    let chosen = choose(&checksums.iter().map(size).collect::<Vec<_>>(), options.sample);
+    let chosen: Vec<Checksum> = chosen.into_iter().filter_map(|place| checksums.get(place).cloned()).collect();
+    progress.bytes_total.store(chosen.iter().map(size).sum(), Ordering::Relaxed);
+    findings.objects_total = checksums.len() as u64;
+    findings.objects = chosen.len() as u64;
+    let damages = repository.verify_stored(id, &chosen, |bytes| Progress::add(&progress.bytes_done, bytes)).await?;
+    for damage in damages {
+        findings.fail(format!("{}: {}", damage.name, damage.reason));
+    }
+    Ok(())
+}
+
+async fn stored_sizes(repository: &Repository, id: &BackupId) -> Result<HashMap<String, u64>, DumpError> {
+    let prefix = layout::backup_prefix(repository.cluster(), id);
+    let objects = repository.store().list(&prefix).await.map_err(RepositoryError::from)?;
+    let named = |key: &str| key.strip_prefix(&prefix).map(str::to_owned);
+    Ok(objects.into_iter().filter_map(|object| Some((named(&object.key)?, object.size))).collect())
+}
+
+/// The places of the chosen ones, in order: at random until their sizes make up the fraction, one at least.
+fn choose(sizes: &[u64], sample: Option<Sample>) -> BTreeSet<usize> {
+    let Some(sample) = sample else { return (0..sizes.len()).collect() };
+    let total: u64 = sizes.iter().sum();
+    let mut places: Vec<usize> = (0..sizes.len()).collect();
+    places.shuffle(&mut rand::rngs::StdRng::seed_from_u64(sample.seed));
+    let mut left = total as f64 * sample.fraction.clamp(0.0, 1.0);
+    let mut chosen = BTreeSet::new();
+    for place in places {
+        if left <= 0.0 && !chosen.is_empty() {
+            break;
+        }
+        left -= sizes.get(place).copied().unwrap_or(0) as f64;
+        chosen.insert(place);
+    }
+    chosen
+}
+
+async fn contents(
+    repository: &Repository,
+    id: &BackupId,
+    options: &VerifyOptions,
+    progress: &Progress,
+    findings: &mut Findings,
+) -> Result<(), DumpError> {
+    progress.set_phase("reading the manifest");
+    let manifest = read_manifest(repository, id).await?;
+    let checksums = repository.checksums(id).await?;
+    compare_lists(&manifest, &checksums, findings);
+    for database in &manifest.databases {
+        compare_sums(database, findings);
+        findings.relations_total += database.relations.len() as u64;
+    }
+    let sizes = stored_sizes(repository, id).await?;
+    let work = Work::choose(&manifest, &checksums, options.sample);
+    progress.bytes_total.store(work.stored_bytes(&sizes), Ordering::Relaxed);
+    findings.objects_total = checksums.len() as u64;
+    findings.objects = work.objects();
+
+    progress.set_phase("reading schemas and lists");
+    let check = Check { repository, prefix: layout::backup_prefix(repository.cluster(), id), progress };
+    let damages =
+        repository.verify_stored(id, &work.unnamed, |bytes| Progress::add(&progress.bytes_done, bytes)).await?;
+    for damage in damages {
+        findings.fail(format!("{}: {}", damage.name, damage.reason));
+    }
+    for object in &work.others {
+        if let Err(error) = check.whole(object).await {
+            findings.fail(damage(error, &object.name)?);
+        }
+    }
+    progress.set_phase("reading tables");
+    let mut running = futures::stream::iter(&work.groups)
+        .map(|group| check.group(group))
+        .buffer_unordered(options.jobs.max(1));
+    while let Some(outcome) = running.next().await {
+        let outcome = outcome?;
+        findings.rows += outcome.rows;
+        findings.relations += outcome.relations;
+        outcome.failures.into_iter().for_each(|failure| findings.fail(failure));
+    }
+    Ok(())
+}
+
+/// `checksums.b3` and the manifest must name the same objects with the same hashes.
+fn compare_lists(manifest: &DumpManifest, checksums: &[Checksum], findings: &mut Findings) {
+    let listed: HashMap<&str, &str> =
+        checksums.iter().map(|checksum| (checksum.name.as_str(), checksum.hash.as_str())).collect();
+    for object in object_refs(manifest) {
+        match listed.get(object.name.as_str()) {
+            None => findings.fail(format!("{}: the manifest names it, and {} doesn't", object.name, layout::CHECKSUMS)),
+            Some(hash) if *hash != object.hash => {
+                let (name, checksums) = (&object.name, layout::CHECKSUMS);
+                findings.fail(format!("{name}: the manifest and {checksums} disagree about its hash"));
+            }
+            Some(_) => {}
+        }
+    }
+}
+
+/// The blocks of a relation must make up the relation.
+fn compare_sums(database: &DatabaseManifest, findings: &mut Findings) {
+    let mut sums: HashMap<u32, (u64, u64)> = HashMap::new();
+    for segment in database.data.iter().flat_map(|data| &data.segments) {
+        let (rows, bytes) = sums.entry(segment.relation).or_default();
+        *rows = rows.saturating_add(segment.rows);
+        *bytes = bytes.saturating_add(segment.bytes);
+    }
+    for (place, relation) in (0_u32..).zip(&database.relations) {
+        let (rows, bytes) = sums.get(&place).copied().unwrap_or_default();
+        if (rows, bytes) != (relation.rows, relation.plain_bytes) {
+            findings.fail(format!(
+                "{}: table {} has {} rows in {} bytes, and its blocks hold {rows} in {bytes}",
+                database.name, relation.name, relation.rows, relation.plain_bytes
+            ));
+        }
+        if sums.contains_key(&place) {
+            continue;
+        }
+        // Nothing will be read of it, so its hash is compared here.
+        findings.relations += 1;
+        if relation.hash != blake3::hash(b"").to_hex().as_str() {
+            findings.fail(format!("{}: table {} has no rows, but a hash of some", database.name, relation.name));
+        }
+    }
+}
+
+/// Data objects that share relations, in order: a relation's hash goes over all of them.
+struct Group<'a> {
+    database: &'a DatabaseManifest,
+    objects: Vec<&'a DataObject>,
+    /// Relations all of whose blocks are among these objects.
+    whole: BTreeSet<u32>,
+}
+
+struct Work<'a> {
+    /// Objects that the manifest doesn't name, by their hash alone.
+    unnamed: Vec<Checksum>,
+    /// Objects without rows.
+    others: Vec<ObjectRef>,
+    groups: Vec<Group<'a>>,
+}
+
+impl<'a> Work<'a> {
+    fn choose(manifest: &'a DumpManifest, checksums: &[Checksum], sample: Option<Sample>) -> Self {
+        let all: Vec<(usize, &DataObject)> = manifest
+            .databases
+            .iter()
+            .enumerate()
+            .flat_map(|(place, database)| database.data.iter().map(move |data| (place, data)))
+            .collect();
+        let chosen = choose(&all.iter().map(|(_, data)| data.object.stored_bytes).collect::<Vec<_>>(), sample);
+        let mut by_database: BTreeMap<usize, Vec<&DataObject>> = BTreeMap::new();
+        for (database, data) in chosen.into_iter().filter_map(|place| all.get(place)) {
+            by_database.entry(*database).or_default().push(data);
+        }
+        let mut groups = Vec::new();
+        for (place, objects) in by_database {
+            groups.extend(manifest.databases.get(place).into_iter().flat_map(|database| group(database, &objects)));
+        }
+        let data: BTreeSet<&str> = all.iter().map(|(_, data)| data.object.name.as_str()).collect();
+        let others: Vec<ObjectRef> =
+            object_refs(manifest).into_iter().filter(|object| !data.contains(object.name.as_str())).collect();
+        let named: BTreeSet<&str> = others.iter().map(|object| object.name.as_str()).collect();
+        let unnamed = checksums
+            .iter()
+            .filter(|checksum| !named.contains(checksum.name.as_str()) && !data.contains(checksum.name.as_str()))
+            .cloned()
+            .collect();
+        Self { unnamed, others, groups }
+    }
+
+    fn objects(&self) -> u64 {
+        let data: usize = self.groups.iter().map(|group| group.objects.len()).sum();
+        (self.unnamed.len() + self.others.len() + data) as u64
+    }
+
+    fn stored_bytes(&self, sizes: &HashMap<String, u64>) -> u64 {
+        let data = self.groups.iter().flat_map(|group| &group.objects).map(|data| data.object.stored_bytes);
+        let others = self.others.iter().map(|object| object.stored_bytes);
+        let unnamed = self.unnamed.iter().map(|checksum| sizes.get(&checksum.name).copied().unwrap_or(0));
+        data.chain(others).chain(unnamed).sum()
+    }
+}
+
+/// Puts objects that share a relation, directly or by way of others, into one group.
+fn group<'a>(database: &'a DatabaseManifest, objects: &[&'a DataObject]) -> Vec<Group<'a>> {
+    let mut group_of_object: Vec<usize> = (0..objects.len()).collect();
+    let mut group_of_relation: HashMap<u32, usize> = HashMap::new();
+    for (place, object) in objects.iter().enumerate() {
+        for segment in &object.segments {
+            let ours = group_of_object.get(place).copied().unwrap_or(place);
+            let theirs = *group_of_relation.entry(segment.relation).or_insert(ours);
+            if theirs != ours {
+                // Objects are in the order they were written in, so neighbours meet; renaming is cheap.
+                group_of_object.iter_mut().filter(|group| **group == ours).for_each(|group| *group = theirs);
+                group_of_relation.values_mut().filter(|group| **group == ours).for_each(|group| *group = theirs);
+            }
+        }
+    }
+    let mut groups: BTreeMap<usize, Vec<&DataObject>> = BTreeMap::new();
+    for (object, group) in objects.iter().zip(group_of_object) {
+        groups.entry(group).or_default().push(object);
+    }
+    let mut blocks: HashMap<u32, usize> = HashMap::new();
+    for segment in database.data.iter().flat_map(|data| &data.segments) {
+        *blocks.entry(segment.relation).or_default() += 1;
+    }
+    let whole = |objects: &[&DataObject]| {
+        let mut found: HashMap<u32, usize> = HashMap::new();
+        for segment in objects.iter().flat_map(|object| &object.segments) {
+            *found.entry(segment.relation).or_default() += 1;
+        }
+        found.into_iter().filter(|(relation, count)| blocks.get(relation) == Some(count)).map(|(relation, _)| relation).collect()
+    };
+    groups.into_values().map(|objects| Group { database, whole: whole(&objects), objects }).collect()
+}
+
+/// What came of a group.
+#[derive(Default)]
+struct GroupOutcome {
+    rows: u64,
+    relations: u64,
+    failures: Vec<String>,
+}
+
+struct Check<'a> {
+    repository: &'a Repository,
+    prefix: String,
+    progress: &'a Progress,
+}
+
+impl Check<'_> {
+    /// Opens an object without rows and measures its contents.
+    async fn whole(&self, object: &ObjectRef) -> Result<(), DumpError> {
+        let key = format!("{}{}", self.prefix, object.name);
+        let mut contents = self.repository.contents(&key, object.plain_bytes, Some(&object.hash)).await?;
+        let mut found = 0;
+        while let Some(block) = contents.next().await? {
+            found += block.len() as u64;
+        }
+        Progress::add(&self.progress.bytes_done, object.stored_bytes);
+        if found == object.plain_bytes {
+            return Ok(());
+        }
+        let reason = format!("it holds {found} bytes, not {}", object.plain_bytes);
+        Err(DumpError::Object { name: object.name.clone(), reason })
+    }
+
+    async fn group(&self, group: &Group<'_>) -> Result<GroupOutcome, DumpError> {
+        let mut outcome = GroupOutcome::default();
+        let mut hashers: HashMap<u32, blake3::Hasher> = HashMap::new();
+        let mut whole = group.whole.clone();
+        for data in &group.objects {
+            match self.data_object(group.database, data, &mut hashers).await {
+                Ok(rows) => outcome.rows += rows,
+                Err(error) => {
+                    outcome.failures.push(damage(error, &data.object.name)?);
+                    data.segments.iter().for_each(|segment| {
+                        whole.remove(&segment.relation);
+                    });
+                }
+            }
+        }
+        for place in whole {
+            let Some(relation) = group.database.relations.get(place as usize) else { continue };
+            let found = hashers.remove(&place).unwrap_or_default().finalize();
+            outcome.relations += 1;
+            if found.to_hex().as_str() != relation.hash {
+                let (database, name) = (&group.database.name, &relation.name);
+                outcome.failures.push(format!(
+                    "{database}: the rows of table {name} have the hash {}, not {}",
+                    found.to_hex(),
+                    relation.hash
+                ));
+            }
+        }
+        Ok(outcome)
+    }
+
+    /// Reads the rows of one object.
+    async fn data_object(
+        &self,
+        database: &DatabaseManifest,
+        data: &DataObject,
+        hashers: &mut HashMap<u32, blake3::Hasher>,
+    ) -> Result<u64, DumpError> {
+        let wrong = |reason: String| DumpError::Object { name: data.object.name.clone(), reason };
+        let key = format!("{}{}", self.prefix, data.object.name);
+        let contents = self.repository.contents(&key, data.object.plain_bytes, Some(&data.object.hash)).await?;
+        let mut reader = BlockReader::new(data, contents);
+        let (mut rows, mut rows_of_block, mut current) = (0, 0, None);
+        while let Some(piece) = reader.next().await? {
+            match piece {
+                Piece::Begin { segment, copy_line } => {
+                    let relation = database.relations.get(segment.relation as usize);
+                    let expected = relation.map(copy_line_of).unwrap_or_default();
+                    if copy_line != expected {
+                        return Err(wrong(format!("a block begins with '{copy_line}', not '{expected}'")));
+                    }
+                    rows_of_block = 0;
+                    current = Some(segment.relation);
+                }
+                Piece::Rows(bytes) => {
+                    rows_of_block += memchr::memchr_iter(b'\n', &bytes).count() as u64;
+                    if let Some(relation) = current {
+                        hashers.entry(relation).or_default().update(&bytes);
+                    }
+                }
+                Piece::End(segment) if rows_of_block != segment.rows => {
+                    return Err(wrong(format!("a block holds {rows_of_block} rows, not {}", segment.rows)));
+                }
+                Piece::End(segment) => rows += segment.rows,
+            }
+        }
+        Progress::add(&self.progress.bytes_done, data.object.stored_bytes);
+        Progress::add(&self.progress.rows, rows);
+        Ok(rows)
+    }
+}
+
+/// The line that every block of a relation begins with.
+fn copy_line_of(relation: &Relation) -> String {
+    let into = relation.load_into.as_ref().unwrap_or(&relation.name);
+    let columns = if relation.columns.is_empty() { String::new() } else { format!(" ({})", relation.columns) };
+    format!("COPY {}{columns} FROM stdin;", into.quoted())
+}
+
+/// What an error says about the object, if it is about the object: the rest goes up.
+fn damage(error: DumpError, name: &str) -> Result<String, DumpError> {
+    let reason = match &error {
+        DumpError::Object { .. } => return Ok(error.to_string()),
+        DumpError::Repository(RepositoryError::HashMismatch { found, expected, .. }) => {
+            format!("its BLAKE3 hash is {found}, not {expected}")
+        }
+        DumpError::Repository(RepositoryError::Malformed { reason, .. }) => reason.clone(),
+        DumpError::Repository(RepositoryError::Open { source: EncryptionError::Read(_), .. }) => return Err(error),
+        DumpError::Repository(RepositoryError::Open { source, .. }) => source.to_string(),
+        DumpError::Repository(RepositoryError::Store(store)) if store.kind() == StoreErrorKind::NotFound => {
+            "it is missing".to_owned()
+        }
+        DumpError::Repository(RepositoryError::Store(store)) if store.kind() == StoreErrorKind::ShortBody => {
+            store.to_string()
+        }
+        _ => return Err(error),
+    };
+    Ok(format!("{name}: {reason}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sample_is_at_random_by_bytes_and_the_seed_repeats_it() {
+        let sizes: Vec<u64> = (1..=1000).collect();
+        let total: u64 = sizes.iter().sum();
+        let sample = |fraction, seed| choose(&sizes, Some(Sample { fraction, seed }));
+        assert_eq!(sample(0.1, 7), sample(0.1, 7));
+        assert_ne!(sample(0.1, 7), sample(0.1, 8));
+        for seed in 0..20 {
+            let bytes: u64 = sample(0.1, seed).iter().map(|place| sizes[*place]).sum();
+            assert!(bytes >= total / 10 && bytes <= total / 10 + 1000, "{bytes} of {total} with seed {seed}");
+        }
+        assert_eq!(choose(&sizes, None).len(), 1000);
+        assert_eq!(sample(1.0, 7).len(), 1000);
+        assert_eq!(sample(0.000_001, 7).len(), 1, "one at least");
+        assert!(choose(&[], Some(Sample { fraction: 0.5, seed: 1 })).is_empty());
+    }
+}
