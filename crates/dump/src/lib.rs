@@ -15,6 +15,7 @@ mod run;
 mod schema;
 mod snapshot;
 mod sql;
+pub mod verify;
 mod way_out;
 
 pub use error::DumpError;

@@ -4,7 +4,9 @@
 //! *Contents* decrypts, decompresses, parses every COPY block and compares counts and hashes with the manifest: what
 //! passes will load. Neither proves that PostgreSQL accepts it; that takes a restore.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+mod work;
+
+use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -16,8 +18,6 @@ use pgkeep_repository::integrity::Checksum;
 use pgkeep_repository::object::ObjectRef;
 use pgkeep_repository::{Repository, RepositoryError, layout};
 use pgkeep_store::StoreErrorKind;
-use rand::SeedableRng;
-use rand::seq::SliceRandom;
 
 use crate::blocks::{BlockReader, Piece};
 use crate::error::DumpError;
@@ -25,6 +25,7 @@ use crate::manifest::{DataObject, DatabaseManifest, DumpManifest, Relation};
 use crate::progress::Progress;
 use crate::read::read_manifest;
 use crate::run::object_refs;
+use crate::verify::work::{Group, Work, choose};
 
 /// Of what is wrong, this much is kept in words; the rest is counted.
 const FAILURES_KEPT_MAX: usize = 20;
@@ -189,11 +190,18 @@ async fn stored(
     let sizes = stored_sizes(repository, id).await?;
     let size = |checksum: &Checksum| sizes.get(&checksum.name).copied().unwrap_or(0);
     let chosen = choose(&checksums.iter().map(size).collect::<Vec<_>>(), options.sample);
-    let chosen: Vec<Checksum> = chosen.into_iter().filter_map(|place| checksums.get(place).cloned()).collect();
-    progress.bytes_total.store(chosen.iter().map(size).sum(), Ordering::Relaxed);
+    let chosen: Vec<Checksum> = chosen
+        .into_iter()
+        .filter_map(|place| checksums.get(place).cloned())
+        .collect();
+    progress
+        .bytes_total
+        .store(chosen.iter().map(size).sum(), Ordering::Relaxed);
     findings.objects_total = checksums.len() as u64;
     findings.objects = chosen.len() as u64;
-    let damages = repository.verify_stored(id, &chosen, |bytes| Progress::add(&progress.bytes_done, bytes)).await?;
+    let damages = repository
+        .verify_stored(id, &chosen, |bytes| Progress::add(&progress.bytes_done, bytes))
+        .await?;
     for damage in damages {
         findings.fail(format!("{}: {}", damage.name, damage.reason));
     }
@@ -202,27 +210,16 @@ async fn stored(
 
 async fn stored_sizes(repository: &Repository, id: &BackupId) -> Result<HashMap<String, u64>, DumpError> {
     let prefix = layout::backup_prefix(repository.cluster(), id);
-    let objects = repository.store().list(&prefix).await.map_err(RepositoryError::from)?;
+    let objects = repository
+        .store()
+        .list(&prefix)
+        .await
+        .map_err(RepositoryError::from)?;
     let named = |key: &str| key.strip_prefix(&prefix).map(str::to_owned);
-    Ok(objects.into_iter().filter_map(|object| Some((named(&object.key)?, object.size))).collect())
-}
-
-/// The places of the chosen ones, in order: at random until their sizes make up the fraction, one at least.
-fn choose(sizes: &[u64], sample: Option<Sample>) -> BTreeSet<usize> {
-    let Some(sample) = sample else { return (0..sizes.len()).collect() };
-    let total: u64 = sizes.iter().sum();
-    let mut places: Vec<usize> = (0..sizes.len()).collect();
-    places.shuffle(&mut rand::rngs::StdRng::seed_from_u64(sample.seed));
-    let mut left = total as f64 * sample.fraction.clamp(0.0, 1.0);
-    let mut chosen = BTreeSet::new();
-    for place in places {
-        if left <= 0.0 && !chosen.is_empty() {
-            break;
-        }
-        left -= sizes.get(place).copied().unwrap_or(0) as f64;
-        chosen.insert(place);
-    }
-    chosen
+    Ok(objects
+        .into_iter()
+        .filter_map(|object| Some((named(&object.key)?, object.size)))
+        .collect())
 }
 
 async fn contents(
@@ -242,14 +239,23 @@ async fn contents(
     }
     let sizes = stored_sizes(repository, id).await?;
     let work = Work::choose(&manifest, &checksums, options.sample);
-    progress.bytes_total.store(work.stored_bytes(&sizes), Ordering::Relaxed);
+    progress
+        .bytes_total
+        .store(work.stored_bytes(&sizes), Ordering::Relaxed);
     findings.objects_total = checksums.len() as u64;
     findings.objects = work.objects();
 
     progress.set_phase("reading schemas and lists");
-    let check = Check { repository, prefix: layout::backup_prefix(repository.cluster(), id), progress };
-    let damages =
-        repository.verify_stored(id, &work.unnamed, |bytes| Progress::add(&progress.bytes_done, bytes)).await?;
+    let check = Check {
+        repository,
+        prefix: layout::backup_prefix(repository.cluster(), id),
+        progress,
+    };
+    let damages = repository
+        .verify_stored(id, &work.unnamed, |bytes| {
+            Progress::add(&progress.bytes_done, bytes)
+        })
+        .await?;
     for damage in damages {
         findings.fail(format!("{}: {}", damage.name, damage.reason));
     }
@@ -266,21 +272,32 @@ async fn contents(
         let outcome = outcome?;
         findings.rows += outcome.rows;
         findings.relations += outcome.relations;
-        outcome.failures.into_iter().for_each(|failure| findings.fail(failure));
+        outcome
+            .failures
+            .into_iter()
+            .for_each(|failure| findings.fail(failure));
     }
     Ok(())
 }
 
 /// `checksums.b3` and the manifest must name the same objects with the same hashes.
 fn compare_lists(manifest: &DumpManifest, checksums: &[Checksum], findings: &mut Findings) {
-    let listed: HashMap<&str, &str> =
-        checksums.iter().map(|checksum| (checksum.name.as_str(), checksum.hash.as_str())).collect();
+    let listed: HashMap<&str, &str> = checksums
+        .iter()
+        .map(|checksum| (checksum.name.as_str(), checksum.hash.as_str()))
+        .collect();
     for object in object_refs(manifest) {
         match listed.get(object.name.as_str()) {
-            None => findings.fail(format!("{}: the manifest names it, and {} doesn't", object.name, layout::CHECKSUMS)),
+            None => findings.fail(format!(
+                "{}: the manifest names it, and {} doesn't",
+                object.name,
+                layout::CHECKSUMS
+            )),
             Some(hash) if *hash != object.hash => {
                 let (name, checksums) = (&object.name, layout::CHECKSUMS);
-                findings.fail(format!("{name}: the manifest and {checksums} disagree about its hash"));
+                findings.fail(format!(
+                    "{name}: the manifest and {checksums} disagree about its hash"
+                ));
             }
             Some(_) => {}
         }
@@ -309,100 +326,12 @@ fn compare_sums(database: &DatabaseManifest, findings: &mut Findings) {
         // Nothing will be read of it, so its hash is compared here.
         findings.relations += 1;
         if relation.hash != blake3::hash(b"").to_hex().as_str() {
-            findings.fail(format!("{}: table {} has no rows, but a hash of some", database.name, relation.name));
+            findings.fail(format!(
+                "{}: table {} has no rows, but a hash of some",
+                database.name, relation.name
+            ));
         }
     }
-}
-
-/// Data objects that share relations, in order: a relation's hash goes over all of them.
-struct Group<'a> {
-    database: &'a DatabaseManifest,
-    objects: Vec<&'a DataObject>,
-    /// Relations all of whose blocks are among these objects.
-    whole: BTreeSet<u32>,
-}
-
-struct Work<'a> {
-    /// Objects that the manifest doesn't name, by their hash alone.
-    unnamed: Vec<Checksum>,
-    /// Objects without rows.
-    others: Vec<ObjectRef>,
-    groups: Vec<Group<'a>>,
-}
-
-impl<'a> Work<'a> {
-    fn choose(manifest: &'a DumpManifest, checksums: &[Checksum], sample: Option<Sample>) -> Self {
-        let all: Vec<(usize, &DataObject)> = manifest
-            .databases
-            .iter()
-            .enumerate()
-            .flat_map(|(place, database)| database.data.iter().map(move |data| (place, data)))
-            .collect();
-        let chosen = choose(&all.iter().map(|(_, data)| data.object.stored_bytes).collect::<Vec<_>>(), sample);
-        let mut by_database: BTreeMap<usize, Vec<&DataObject>> = BTreeMap::new();
-        for (database, data) in chosen.into_iter().filter_map(|place| all.get(place)) {
-            by_database.entry(*database).or_default().push(data);
-        }
-        let mut groups = Vec::new();
-        for (place, objects) in by_database {
-            groups.extend(manifest.databases.get(place).into_iter().flat_map(|database| group(database, &objects)));
-        }
-        let data: BTreeSet<&str> = all.iter().map(|(_, data)| data.object.name.as_str()).collect();
-        let others: Vec<ObjectRef> =
-            object_refs(manifest).into_iter().filter(|object| !data.contains(object.name.as_str())).collect();
-        let named: BTreeSet<&str> = others.iter().map(|object| object.name.as_str()).collect();
-        let unnamed = checksums
-            .iter()
-            .filter(|checksum| !named.contains(checksum.name.as_str()) && !data.contains(checksum.name.as_str()))
-            .cloned()
-            .collect();
-        Self { unnamed, others, groups }
-    }
-
-    fn objects(&self) -> u64 {
-        let data: usize = self.groups.iter().map(|group| group.objects.len()).sum();
-        (self.unnamed.len() + self.others.len() + data) as u64
-    }
-
-    fn stored_bytes(&self, sizes: &HashMap<String, u64>) -> u64 {
-        let data = self.groups.iter().flat_map(|group| &group.objects).map(|data| data.object.stored_bytes);
-        let others = self.others.iter().map(|object| object.stored_bytes);
-        let unnamed = self.unnamed.iter().map(|checksum| sizes.get(&checksum.name).copied().unwrap_or(0));
-        data.chain(others).chain(unnamed).sum()
-    }
-}
-
-/// Puts objects that share a relation, directly or by way of others, into one group.
-fn group<'a>(database: &'a DatabaseManifest, objects: &[&'a DataObject]) -> Vec<Group<'a>> {
-    let mut group_of_object: Vec<usize> = (0..objects.len()).collect();
-    let mut group_of_relation: HashMap<u32, usize> = HashMap::new();
-    for (place, object) in objects.iter().enumerate() {
-        for segment in &object.segments {
-            let ours = group_of_object.get(place).copied().unwrap_or(place);
-            let theirs = *group_of_relation.entry(segment.relation).or_insert(ours);
-            if theirs != ours {
-                // Objects are in the order they were written in, so neighbours meet; renaming is cheap.
-                group_of_object.iter_mut().filter(|group| **group == ours).for_each(|group| *group = theirs);
-                group_of_relation.values_mut().filter(|group| **group == ours).for_each(|group| *group = theirs);
-            }
-        }
-    }
-    let mut groups: BTreeMap<usize, Vec<&DataObject>> = BTreeMap::new();
-    for (object, group) in objects.iter().zip(group_of_object) {
-        groups.entry(group).or_default().push(object);
-    }
-    let mut blocks: HashMap<u32, usize> = HashMap::new();
-    for segment in database.data.iter().flat_map(|data| &data.segments) {
-        *blocks.entry(segment.relation).or_default() += 1;
-    }
-    let whole = |objects: &[&DataObject]| {
-        let mut found: HashMap<u32, usize> = HashMap::new();
-        for segment in objects.iter().flat_map(|object| &object.segments) {
-            *found.entry(segment.relation).or_default() += 1;
-        }
-        found.into_iter().filter(|(relation, count)| blocks.get(relation) == Some(count)).map(|(relation, _)| relation).collect()
-    };
-    groups.into_values().map(|objects| Group { database, whole: whole(&objects), objects }).collect()
 }
 
 /// What came of a group.
@@ -423,7 +352,10 @@ impl Check<'_> {
     /// Opens an object without rows and measures its contents.
     async fn whole(&self, object: &ObjectRef) -> Result<(), DumpError> {
         let key = format!("{}{}", self.prefix, object.name);
-        let mut contents = self.repository.contents(&key, object.plain_bytes, Some(&object.hash)).await?;
+        let mut contents = self
+            .repository
+            .contents(&key, object.plain_bytes, Some(&object.hash))
+            .await?;
         let mut found = 0;
         while let Some(block) = contents.next().await? {
             found += block.len() as u64;
@@ -433,7 +365,10 @@ impl Check<'_> {
             return Ok(());
         }
         let reason = format!("it holds {found} bytes, not {}", object.plain_bytes);
-        Err(DumpError::Object { name: object.name.clone(), reason })
+        Err(DumpError::Object {
+            name: object.name.clone(),
+            reason,
+        })
     }
 
     async fn group(&self, group: &Group<'_>) -> Result<GroupOutcome, DumpError> {
@@ -452,7 +387,9 @@ impl Check<'_> {
             }
         }
         for place in whole {
-            let Some(relation) = group.database.relations.get(place as usize) else { continue };
+            let Some(relation) = group.database.relations.get(place as usize) else {
+                continue;
+            };
             let found = hashers.remove(&place).unwrap_or_default().finalize();
             outcome.relations += 1;
             if found.to_hex().as_str() != relation.hash {
@@ -474,9 +411,15 @@ impl Check<'_> {
         data: &DataObject,
         hashers: &mut HashMap<u32, blake3::Hasher>,
     ) -> Result<u64, DumpError> {
-        let wrong = |reason: String| DumpError::Object { name: data.object.name.clone(), reason };
+        let wrong = |reason: String| DumpError::Object {
+            name: data.object.name.clone(),
+            reason,
+        };
         let key = format!("{}{}", self.prefix, data.object.name);
-        let contents = self.repository.contents(&key, data.object.plain_bytes, Some(&data.object.hash)).await?;
+        let contents = self
+            .repository
+            .contents(&key, data.object.plain_bytes, Some(&data.object.hash))
+            .await?;
         let mut reader = BlockReader::new(data, contents);
         let (mut rows, mut rows_of_block, mut current) = (0, 0, None);
         while let Some(piece) = reader.next().await? {
@@ -485,7 +428,9 @@ impl Check<'_> {
                     let relation = database.relations.get(segment.relation as usize);
                     let expected = relation.map(copy_line_of).unwrap_or_default();
                     if copy_line != expected {
-                        return Err(wrong(format!("a block begins with '{copy_line}', not '{expected}'")));
+                        return Err(wrong(format!(
+                            "a block begins with '{copy_line}', not '{expected}'"
+                        )));
                     }
                     rows_of_block = 0;
                     current = Some(segment.relation);
@@ -497,7 +442,10 @@ impl Check<'_> {
                     }
                 }
                 Piece::End(segment) if rows_of_block != segment.rows => {
-                    return Err(wrong(format!("a block holds {rows_of_block} rows, not {}", segment.rows)));
+                    return Err(wrong(format!(
+                        "a block holds {rows_of_block} rows, not {}",
+                        segment.rows
+                    )));
                 }
                 Piece::End(segment) => rows += segment.rows,
             }
@@ -511,7 +459,11 @@ impl Check<'_> {
 /// The line that every block of a relation begins with.
 fn copy_line_of(relation: &Relation) -> String {
     let into = relation.load_into.as_ref().unwrap_or(&relation.name);
-    let columns = if relation.columns.is_empty() { String::new() } else { format!(" ({})", relation.columns) };
+    let columns = if relation.columns.is_empty() {
+        String::new()
+    } else {
+        format!(" ({})", relation.columns)
+    };
     format!("COPY {}{columns} FROM stdin;", into.quoted())
 }
 
@@ -523,7 +475,10 @@ fn damage(error: DumpError, name: &str) -> Result<String, DumpError> {
             format!("its BLAKE3 hash is {found}, not {expected}")
         }
         DumpError::Repository(RepositoryError::Malformed { reason, .. }) => reason.clone(),
-        DumpError::Repository(RepositoryError::Open { source: EncryptionError::Read(_), .. }) => return Err(error),
+        DumpError::Repository(RepositoryError::Open {
+            source: EncryptionError::Read(_),
+            ..
+        }) => return Err(error),
         DumpError::Repository(RepositoryError::Open { source, .. }) => source.to_string(),
         DumpError::Repository(RepositoryError::Store(store)) if store.kind() == StoreErrorKind::NotFound => {
             "it is missing".to_owned()
@@ -534,26 +489,4 @@ fn damage(error: DumpError, name: &str) -> Result<String, DumpError> {
         _ => return Err(error),
     };
     Ok(format!("{name}: {reason}"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_sample_is_at_random_by_bytes_and_the_seed_repeats_it() {
-        let sizes: Vec<u64> = (1..=1000).collect();
-        let total: u64 = sizes.iter().sum();
-        let sample = |fraction, seed| choose(&sizes, Some(Sample { fraction, seed }));
-        assert_eq!(sample(0.1, 7), sample(0.1, 7));
-        assert_ne!(sample(0.1, 7), sample(0.1, 8));
-        for seed in 0..20 {
-            let bytes: u64 = sample(0.1, seed).iter().map(|place| sizes[*place]).sum();
-            assert!(bytes >= total / 10 && bytes <= total / 10 + 1000, "{bytes} of {total} with seed {seed}");
-        }
-        assert_eq!(choose(&sizes, None).len(), 1000);
-        assert_eq!(sample(1.0, 7).len(), 1000);
-        assert_eq!(sample(0.000_001, 7).len(), 1, "one at least");
-        assert!(choose(&[], Some(Sample { fraction: 0.5, seed: 1 })).is_empty());
-    }
 }
