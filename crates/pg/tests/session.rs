@@ -1,4 +1,10 @@
 //! Queries, notices, cancellation, deadlines and death of the server, on real servers.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
 
 mod support;
 
