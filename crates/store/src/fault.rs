@@ -124,7 +124,7 @@ struct State {
 
 /// What is to happen to one request.
 struct Fate {
-    fail: bool,
+    fail: Option<HttpErrorKind>,
     lose_ack: bool,
     stall: Option<Duration>,
     cut: Option<f64>,
@@ -193,7 +193,12 @@ fn decide(plan: &FaultPlan, state: &Mutex<State>) -> Fate {
     let out = state.outage_ends.is_some_and(|end| Instant::now() < end);
     let random = &mut state.random;
     let mut one_in = |n: u32| n > 0 && random.random_ratio(1, n);
-    let fail = one_in(plan.fail_one_in) || out;
+    // Half of the failures look like a request that may have arrived.
+    let fail = one_in(plan.fail_one_in).then(|| match one_in(2) {
+        true => HttpErrorKind::Interrupted,
+        false => HttpErrorKind::Connect,
+    });
+    let fail = if out { Some(HttpErrorKind::Connect) } else { fail };
     let lose_ack = one_in(plan.lose_ack_one_in);
     let stall = plan.stall.filter(|(n, _)| one_in(*n)).map(|(_, time)| time);
     let (cut, truncate) = (one_in(plan.cut_reads_one_in), one_in(plan.truncate_reads_one_in));
@@ -213,8 +218,8 @@ impl Fate {
             tokio::time::sleep(time).await;
         }
         match self.fail {
-            true => Err(transport(HttpErrorKind::Connect, "refused on purpose")),
-            false => Ok(()),
+            Some(kind) => Err(transport(kind, "refused on purpose")),
+            None => Ok(()),
         }
     }
 }

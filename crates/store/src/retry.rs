@@ -12,6 +12,8 @@ use tokio::time::Instant;
 pub struct RetryOptions {
     /// Attempts of one request, the first included. At least 1.
     pub attempts_max: u32,
+    /// Attempts that are made however long they take: one large upload that stalls must not use up all the time.
+    pub attempts_min: u32,
     /// Time after which no further attempt begins, counted from the first one (for a download: from the last byte that
     /// arrived).
     pub elapsed_max: Duration,
@@ -28,6 +30,7 @@ impl Default for RetryOptions {
     fn default() -> Self {
         Self {
             attempts_max: 60,
+            attempts_min: 3,
             elapsed_max: Duration::from_secs(300),
             first_contact_elapsed_max: Duration::from_secs(90),
             backoff_base: Duration::from_millis(200),
@@ -76,7 +79,8 @@ impl RetryBudget {
                 .elapsed_max
                 .min(self.options.first_contact_elapsed_max),
         };
-        (self.started.elapsed().saturating_add(pause) <= limit).then_some(pause)
+        let in_time = self.started.elapsed().saturating_add(pause) <= limit;
+        (in_time || self.failures < self.options.attempts_min).then_some(pause)
     }
 
     /// Something arrived: the budget is for failures without progress.
@@ -122,6 +126,7 @@ mod tests {
                 let options = RetryOptions {
                     attempts_max,
                     elapsed_max: Duration::from_secs(elapsed_s),
+                    attempts_min: 1,
                     backoff_base: Duration::from_millis(seed_ms),
                     ..RetryOptions::default()
                 };
