@@ -1,0 +1,249 @@
+use std::path::PathBuf;
+
+use jiff::SignedDuration;
+use jiff::tz::TimeZone;
+use pgkeep_base::{ByteCount, Secret};
+
+use crate::error::ConfigError;
+
+/// All that is configured for one database cluster.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Cluster {
+    /// A connection URI or keywords and values, as libpq has them; may hold a password. Without it libpq's own
+    /// variables decide (`PGHOST`, ...).
+    pub connection: Option<Secret>,
+    /// Where backups go, as URLs without credentials. The first is read from.
+    pub repository: Vec<String>,
+    /// Whether what is written is encrypted.
+    pub encryption: EncryptionMode,
+    /// Public keys to encrypt for, `age1...`.
+    pub recipients: Vec<String>,
+    /// Where the secret key is, on machines that restore.
+    pub identity_file: Option<PathBuf>,
+    /// The secret key itself; from the environment only (`PGKEEP_IDENTITY`).
+    pub identity: Option<Secret>,
+    /// Receive WAL continuously.
+    pub stream: bool,
+    /// Base backups.
+    pub backup: Backup,
+    /// Logical backups.
+    pub dump: Dump,
+    /// Restore tests.
+    pub drill: Drill,
+    /// Retention.
+    pub keep: Keep,
+    /// What the host may be asked for.
+    pub limits: Limits,
+    /// Where PostgreSQL's programs are, such as `/usr/lib/postgresql/17/bin`.
+    pub pg_bin: Option<PathBuf>,
+    /// S3 and compatibles.
+    pub s3: S3,
+    /// Google Cloud Storage.
+    pub gcs: Gcs,
+    /// Azure Blob Storage.
+    pub azure: Azure,
+    /// Of schedules, and of the days that retention counts. UTC unless set: so every machine that reads the repository
+    /// plans the same.
+    pub timezone: TimeZone,
+}
+
+impl Default for Cluster {
+    fn default() -> Self {
+        Self {
+            connection: None,
+            repository: Vec::new(),
+            encryption: EncryptionMode::default(),
+            recipients: Vec::new(),
+            identity_file: None,
+            identity: None,
+            stream: false,
+            backup: Backup::default(),
+            dump: Dump::default(),
+            drill: Drill::default(),
+            keep: Keep::default(),
+            limits: Limits::default(),
+            pg_bin: None,
+            s3: S3::default(),
+            gcs: Gcs::default(),
+            azure: Azure::default(),
+            timezone: TimeZone::UTC,
+        }
+    }
+}
+
+impl Cluster {
+    /// The repositories, at least one.
+    ///
+    /// # Errors
+    /// None is configured; the error says how to.
+    pub fn repositories(&self) -> Result<&[String], ConfigError> {
+        if self.repository.is_empty() {
+            Err(ConfigError::NoRepository)
+        } else {
+            Ok(&self.repository)
+        }
+    }
+
+    /// Whether any value in it is a secret.
+    pub(crate) fn holds_secrets(&self) -> bool {
+        // A password hides in a URI's user part (user:password@) or behind a keyword. Erring costs a warning.
+        let password = self.connection.as_ref().is_some_and(|connection| {
+            let text = connection.expose();
+            let in_uri = text.split_once("://").and_then(|(_, rest)| rest.split_once('@'));
+            text.contains("password") || in_uri.is_some_and(|(user, _)| user.contains(':'))
+        });
+        password
+            || [
+                &self.s3.secret_access_key,
+                &self.s3.session_token,
+                &self.azure.access_key,
+                &self.azure.sas_token,
+            ]
+            .iter()
+            .any(|secret| secret.is_some())
+    }
+}
+
+/// Whether objects are encrypted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum EncryptionMode {
+    /// In the age format, for the recipients.
+    #[default]
+    Age,
+    /// Not at all.
+    None,
+}
+
+/// Base backups.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Backup {
+    /// A cron expression.
+    pub schedule: Option<String>,
+    /// Parallel workers.
+    pub jobs: Option<u32>,
+    /// zstd level, 1 to 19.
+    pub compression_level: Option<i32>,
+}
+
+/// Logical backups.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Dump {
+    /// A cron expression.
+    pub schedule: Option<String>,
+    /// Which databases.
+    pub databases: Databases,
+    /// Patterns of databases to leave out.
+    pub exclude_databases: Vec<String>,
+    /// Patterns of schemas to leave out, as `pg_dump --exclude-schema` has them.
+    pub exclude_schemas: Vec<String>,
+    /// Patterns of tables to leave out, as `pg_dump --exclude-table` has them.
+    pub exclude_tables: Vec<String>,
+    /// Patterns of tables whose rows to leave out, as `pg_dump --exclude-table-data` has them.
+    pub exclude_table_data: Vec<String>,
+    /// Parallel connections.
+    pub jobs: Option<u32>,
+    /// zstd level, 1 to 19.
+    pub compression_level: Option<i32>,
+    /// What is written.
+    pub format: DumpFormat,
+}
+
+/// Which databases are dumped.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Databases {
+    /// Every one that takes connections, templates apart.
+    #[default]
+    All,
+    /// These.
+    Named(Vec<String>),
+}
+
+/// What a dump is written as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DumpFormat {
+    /// Into the repository.
+    #[default]
+    Repository,
+    /// One compressed SQL script.
+    Plain,
+    /// One file as `pg_dump --format=custom` writes it.
+    Custom,
+    /// A directory as `pg_dump --format=directory` writes it.
+    Directory,
+}
+
+/// Restore tests.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Drill {
+    /// A cron expression.
+    pub schedule: Option<String>,
+}
+
+/// Retention. All empty keeps everything.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Keep {
+    /// Keep all that are younger. Never negative.
+    pub window: Option<SignedDuration>,
+    /// Days of which to keep the newest.
+    pub daily: u32,
+    /// ISO weeks of which to keep the newest.
+    pub weekly: u32,
+    /// Months of which to keep the newest.
+    pub monthly: u32,
+    /// Years of which to keep the newest.
+    pub yearly: u32,
+}
+
+/// What the host may be asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Limits {
+    /// Average bandwidth of all uploads together, per second.
+    pub upload_bytes_per_second: Option<ByteCount>,
+    /// Memory for buffers.
+    pub memory: Option<ByteCount>,
+}
+
+/// S3 and compatibles. What is not set is taken from `AWS_*`, a profile, or the machine's role.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct S3 {
+    /// `https://host[:port]`, without the bucket.
+    pub endpoint: Option<String>,
+    /// For example `eu-central-1`.
+    pub region: Option<String>,
+    /// The bucket's name in the path (true) or in the host name (false); unset: as the endpoint suggests.
+    pub path_style: Option<bool>,
+    /// Permit an endpoint without TLS.
+    pub allow_http: bool,
+    /// A profile in `~/.aws/config`.
+    pub profile: Option<String>,
+    /// Static credentials.
+    pub access_key_id: Option<Secret>,
+    /// Static credentials.
+    pub secret_access_key: Option<Secret>,
+    /// Goes with temporary static credentials.
+    pub session_token: Option<Secret>,
+    /// Server-side encryption with this KMS key.
+    pub kms_key_id: Option<String>,
+}
+
+/// Google Cloud Storage. What is not set is taken from `GOOGLE_*` and the application default credentials.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Gcs {
+    /// A service account's JSON key.
+    pub service_account_file: Option<PathBuf>,
+    /// Another endpoint.
+    pub endpoint: Option<String>,
+}
+
+/// Azure Blob Storage. What is not set is taken from `AZURE_*` and the machine's identity.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Azure {
+    /// The storage account.
+    pub account: Option<String>,
+    /// The account's key.
+    pub access_key: Option<Secret>,
+    /// A shared access signature.
+    pub sas_token: Option<Secret>,
+    /// Another endpoint.
+    pub endpoint: Option<String>,
+}

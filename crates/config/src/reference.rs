@@ -1,0 +1,53 @@
+use std::fmt::Write;
+
+use crate::select::DEFAULT_CLUSTER;
+use crate::settings::{GENERAL_VARIABLES, SETTINGS};
+
+const INTRODUCTION: &str = "\
+# Configuration
+
+This page is made from the table of settings in `crates/config`; a test holds the two together.
+
+pgkeep reads one file, the first of these that is there: the one that `--config` names, the one that `PGKEEP_CONFIG`
+names, `./pgkeep.toml`, `/etc/pgkeep/pgkeep.toml`. None is needed: everything can be said by variables or flags.
+
+```toml
+[cluster.gamepulse]
+connection = \"postgres://pgkeep@db:5432/postgres\"
+repository = [\"s3://gamepulse-backups/pgkeep\"]
+recipients = [\"age1...\"]
+dump       = { schedule = \"0 2 * * *\", databases = \"all\" }
+keep       = { window = \"30d\", daily = 7, weekly = 4, monthly = 6 }
+```
+
+- An unknown key is an error that names the nearest known one.
+- Each setting is also a variable, with two underscores where the setting's name has a dot. A variable stands over the
+  file, a flag over both; lists are replaced, not joined. An empty variable counts as not set.
+- Lists are separated by commas in variables. Durations are `30d`, `12h`, `2w` and the like; sizes `64MiB`, `10GB`.
+- Relative paths are relative to the directory that pgkeep is started in.
+- A cluster's name is a directory in the repository: small letters, digits, dots, dashes and underscores, at most 63.
+  `--cluster` or `PGKEEP_CLUSTER` chooses one, and may be left out where the file has only one.";
+
+/// The text of `docs/configuration.md`.
+pub fn reference_markdown() -> String {
+    let mut text = format!(
+        "{INTRODUCTION} Where it has none, the name is\n  `{DEFAULT_CLUSTER}` unless one is given.\n"
+    );
+    text.push_str(
+        "\n## Settings of a cluster\n\n| setting | variable | value | default | |\n|---|---|---|---|---|\n",
+    );
+    for setting in SETTINGS {
+        let (name, variable) = (setting.name, setting.variable());
+        // Writing to a string can't fail.
+        let _ = writeln!(
+            text,
+            "| `{name}` | `{variable}` | {} | {} | {} |",
+            setting.form, setting.default, setting.doc
+        );
+    }
+    text.push_str("\n## Other variables\n\n| variable | |\n|---|---|\n");
+    for (name, doc) in GENERAL_VARIABLES {
+        let _ = writeln!(text, "| `{name}` | {doc} |");
+    }
+    text
+}
