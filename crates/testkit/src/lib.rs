@@ -14,6 +14,8 @@
 )]
 
 pub mod cluster;
+pub mod compare;
+pub mod fixtures;
 mod process;
 pub mod requirements;
 pub mod stores;

@@ -18,7 +18,7 @@ impl Cluster {
 
     /// The same, with what psql wrote to standard error when a statement fails.
     pub fn try_psql(&self, database: &str, script: &str) -> Result<String, String> {
-        let output = run_with_input(&mut self.psql_command(database), script.as_bytes());
+        let output = run_with_input(self.psql_command(database).args(["-f", "-"]), script.as_bytes());
         let text = String::from_utf8_lossy(&output.stdout)
             .trim_end_matches('\n')
             .to_owned();
