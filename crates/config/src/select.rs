@@ -57,8 +57,8 @@ pub struct Overrides {
     pub s3_endpoint: Option<String>,
     /// `--s3-region`
     pub s3_region: Option<String>,
-    /// `--set NAME=VALUE`: any setting by its name.
-    pub set: Vec<(String, String)>,
+    /// `--set NAME=VALUE`: any setting by its name; some are secrets.
+    pub set: Vec<(String, Secret)>,
 }
 
 impl Overrides {
@@ -164,7 +164,7 @@ impl Config {
         for (name, value) in &overrides.set {
             let origin = Origin::Flag("--set");
             match setting(name) {
-                Some(setting) => apply(setting, &mut chosen, &Input::Text(value), origin)?,
+                Some(setting) => apply(setting, &mut chosen, &Input::Text(value.expose()), origin)?,
                 None => {
                     let nearest =
                         nearest(name, SETTINGS.iter().map(|setting| setting.name)).map(str::to_owned);
