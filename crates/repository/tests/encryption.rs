@@ -1,4 +1,5 @@
 //! Sealing and opening: round trips, wrong keys, damage at every place, limits, and stock age and zstd as referees.
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
 use std::io::{self, Read, Write};
 use std::process::{Command, Stdio};

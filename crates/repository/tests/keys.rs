@@ -1,4 +1,5 @@
 //! Keys: the file's form and permissions, every error, and no secret in any of them.
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
