@@ -7,23 +7,25 @@ use bytes::{Buf, Bytes, BytesMut};
 use pgkeep_repository::object::Contents;
 
 use crate::error::DumpError;
-use crate::manifest::{DataObject, Segment};
+use crate::manifest::{DataObject, QualifiedName, Relation, Segment};
 use crate::pack::BLOCK_END;
 
-/// Lines between blocks (settings, the COPY line) are never longer than this, in bytes: 1,600 columns of 63 bytes,
-/// quoted.
-const LINE_BYTES_MAX: usize = 1 << 20;
+/// Settings before a block are short lines, in bytes.
+const SETTING_BYTES_MAX: usize = 4 << 10;
+
+/// What begins a block: the statement that psql would run. Whoever reads a block knows it from the manifest, and runs
+/// nothing that merely stands in an object.
+pub fn copy_statement(into: &QualifiedName, columns: &str) -> String {
+    // A table without columns takes no list.
+    let list = if columns.is_empty() { String::new() } else { format!(" ({columns})") };
+    format!("COPY {}{list} FROM stdin", into.quoted())
+}
 
 /// The next piece of a data object.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Piece {
-    /// A block begins.
-    Begin {
-        /// What the manifest says of it.
-        segment: Segment,
-        /// The COPY line, as it stands.
-        copy_line: String,
-    },
+    /// A block begins, of which the manifest says this.
+    Begin(Segment),
     /// Some of its rows, cut anywhere.
     Rows(Bytes),
     /// The block has ended where it should.
@@ -33,6 +35,7 @@ pub enum Piece {
 /// Reads one data object piece by piece.
 pub struct BlockReader<'a> {
     object: &'a DataObject,
+    relations: &'a [Relation],
     contents: Contents,
     waiting: BytesMut,
     next_segment: usize,
@@ -40,9 +43,9 @@ pub struct BlockReader<'a> {
 }
 
 impl<'a> BlockReader<'a> {
-    /// Reads `object`, whose contents are `contents`.
-    pub fn new(object: &'a DataObject, contents: Contents) -> Self {
-        Self { object, contents, waiting: BytesMut::new(), next_segment: 0, rows_left: None }
+    /// Reads `object`, whose contents are `contents`, and whose blocks are of `relations`.
+    pub fn new(object: &'a DataObject, relations: &'a [Relation], contents: Contents) -> Self {
+        Self { object, relations, contents, waiting: BytesMut::new(), next_segment: 0, rows_left: None }
     }
 
     /// The next piece; `None` at the end, which comes only after the object's hash was right.
@@ -70,9 +73,9 @@ impl<'a> BlockReader<'a> {
                 Ok(Some(Piece::Rows(self.waiting.split_to(length).freeze())))
             }
             (None, Some(segment)) => {
-                let copy_line = self.copy_line().await?;
+                self.begin(segment).await?;
                 self.rows_left = Some(segment.bytes);
-                Ok(Some(Piece::Begin { segment, copy_line }))
+                Ok(Some(Piece::Begin(segment)))
             }
             (_, None) => {
                 while self.waiting.is_empty() && self.more().await? {}
@@ -84,41 +87,51 @@ impl<'a> BlockReader<'a> {
         }
     }
 
-    /// The next line that begins a block, past the settings before it.
-    async fn copy_line(&mut self) -> Result<String, DumpError> {
+    /// Past the settings and the COPY statement, which must be the one that the manifest implies.
+    async fn begin(&mut self, segment: Segment) -> Result<(), DumpError> {
+        const SETTING: &[u8] = b"SET ";
+        let relation = self.relations.get(segment.relation as usize);
+        let relation = relation.ok_or_else(|| self.malformed("it has a block of a table that isn't in the manifest"))?;
+        let into = relation.load_into.as_ref().unwrap_or(&relation.name);
+        let expected = format!("{};\n", copy_statement(into, &relation.columns));
         loop {
-            let line = self.line().await?;
-            if line.starts_with("COPY ") {
-                return Ok(line);
+            self.fill(SETTING.len()).await?;
+            if !self.waiting.starts_with(SETTING) {
+                break;
             }
-            if !line.starts_with("SET ") {
-                return Err(self.malformed("a line before a block is neither SET nor COPY"));
-            }
+            self.skip_line().await?;
         }
+        if self.take(expected.len()).await? != expected.as_bytes() {
+            return Err(self.malformed(&format!("it should have a block of {} where it has something else", relation.name)));
+        }
+        Ok(())
     }
 
-    async fn line(&mut self) -> Result<String, DumpError> {
+    async fn skip_line(&mut self) -> Result<(), DumpError> {
         let mut searched = 0;
         loop {
-            let found = memchr::memchr(b'\n', self.waiting.get(searched..).unwrap_or_default());
-            if let Some(place) = found {
-                let line = self.waiting.split_to(searched + place);
-                self.waiting.advance(1);
-                return String::from_utf8(line.to_vec()).map_err(|_| self.malformed("a line before a block isn't UTF-8"));
+            if let Some(place) = memchr::memchr(b'\n', self.waiting.get(searched..).unwrap_or_default()) {
+                self.waiting.advance(searched + place + 1);
+                return Ok(());
             }
             searched = self.waiting.len();
-            if searched > LINE_BYTES_MAX || !self.more().await? {
+            if searched > SETTING_BYTES_MAX || !self.more().await? {
                 return Err(self.malformed("it ends before a block"));
             }
         }
     }
 
-    async fn take(&mut self, length: usize) -> Result<Bytes, DumpError> {
+    async fn fill(&mut self, length: usize) -> Result<(), DumpError> {
         while self.waiting.len() < length {
             if !self.more().await? {
                 return Err(self.malformed("it ends too early"));
             }
         }
+        Ok(())
+    }
+
+    async fn take(&mut self, length: usize) -> Result<Bytes, DumpError> {
+        self.fill(length).await?;
         Ok(self.waiting.split_to(length).freeze())
     }
 

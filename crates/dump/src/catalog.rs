@@ -422,3 +422,21 @@ pub async fn foreign_keys_to_hypertables(session: &mut Session) -> Result<Vec<u3
     let rows = session.query(sql).await.context(context)?;
     rows.iter().map(|row| row.get(0).context(context)).collect()
 }
+
+/// Settings for all roles in all databases (`ALTER ROLE ALL SET`), which `pg_dumpall` leaves out.
+///
+/// # Errors
+/// PostgreSQL's.
+pub async fn settings_for_all(session: &mut Session) -> Result<Vec<DatabaseSetting>, DumpError> {
+    let context = || "reading the settings for all roles".to_owned();
+    let sql = "SELECT setting FROM pg_catalog.pg_db_role_setting s CROSS JOIN pg_catalog.unnest(s.setconfig) AS setting
+        WHERE s.setdatabase = 0 AND s.setrole = 0 ORDER BY setting";
+    let mut settings = Vec::new();
+    for row in session.query(sql).await.context(context)? {
+        let setting: String = row.get(0).context(context)?;
+        if let Some((name, value)) = setting.split_once('=') {
+            settings.push(DatabaseSetting { role: None, name: name.to_owned(), value: value.to_owned() });
+        }
+    }
+    Ok(settings)
+}

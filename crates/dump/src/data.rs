@@ -13,6 +13,7 @@ use pgkeep_repository::object::BLOCK_BYTES;
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
 
+use crate::blocks::copy_statement;
 use crate::catalog::CatalogRelation;
 use crate::error::{Context, DumpError};
 use crate::manifest::{DataObject, RelationKind, Segment};
@@ -291,22 +292,18 @@ async fn read_relation(
     Ok(copy.finish().await.context(context)?)
 }
 
-/// The columns in parentheses; nothing for a table without any, where COPY takes no list.
-fn column_list(relation: &CatalogRelation) -> String {
-    if relation.columns.is_empty() { String::new() } else { format!(" ({})", relation.columns) }
-}
-
 fn copy_out_statement(relation: &CatalogRelation) -> String {
     let name = relation.name.quoted();
     if relation.condition.is_empty() {
-        return format!("COPY {name}{} TO STDOUT", column_list(relation));
+        // A table without columns takes no list.
+        let list = if relation.columns.is_empty() { String::new() } else { format!(" ({})", relation.columns) };
+        return format!("COPY {name}{list} TO STDOUT");
     }
     format!("COPY (SELECT {} FROM ONLY {name} {}) TO STDOUT", relation.columns, relation.condition)
 }
 
 fn copy_in_line(relation: &CatalogRelation) -> String {
-    let into = relation.load_into.as_ref().unwrap_or(&relation.name);
-    format!("COPY {}{} FROM stdin;", into.quoted(), column_list(relation))
+    format!("{};", copy_statement(relation.load_into.as_ref().unwrap_or(&relation.name), &relation.columns))
 }
 
 /// A worker's later stages.

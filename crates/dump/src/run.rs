@@ -19,7 +19,7 @@ use crate::error::{Context, DumpError};
 use crate::manifest::{DatabaseManifest, DumpManifest, DumpSummary, Filters, MANIFEST_FORMAT, Totals};
 use crate::progress::Progress;
 use crate::schema::{self, ClientPrograms};
-use crate::way_out;
+use crate::{sql, way_out};
 
 /// The oldest server that is supported, as `server_version_num`.
 pub const SERVER_VERSION_NUM_MIN: u32 = 150_000;
@@ -76,6 +76,7 @@ pub(crate) struct Run<'a> {
     pub server_version: String,
     pub server_version_num: u32,
     pub system_identifier: u64,
+    pub settings_for_all: Vec<String>,
 }
 
 /// Dumps into the repository.
@@ -97,6 +98,7 @@ pub async fn dump(
     let server_version = session.parameter("server_version").unwrap_or_default().to_owned();
     let system_identifier = catalog::system_identifier(&mut session).await?;
     let databases = choose_databases(&mut session, &options.databases).await?;
+    let settings_for_all = sql::settings_for_all(&catalog::settings_for_all(&mut session).await?);
     session.close().await;
     let programs = ClientPrograms::find(server_version_num, &options.programs).await?;
 
@@ -117,6 +119,7 @@ pub async fn dump(
         server_version,
         server_version_num,
         system_identifier,
+        settings_for_all,
     };
     let result = tokio::select! {
         result = run.all(&databases, &lease) => result,
@@ -184,6 +187,7 @@ impl Run<'_> {
         if !with_passwords {
             omissions.push("the roles' passwords: reading them needs a superuser".to_owned());
         }
+        let globals = [globals, Bytes::from(sql::script(&self.settings_for_all))].concat().into();
         let name = format!("globals.sql{}", sealed_suffix(self.repository));
         let globals = self.repository.put_contents(&self.prefix, &name, globals).await?;
         let mut dumped = Vec::new();

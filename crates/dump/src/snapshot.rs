@@ -37,8 +37,6 @@ pub struct LockedSnapshot {
     pub taken_at: Timestamp,
     /// The WAL position just after it.
     pub lsn: Option<String>,
-    /// How many attempts it took.
-    pub attempts: u32,
 }
 
 /// Opens a session that reads rows the way a dump must.
@@ -77,7 +75,7 @@ pub async fn take(
                 if let Some(difference) = difference(&listed, &after) {
                     change = difference;
                 } else {
-                    return finish(session, id, listed, attempt).await;
+                    return finish(session, id, listed).await;
                 }
             }
             Err(DumpError::Pg { source, .. }) if starts_over(&source) => change = source.to_string(),
@@ -127,7 +125,6 @@ async fn finish(
     mut session: Session,
     id: String,
     relations: Vec<CatalogRelation>,
-    attempts: u32,
 ) -> Result<LockedSnapshot, DumpError> {
     let context = || "reading the snapshot's place in time".to_owned();
     let sql = "SELECT pg_catalog.to_char(pg_catalog.transaction_timestamp() AT TIME ZONE 'UTC',
@@ -140,7 +137,7 @@ async fn finish(
     let taken_at = text.parse().map_err(|error| DumpError::Internal(format!("the server's time {text}: {error}")))?;
     let lsn = row.get(1).context(context)?;
     let sizes = catalog::sizes(&mut session, &relations).await?;
-    Ok(LockedSnapshot { session, id, relations, sizes, taken_at, lsn, attempts })
+    Ok(LockedSnapshot { session, id, relations, sizes, taken_at, lsn })
 }
 
 /// The first difference between two lists, in words.

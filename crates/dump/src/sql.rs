@@ -5,7 +5,7 @@ use std::fmt::Write;
 
 use pgkeep_base::{quote_identifier, quote_literal};
 
-use crate::manifest::{DatabaseManifest, DatabaseProperties, QualifiedName};
+use crate::manifest::{DatabaseManifest, DatabaseProperties, DatabaseSetting, QualifiedName};
 
 /// `CREATE DATABASE name`, from template0 with the dumped locale. `owner` only where the role exists.
 pub fn create_database(name: &str, properties: &DatabaseProperties, owner: Option<&str>) -> String {
@@ -58,14 +58,12 @@ pub fn database_settings(
         statements.push(format!("ALTER DATABASE {database} IS_TEMPLATE true"));
     }
     for setting in &properties.settings {
-        let value = setting_value(&setting.name, &setting.value);
-        let name = setting.name.split('.').map(quote_identifier).collect::<Vec<_>>().join(".");
+        let set = set_clause(setting);
         match &setting.role {
-            None => statements.push(format!("ALTER DATABASE {database} SET {name} TO {value}")),
-            Some(role) if role_exists(role) => statements.push(format!(
-                "ALTER ROLE {} IN DATABASE {database} SET {name} TO {value}",
-                quote_identifier(role)
-            )),
+            None => statements.push(format!("ALTER DATABASE {database} {set}")),
+            Some(role) if role_exists(role) => {
+                statements.push(format!("ALTER ROLE {} IN DATABASE {database} {set}", quote_identifier(role)));
+            }
             Some(_) => {}
         }
     }
@@ -94,6 +92,17 @@ const LIST_SETTINGS: [&str; 6] = [
     "temp_tablespaces",
     "unix_socket_directories",
 ];
+
+/// `SET name TO value`
+fn set_clause(setting: &DatabaseSetting) -> String {
+    let name = setting.name.split('.').map(quote_identifier).collect::<Vec<_>>().join(".");
+    format!("SET {name} TO {}", setting_value(&setting.name, &setting.value))
+}
+
+/// Settings for all roles in all databases.
+pub fn settings_for_all(settings: &[DatabaseSetting]) -> Vec<String> {
+    settings.iter().map(|setting| format!("ALTER ROLE ALL {}", set_clause(setting))).collect()
+}
 
 fn setting_value(name: &str, value: &str) -> String {
     if LIST_SETTINGS.contains(&name.to_ascii_lowercase().as_str()) {
@@ -166,7 +175,7 @@ pub fn script(statements: &[String]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::manifest::{DatabasePrivilege, DatabaseSetting};
+    use crate::manifest::DatabasePrivilege;
 
     #[test]
     fn a_database_is_made_again_with_locale_settings_and_privileges() {

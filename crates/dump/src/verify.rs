@@ -21,7 +21,7 @@ use pgkeep_store::StoreErrorKind;
 
 use crate::blocks::{BlockReader, Piece};
 use crate::error::DumpError;
-use crate::manifest::{DataObject, DatabaseManifest, DumpManifest, Relation};
+use crate::manifest::{DataObject, DatabaseManifest, DumpManifest};
 use crate::progress::Progress;
 use crate::read::read_manifest;
 use crate::run::object_refs;
@@ -420,18 +420,11 @@ impl Check<'_> {
             .repository
             .contents(&key, data.object.plain_bytes, Some(&data.object.hash))
             .await?;
-        let mut reader = BlockReader::new(data, contents);
+        let mut reader = BlockReader::new(data, &database.relations, contents);
         let (mut rows, mut rows_of_block, mut current) = (0, 0, None);
         while let Some(piece) = reader.next().await? {
             match piece {
-                Piece::Begin { segment, copy_line } => {
-                    let relation = database.relations.get(segment.relation as usize);
-                    let expected = relation.map(copy_line_of).unwrap_or_default();
-                    if copy_line != expected {
-                        return Err(wrong(format!(
-                            "a block begins with '{copy_line}', not '{expected}'"
-                        )));
-                    }
+                Piece::Begin(segment) => {
                     rows_of_block = 0;
                     current = Some(segment.relation);
                 }
@@ -454,17 +447,6 @@ impl Check<'_> {
         Progress::add(&self.progress.rows, rows);
         Ok(rows)
     }
-}
-
-/// The line that every block of a relation begins with.
-fn copy_line_of(relation: &Relation) -> String {
-    let into = relation.load_into.as_ref().unwrap_or(&relation.name);
-    let columns = if relation.columns.is_empty() {
-        String::new()
-    } else {
-        format!(" ({})", relation.columns)
-    };
-    format!("COPY {}{columns} FROM stdin;", into.quoted())
 }
 
 /// What an error says about the object, if it is about the object: the rest goes up.

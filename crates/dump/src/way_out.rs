@@ -16,7 +16,7 @@ pub fn index(manifest: &DumpManifest) -> String {
         // Writing to a String can't fail.
         let _ = writeln!(text, "{folder}\t{step}\t{value}");
     };
-    for globals in &manifest.globals {
+    if let Some(globals) = &manifest.globals {
         line("all", "globals", &globals.name);
     }
     for database in &manifest.databases {
@@ -32,7 +32,7 @@ pub fn index(manifest: &DumpManifest) -> String {
         for object in data {
             line(folder, "data", &object.object.name);
         }
-        for object in &database.sequences {
+        if let Some(object) = &database.sequences {
             line(folder, "sequences", &object.name);
         }
         for object in &database.large_objects {

@@ -37,7 +37,6 @@ pub(crate) struct Restore<'a> {
     pub options: &'a RestoreOptions,
     pub progress: &'a Arc<Progress>,
     pub prefix: String,
-    pub server_version_num: u32,
 }
 
 /// What a restore with these options would do. Reads only the manifest.
@@ -97,7 +96,6 @@ pub async fn restore(
         options,
         progress,
         prefix: layout::backup_prefix(repository.cluster(), id),
-        server_version_num: session.server_version_num(),
     };
     let mut report = RestoreReport {
         id: id.clone(),

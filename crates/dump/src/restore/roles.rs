@@ -27,6 +27,8 @@ enum Statement<'a> {
     CreateTablespace(String),
     /// About a tablespace.
     Tablespace,
+    /// `ALTER ROLE ALL SET`
+    ChangeAll,
     Other(&'a str),
 }
 
@@ -47,12 +49,19 @@ pub async fn existing(session: &mut Session) -> Result<BTreeSet<String>, DumpErr
 /// allowed everything.
 pub async fn restore(session: &mut Session, globals: &str) -> Result<RolesRestored, DumpError> {
     let before = existing(session).await?;
+    let shared = has_user_databases(session).await?;
     let mut restored = RolesRestored::default();
     let mut created: BTreeSet<String> = BTreeSet::new();
     let statements = script::statements(globals)
         .map_err(|error| DumpError::Internal(format!("the globals can't be read: {error}")))?;
     for text in statements {
         let wanted = match classify(text) {
+            // It would change every other database of a server that has some.
+            Statement::ChangeAll if shared => {
+                restored.attention.push(format!("not done, because the server has other databases: {text}"));
+                false
+            }
+            Statement::ChangeAll => true,
             Statement::CreateRole(role) => {
                 let missing = !before.contains(&role);
                 if missing {
@@ -86,6 +95,13 @@ pub async fn restore(session: &mut Session, globals: &str) -> Result<RolesRestor
     Ok(restored)
 }
 
+async fn has_user_databases(session: &mut Session) -> Result<bool, DumpError> {
+    let context = || "listing the target's databases".to_owned();
+    let sql = "SELECT EXISTS (SELECT FROM pg_catalog.pg_database WHERE datname NOT IN ('postgres', 'template0', 'template1'))";
+    let rows = session.query(sql).await.context(context)?;
+    Ok(rows.first().map(|row| row.get(0)).transpose().context(context)?.unwrap_or(false))
+}
+
 async fn tablespace_exists(session: &mut Session, name: &str) -> Result<bool, DumpError> {
     let context = || "looking for a tablespace".to_owned();
     let sql = "SELECT EXISTS (SELECT FROM pg_catalog.pg_tablespace WHERE spcname = $1)";
@@ -98,6 +114,7 @@ fn classify(text: &str) -> Statement<'_> {
     let name_after = |prefix: &str| text.trim_start().strip_prefix(prefix).and_then(identifier).map(|(name, _)| name);
     match upper.as_slice() {
         ["CREATE", "ROLE", ..] => name_after("CREATE ROLE ").map_or(Statement::Other(text), Statement::CreateRole),
+        ["ALTER", "ROLE", "ALL", ..] => Statement::ChangeAll,
         ["ALTER", "ROLE", ..] => name_after("ALTER ROLE ").map_or(Statement::Other(text), Statement::ChangeRole),
         ["COMMENT", "ON", "ROLE", ..] => {
             name_after("COMMENT ON ROLE ").map_or(Statement::Other(text), Statement::ChangeRole)
@@ -152,6 +169,7 @@ mod tests {
             Statement::Grant { member: "me".to_owned() }
         );
         assert_eq!(classify("CREATE TABLESPACE fast OWNER x LOCATION '/x';"), Statement::CreateTablespace("fast".to_owned()));
+        assert_eq!(classify("ALTER ROLE ALL SET work_mem TO '1MB';"), Statement::ChangeAll);
         assert_eq!(classify("GRANT ALL ON TABLESPACE fast TO x;"), Statement::Tablespace);
         assert!(matches!(classify("SET client_encoding = 'UTF8';"), Statement::Other(_)));
     }

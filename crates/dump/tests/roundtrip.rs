@@ -1,0 +1,104 @@
+//! Dumped and restored: the target holds what the source holds.
+
+mod common;
+
+use pgkeep_testkit::compare::{Inventory, InventoryOptions, assert_same, assert_same_servers};
+use pgkeep_testkit::fixtures::{DATABASES, Events, GameData};
+use pgkeep_testkit::{Cluster, ClusterOptions, require};
+
+async fn there_and_back(source: &Cluster, destination: &Cluster, encrypted: bool) {
+    let folder = tempfile::tempdir().unwrap();
+    let repository = common::repository(folder.path(), encrypted).await;
+    let report = common::dump(&repository, source, &common::dump_options(source)).await.unwrap();
+    assert!(report.attention.is_empty(), "{:?}", report.attention);
+    let options = common::restore_options(destination);
+    let restored = common::restore(&repository, &report.id, destination, &options).await.unwrap();
+    assert!(restored.databases.iter().all(|database| database.counted > 0 || database.name == "postgres"));
+    let same_version = source.major() == destination.major();
+    let compared = InventoryOptions {
+        pg_bin: Some(destination.pg_bin().to_path_buf()),
+        without_schema: !same_version,
+        ..InventoryOptions::default()
+    };
+    if same_version {
+        assert_same_servers(source, destination, &DATABASES, &compared);
+        return;
+    }
+    // Memberships have more options in later versions; the databases must be equal all the same.
+    for database in DATABASES {
+        let inventory = |cluster| Inventory::of_database(cluster, database, &compared);
+        assert_same(&inventory(source), &inventory(destination));
+    }
+}
+
+async fn plain(from: u32, to: u32) {
+    let Some((source, destination)) = servers(ClusterOptions::new(from), ClusterOptions::new(to)) else { return };
+    GameData::new(Events::Partitions).load(&source);
+    there_and_back(&source, &destination, true).await;
+}
+
+async fn timescaledb(major: u32) {
+    let options = || ClusterOptions::new(major).timescaledb();
+    let Some((source, destination)) = servers(options(), options()) else { return };
+    GameData::new(Events::Hypertables).load(&source);
+    there_and_back(&source, &destination, false).await;
+}
+
+fn servers(from: ClusterOptions, to: ClusterOptions) -> Option<(Cluster, Cluster)> {
+    match (Cluster::start(from), Cluster::start(to)) {
+        (Ok(source), Ok(destination)) => Some((source, destination)),
+        (Err(missing), _) | (_, Err(missing)) => {
+            pgkeep_testkit::skip(&missing);
+            None
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn postgresql_15() {
+    plain(15, 15).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn postgresql_16() {
+    plain(16, 16).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn postgresql_17() {
+    plain(17, 17).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn postgresql_18() {
+    plain(18, 18).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn postgresql_15_to_18() {
+    plain(15, 18).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn timescaledb_on_16() {
+    timescaledb(16).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn timescaledb_on_17() {
+    timescaledb(17).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn timescaledb_on_18() {
+    timescaledb(18).await;
+}
+
+/// Compressed and partly compressed chunks, continuous aggregates, policies and jobs.
+#[tokio::test(flavor = "multi_thread")]
+async fn timescaledb_community() {
+    let source = require!(Cluster::start_community(None));
+    let destination = require!(Cluster::start_community(None));
+    GameData::new(Events::Community).load(&source);
+    there_and_back(&source, &destination, true).await;
+}
