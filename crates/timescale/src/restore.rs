@@ -67,7 +67,9 @@ pub async fn pre_restore(session: &mut Session) -> Result<(), TimescaleError> {
 /// open keep the restore mode: close them.
 ///
 /// `timescaledb_post_restore()` has been seen to answer true and to leave the mode on (upstream issues 5842, 9625), so
-/// it is called until the mode is off, three times at most.
+/// it is called until the mode is off, three times at most. It also starts the scheduler of the jobs before its own
+/// transaction has ended the mode; a scheduler that is faster than the commit finds the mode on and ends for good, and no
+/// job ever runs (seen on 2.13.1). So the workers are started once more.
 ///
 /// # Errors
 /// [`TimescaleError::StillRestoring`]; [`TimescaleError::Pg`] if the catalog is of another version than the library.
@@ -79,6 +81,9 @@ pub async fn post_restore(session: &mut Session) -> Result<(), TimescaleError> {
             .execute(&format!("SELECT {schema}.timescaledb_post_restore()"))
             .await?;
         if !is_restoring(session).await? {
+            session
+                .execute("SELECT _timescaledb_functions.restart_background_workers()")
+                .await?;
             return Ok(());
         }
     }

@@ -1,7 +1,5 @@
 //! Can this server take the dump?
 
-use std::path::Path;
-
 use pgkeep_base::{quote_identifier, quote_literal};
 use pgkeep_pg::{Row, Session};
 use serde::{Deserialize, Serialize};
@@ -51,7 +49,6 @@ struct Facts {
     versions_available: Vec<String>,
     license_setting: Option<String>,
     may_restore: bool,
-    library_directory: Option<String>,
     may_look_for_files: bool,
 }
 
@@ -70,8 +67,7 @@ impl Facts {
                 .collect(),
             license_setting: row.get(5)?,
             may_restore: row.get(6)?,
-            library_directory: row.get(7)?,
-            may_look_for_files: row.get(8)?,
+            may_look_for_files: row.get(7)?,
         })
     }
 }
@@ -86,9 +82,8 @@ fn facts_sql(version: &str) -> String {
          coalesce((SELECT string_agg(version, ' ') FROM pg_available_extension_versions WHERE name = 'timescaledb'), ''), \
          current_setting('timescaledb.license', true), \
          (SELECT rolsuper OR has_parameter_privilege('timescaledb.restoring', 'SET') FROM pg_roles WHERE rolname = current_user), \
-         CASE WHEN has_function_privilege('pg_catalog.pg_config()', 'EXECUTE') \
-         THEN (SELECT setting FROM pg_config() WHERE name = 'PKGLIBDIR') END, \
-         has_function_privilege('pg_catalog.pg_stat_file(text, boolean)', 'EXECUTE')",
+         has_function_privilege('pg_catalog.pg_config()', 'EXECUTE') \
+         AND has_function_privilege('pg_catalog.pg_stat_file(text, boolean)', 'EXECUTE')",
         version = quote_literal(version),
     )
 }
@@ -201,17 +196,13 @@ async fn library_exists(
     facts: &Facts,
     library: &str,
 ) -> Result<Option<bool>, TimescaleError> {
-    let Some(directory) = facts
-        .library_directory
-        .as_deref()
-        .filter(|_| facts.may_look_for_files)
-    else {
+    if !facts.may_look_for_files {
         return Ok(None);
-    };
-    let path = Path::new(directory).join(library);
+    }
     let sql = format!(
-        "SELECT (pg_catalog.pg_stat_file({}, true)).size IS NOT NULL",
-        quote_literal(&path.to_string_lossy())
+        "SELECT (pg_catalog.pg_stat_file(setting || {}, true)).size IS NOT NULL FROM pg_catalog.pg_config() \
+         WHERE name = 'PKGLIBDIR'",
+        quote_literal(&format!("/{library}"))
     );
     let rows = session.query(&sql).await?;
     Ok(rows.first().map(|row| row.get(0)).transpose()?)
