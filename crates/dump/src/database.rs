@@ -13,7 +13,7 @@ use pgkeep_timescale::{HypertableKind, Inventory};
 use crate::catalog::{self, CatalogRelation};
 use crate::data::{self, DataPhase, DataRead};
 use crate::error::{Context, DumpError};
-use crate::manifest::{DataObject, DatabaseManifest, QualifiedName, Relation, RelationKind};
+use crate::manifest::{DataObject, DatabaseManifest, Filters, QualifiedName, Relation, RelationKind};
 use crate::run::{Run, sealed_suffix};
 use crate::schema;
 use crate::snapshot::{self, LockedSnapshot};
@@ -36,7 +36,7 @@ pub(crate) async fn dump(run: &Run<'_>, name: &str, folder: &str) -> Result<Dump
     let target = run.target.with_database(name);
     let phase = |what: &str| run.progress.set_phase(format!("{name}: {what}"));
     phase("locking tables");
-    let owners = owners_query(run, &target).await?;
+    let owners = owners_query(&run.options.filters, &target).await?;
     let (mut snapshot, schema) = snapshot_and_schema(run, &target, &owners, folder).await?;
     let timescaledb = inventory(&mut snapshot.session, name).await?;
     let relations = ordered_relations(&mut snapshot, timescaledb.as_ref()).await?;
@@ -78,7 +78,7 @@ fn timescale_error(database: &str) -> impl Fn(pgkeep_timescale::TimescaleError) 
     move |source| DumpError::Timescale { database: database.clone(), source }
 }
 
-async fn inventory(session: &mut Session, database: &str) -> Result<Option<Inventory>, DumpError> {
+pub(crate) async fn inventory(session: &mut Session, database: &str) -> Result<Option<Inventory>, DumpError> {
     let error = timescale_error(database);
     if pgkeep_timescale::detect(session).await.map_err(&error)?.is_none() {
         return Ok(None);
@@ -87,9 +87,9 @@ async fn inventory(session: &mut Session, database: &str) -> Result<Option<Inven
 }
 
 /// Under which name the filters see a chunk: its hypertable's. Only asked when there are filters.
-async fn owners_query(run: &Run<'_>, target: &Target) -> Result<String, DumpError> {
+pub(crate) async fn owners_query(filters: &Filters, target: &Target) -> Result<String, DumpError> {
     let none = "SELECT NULL::oid AS relid, NULL::text AS schema_name, NULL::text AS table_name WHERE false";
-    if run.options.filters == crate::manifest::Filters::default() {
+    if *filters == Filters::default() {
         return Ok(none.to_owned());
     }
     let mut session = snapshot::reading_session(target).await?;
@@ -320,8 +320,8 @@ async fn write_scripts(run: &Run<'_>, database: &DatabaseManifest) -> Result<Vec
     for (name, text) in [
         ("create.sql", sql::script(&[create])),
         ("settings.sql", sql::script(&settings)),
-        ("before.sql", sql::before_script(database)),
-        ("after.sql", sql::after_script(database)),
+        ("before.sql", sql::before_script(database.timescaledb.as_ref())),
+        ("after.sql", sql::after_script(database.timescaledb.as_ref(), &database.materialized_views)),
     ] {
         let name = format!("{}/{name}{suffix}", database.folder);
         objects.push(run.repository.put_contents(&run.prefix, &name, Bytes::from(text)).await?);

@@ -5,7 +5,9 @@ mod catalog;
 mod data;
 mod database;
 mod error;
+mod files;
 pub mod manifest;
+mod output;
 mod pack;
 mod pattern;
 mod progress;
@@ -19,6 +21,7 @@ pub mod verify;
 mod way_out;
 
 pub use error::DumpError;
+pub use files::{FileFormat, FileOptions, FileReport, write_files};
 pub use progress::Progress;
 pub use read::{read_manifest, read_summary};
 pub use run::{DumpOptions, DumpReport, dump};

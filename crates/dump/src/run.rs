@@ -139,7 +139,7 @@ pub async fn dump(
     Ok(DumpReport { id, manifest, attention, elapsed: begun.elapsed(), swept })
 }
 
-fn check_server(session: &Session) -> Result<u32, DumpError> {
+pub(crate) fn check_server(session: &Session) -> Result<u32, DumpError> {
     let found = session.server_version_num();
     if found < SERVER_VERSION_NUM_MIN {
         let version = session.parameter("server_version").unwrap_or("unknown");
@@ -151,7 +151,7 @@ fn check_server(session: &Session) -> Result<u32, DumpError> {
     Ok(found)
 }
 
-async fn choose_databases(session: &mut Session, named: &[String]) -> Result<Vec<String>, DumpError> {
+pub(crate) async fn choose_databases(session: &mut Session, named: &[String]) -> Result<Vec<String>, DumpError> {
     let all = catalog::databases(session).await?;
     if named.is_empty() {
         return Ok(all);

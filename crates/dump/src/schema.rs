@@ -45,7 +45,7 @@ impl ClientPrograms {
 }
 
 /// How long a program that has closed its output may take to end.
-const ENDING_DEADLINE: Duration = Duration::from_secs(60);
+pub const ENDING_DEADLINE: Duration = Duration::from_secs(60);
 /// How long a dump's or restore's program may run. Building indexes takes hours; a week is a hang.
 pub const PROGRAM_DEADLINE: Duration = Duration::from_secs(7 * 24 * 3600);
 

@@ -5,7 +5,9 @@ use std::fmt::Write;
 
 use pgkeep_base::{quote_identifier, quote_literal};
 
-use crate::manifest::{DatabaseManifest, DatabaseProperties, DatabaseSetting, QualifiedName};
+use pgkeep_timescale::Inventory;
+
+use crate::manifest::{DatabaseProperties, DatabaseSetting, QualifiedName};
 
 /// `CREATE DATABASE name`, from template0 with the dumped locale. `owner` only where the role exists.
 pub fn create_database(name: &str, properties: &DatabaseProperties, owner: Option<&str>) -> String {
@@ -118,15 +120,13 @@ pub fn refresh(views: &[QualifiedName]) -> Vec<String> {
 }
 
 /// What a restore without pgkeep runs in the new database before the schema.
-pub fn before_script(database: &DatabaseManifest) -> String {
-    let Some(timescaledb) = &database.timescaledb else { return "-- nothing to prepare\n".to_owned() };
-    let schema = database.extensions.iter().find(|extension| extension.name == "timescaledb");
-    let schema = schema.map_or("public", |extension| extension.schema.as_str());
+pub fn before_script(timescaledb: Option<&Inventory>) -> String {
+    let Some(timescaledb) = timescaledb else { return "-- nothing to prepare\n".to_owned() };
     format!(
         "CREATE SCHEMA IF NOT EXISTS {schema};\n\
          CREATE EXTENSION timescaledb WITH SCHEMA {schema} VERSION {version};\n\\connect\n\
          SELECT {schema}.timescaledb_pre_restore();\n",
-        schema = quote_identifier(schema),
+        schema = quote_identifier(&timescaledb.schema),
         version = quote_literal(&timescaledb.version),
     )
 }
@@ -140,11 +140,10 @@ const HOLD_JOBS: &str = "DO $$ BEGIN\n  \
     END IF;\nEND $$;";
 
 /// What a restore without pgkeep runs in the new database at the end.
-pub fn after_script(database: &DatabaseManifest) -> String {
+pub fn after_script(timescaledb: Option<&Inventory>, materialized_views: &[QualifiedName]) -> String {
     let mut script = String::new();
-    if let Some(timescaledb) = &database.timescaledb {
-        let schema = database.extensions.iter().find(|extension| extension.name == "timescaledb");
-        let schema = quote_identifier(schema.map_or("public", |extension| extension.schema.as_str()));
+    if let Some(timescaledb) = timescaledb {
+        let schema = quote_identifier(&timescaledb.schema);
         let _ = write!(
             script,
             "-- A retention policy that is overdue would delete what was just restored: the jobs stay off until you\n\
@@ -157,7 +156,7 @@ pub fn after_script(database: &DatabaseManifest) -> String {
             let _ = writeln!(script, "\\warn TimescaleDB jobs are off until you turn them on: {}", held.join(", "));
         }
     }
-    for statement in refresh(&database.materialized_views) {
+    for statement in refresh(materialized_views) {
         let _ = writeln!(script, "{statement};");
     }
     script.push_str("ANALYZE;\n");

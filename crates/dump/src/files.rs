@@ -1,0 +1,310 @@
+//! Dumps as files in PostgreSQL's own formats: what pg_dump writes, under pgkeep's locks and snapshot.
+//!
+//! The formats are pg_dump's; the order (locks, then snapshot, then a second look) is what pg_dump lacks.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use pgkeep_base::quote_identifier;
+use pgkeep_pg::programs::{ProgramSearch, RunLimits, Running};
+use pgkeep_pg::{Session, Target};
+use pgkeep_repository::encryption::Encryption;
+use pgkeep_store::StoreOptions;
+use tokio::io::AsyncReadExt;
+use tokio::process::Command;
+
+use crate::catalog;
+use crate::database::{inventory, owners_query};
+use crate::error::{Context, DumpError};
+use crate::manifest::{DatabaseProperties, Filters};
+use crate::output::{Compression, Output};
+use crate::progress::Progress;
+use crate::run::{check_server, choose_databases};
+use crate::schema::{self, ClientPrograms, PROGRAM_DEADLINE};
+use crate::snapshot::{self, LockedSnapshot};
+use crate::sql;
+
+/// A format of pg_dump.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FileFormat {
+    /// A script for psql: of one database as pg_dump writes it, of several with roles and `CREATE DATABASE`, as
+    /// pg_dumpall writes it. Compressed as the file's name says: `.gz`, `.zst`.
+    Plain,
+    /// pg_dump's custom format, of one database.
+    Custom,
+    /// pg_dump's directory format, of one database, written in parallel.
+    Directory,
+}
+
+/// What to write, and where.
+#[derive(Debug, Clone)]
+pub struct FileOptions {
+    /// The format.
+    pub format: FileFormat,
+    /// A path, or a URL of an object store (not for directories).
+    pub output: String,
+    /// The databases' names; empty for all.
+    pub databases: Vec<String>,
+    /// Parts of them.
+    pub filters: Filters,
+    /// Tables read at once (directory format only: the others are one stream).
+    pub jobs: usize,
+    /// How long to wait for the tables' locks.
+    pub lock_timeout: Duration,
+    /// Encrypts the file with age; its name should end in `.age` then.
+    pub encryption: Encryption,
+    /// How to reach an object store.
+    pub store: StoreOptions,
+    /// Where to look for PostgreSQL's client programs.
+    pub programs: ProgramSearch,
+}
+
+/// What was written.
+#[derive(Debug)]
+pub struct FileReport {
+    /// Where.
+    pub output: String,
+    /// The databases in it.
+    pub databases: Vec<String>,
+    /// Its size, in bytes.
+    pub bytes: u64,
+    /// What needs attention, in plain words.
+    pub attention: Vec<String>,
+    /// How long it took.
+    pub elapsed: Duration,
+}
+
+/// Writes the file or directory: whole, or not at all.
+///
+/// # Errors
+/// The output exists; PostgreSQL's, pg_dump's, the disk's or the store's.
+pub async fn write_files(
+    target: &Target,
+    options: &FileOptions,
+    progress: &Arc<Progress>,
+    cancelled: impl Future<Output = ()>,
+) -> Result<FileReport, DumpError> {
+    let begun = Instant::now();
+    progress.set_phase("connecting");
+    let context = || format!("connecting to database '{}' at {}", target.database(), target.endpoint());
+    let mut session = Session::connect(target).await.context(context)?;
+    let server_version_num = check_server(&session)?;
+    let databases = choose_databases(&mut session, &options.databases).await?;
+    let settings_for_all = sql::settings_for_all(&catalog::settings_for_all(&mut session).await?);
+    session.close().await;
+    if options.format != FileFormat::Plain && databases.len() != 1 {
+        return Err(DumpError::Usage {
+            message: "the custom and the directory format hold one database, and several would be dumped".to_owned(),
+            hint: Some(format!("choose one with --database: {}", databases.join(", "))),
+        });
+    }
+    let programs = ClientPrograms::find(server_version_num, &options.programs).await?;
+    let mut writing = Writing { target, options, programs, progress, attention: Vec::new() };
+    let work = async {
+        match options.format {
+            FileFormat::Directory => writing.directory(&databases).await,
+            FileFormat::Custom | FileFormat::Plain => writing.stream(&databases, &settings_for_all).await,
+        }
+    };
+    let bytes = tokio::select! {
+        bytes = work => bytes?,
+        () = cancelled => return Err(DumpError::Interrupted),
+    };
+    let attention = writing.attention;
+    Ok(FileReport { output: options.output.clone(), databases, bytes, attention, elapsed: begun.elapsed() })
+}
+
+struct Writing<'a> {
+    target: &'a Target,
+    options: &'a FileOptions,
+    programs: ClientPrograms,
+    progress: &'a Arc<Progress>,
+    attention: Vec<String>,
+}
+
+impl Writing<'_> {
+    async fn snapshot(&self, name: &str) -> Result<(Target, LockedSnapshot), DumpError> {
+        self.progress.set_phase(format!("{name}: locking tables"));
+        let target = self.target.with_database(name);
+        let owners = owners_query(&self.options.filters, &target).await?;
+        let snapshot = snapshot::take(&target, &self.options.filters, &owners, self.options.lock_timeout).await?;
+        self.progress.set_phase(format!("{name}: reading with pg_dump"));
+        Ok((target, snapshot))
+    }
+
+    /// pg_dump on the snapshot. With filters, the chunks of the chosen hypertables are named one by one: pg_dump's own
+    /// `--table HYPERTABLE` holds no rows at all.
+    fn pg_dump(&self, target: &Target, snapshot: &LockedSnapshot, format: &str) -> Command {
+        let mut command = self.programs.pg_dump.command(Some(target));
+        command.arg(format!("--format={format}")).arg("--no-password").arg(format!("--snapshot={}", snapshot.id));
+        command.arg(format!("--lock-wait-timeout={}", self.options.lock_timeout.as_millis()));
+        let filters = &self.options.filters;
+        for (option, patterns) in [
+            ("--table", &filters.tables),
+            ("--exclude-table", &filters.exclude_tables),
+            ("--schema", &filters.schemas),
+            ("--exclude-schema", &filters.exclude_schemas),
+            ("--exclude-table-data", &filters.exclude_table_data),
+        ] {
+            command.args(patterns.iter().map(|pattern| format!("{option}={pattern}")));
+        }
+        for relation in &snapshot.relations {
+            let chunk = relation.name.schema == "_timescaledb_internal";
+            if chunk && relation.data_excluded {
+                command.arg(format!("--exclude-table-data={}", relation.name.quoted()));
+            }
+            if chunk && !(filters.tables.is_empty() && filters.schemas.is_empty()) {
+                command.arg(format!("--table={}", relation.name.quoted()));
+            }
+        }
+        command
+    }
+
+    async fn directory(&self, databases: &[String]) -> Result<u64, DumpError> {
+        let path = PathBuf::from(&self.options.output);
+        let name = databases.first().map_or("postgres", String::as_str);
+        refuse_existing(&path)?;
+        let partial = PathBuf::from(format!("{}.partial", self.options.output));
+        let (target, mut snapshot) = self.snapshot(name).await?;
+        let removed = RemovedUnlessKept(Some(partial.clone()));
+        let mut command = self.pg_dump(&target, &snapshot, "directory");
+        command.arg(format!("--jobs={}", self.options.jobs.max(1))).arg("--file").arg(&partial);
+        let limits = RunLimits { deadline: PROGRAM_DEADLINE, stdout_bytes_max: 1 << 20 };
+        let context = || format!("dumping database '{name}'");
+        pgkeep_pg::programs::run(command, &limits).await.context(context)?;
+        snapshot.session.execute("COMMIT").await.context(context)?;
+        let bytes = sync_tree(partial.clone()).await?;
+        std::fs::rename(&partial, &path).context(|| format!("renaming {} to {}", partial.display(), path.display()))?;
+        removed.keep();
+        Ok(bytes)
+    }
+
+    async fn stream(&mut self, databases: &[String], settings_for_all: &[String]) -> Result<u64, DumpError> {
+        let options = self.options;
+        let compression = match options.format {
+            FileFormat::Plain => Compression::of_name(&options.output),
+            // pg_dump compresses inside its own format.
+            _ => Compression::None,
+        };
+        let mut output = Output::create(&options.output, &options.store, compression, &options.encryption).await?;
+        let cluster = options.format == FileFormat::Plain && (options.databases.is_empty() || databases.len() > 1);
+        if cluster {
+            self.progress.set_phase("roles and other globals");
+            let (globals, with_passwords) = schema::globals(&self.programs, self.target).await?;
+            if !with_passwords {
+                self.attention.push("not in the dump: the roles' passwords: reading them needs a superuser".to_owned());
+            }
+            output.write(globals).await?;
+            output.write(Bytes::from(sql::script(settings_for_all))).await?;
+        }
+        for name in databases {
+            let (target, mut snapshot) = self.snapshot(name).await?;
+            let timescaledb = inventory(&mut snapshot.session, name).await?;
+            let plain = options.format == FileFormat::Plain;
+            if cluster {
+                let properties = catalog::database_properties(&mut snapshot.session).await?;
+                output.write(Bytes::from(create_script(name, &properties))).await?;
+            }
+            if let (Some(inventory), true) = (&timescaledb, plain) {
+                output.write(Bytes::from(sql::before_script(Some(inventory)))).await?;
+                self.note_foreign_keys(&mut snapshot, name).await?;
+            }
+            let format = if plain { "plain" } else { "custom" };
+            copy_program(self.pg_dump(&target, &snapshot, format), &mut output, name).await?;
+            if let (Some(inventory), true) = (&timescaledb, plain) {
+                // pg_dump refreshes materialized views itself.
+                output.write(Bytes::from(sql::after_script(Some(inventory), &[]))).await?;
+            }
+            snapshot.session.execute("COMMIT").await.context(|| format!("ending the snapshot of '{name}'"))?;
+            snapshot.session.close().await;
+        }
+        output.finish().await
+    }
+
+    async fn note_foreign_keys(&mut self, snapshot: &mut LockedSnapshot, name: &str) -> Result<(), DumpError> {
+        let keys = catalog::foreign_keys_to_hypertables(&mut snapshot.session).await?;
+        if !keys.is_empty() {
+            self.attention.push(format!(
+                "database '{name}' has {} foreign keys to hypertables, which one script can't restore: use the repository format",
+                keys.len()
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// Makes the database and goes on inside it.
+fn create_script(name: &str, properties: &DatabaseProperties) -> String {
+    let create = sql::create_database(name, properties, Some(&properties.owner));
+    let settings = sql::script(&sql::database_settings(name, properties, |_| true));
+    // psql takes a connection string here, and doubles quotes as SQL does.
+    let connection = schema::quote_conninfo(name).replace('\'', "''");
+    format!("\n{create};\n{settings}\\connect -reuse-previous=on '{connection}'\n-- database {}\n", quote_identifier(name).replace('\n', " "))
+}
+
+async fn copy_program(command: Command, output: &mut Output, name: &str) -> Result<(), DumpError> {
+    const BLOCK_BYTES: usize = 256 << 10;
+    let context = || format!("dumping database '{name}'");
+    let mut running = Running::start(command).context(context)?;
+    let piped = || DumpError::Internal("pg_dump's output is not piped".to_owned());
+    let mut stdout = running.take_stdout().ok_or_else(piped)?;
+    loop {
+        let mut block = bytes::BytesMut::with_capacity(BLOCK_BYTES);
+        if stdout.read_buf(&mut block).await.context(context)? == 0 {
+            break;
+        }
+        output.write(block.freeze()).await?;
+    }
+    running.finish(schema::ENDING_DEADLINE).await.context(context)?;
+    Ok(())
+}
+
+pub(crate) fn refuse_existing(path: &Path) -> Result<(), DumpError> {
+    if path.symlink_metadata().is_ok() {
+        return Err(DumpError::Refused {
+            message: format!("{} exists already", path.display()),
+            hint: "choose another --output, or move the old one away".to_owned(),
+        });
+    }
+    Ok(())
+}
+
+/// Removes what was written when the work fails or is cancelled.
+struct RemovedUnlessKept(Option<PathBuf>);
+
+impl RemovedUnlessKept {
+    fn keep(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for RemovedUnlessKept {
+    fn drop(&mut self) {
+        if let Some(path) = &self.0
+            && let Err(error) = std::fs::remove_dir_all(path)
+        {
+            tracing::debug!(%error, path = %path.display(), "an unfinished directory stays");
+        }
+    }
+}
+
+/// Makes a directory's files durable; returns their size.
+async fn sync_tree(path: PathBuf) -> Result<u64, DumpError> {
+    let work = move || -> std::io::Result<u64> {
+        let mut bytes = 0;
+        for entry in std::fs::read_dir(&path)? {
+            let entry = entry?;
+            let file = std::fs::File::open(entry.path())?;
+            file.sync_all()?;
+            bytes += file.metadata()?.len();
+        }
+        std::fs::File::open(&path)?.sync_all()?;
+        Ok(bytes)
+    };
+    let synced = tokio::task::spawn_blocking(work).await;
+    synced
+        .map_err(|error| DumpError::Internal(format!("a thread died: {error}")))?
+        .context(|| "making the dump durable".to_owned())
+}

@@ -1,0 +1,229 @@
+//! One output stream: compressed, encrypted, into a file or an object; there when it is whole, and not before.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use pgkeep_repository::encryption::{self, EncryptWriter, Encryption};
+use pgkeep_store::{ObjectWriter, Store, StoreOptions};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+use crate::error::{Context, DumpError};
+use crate::files::refuse_existing;
+
+/// How a file is compressed, told by its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compression {
+    /// Not at all.
+    None,
+    /// gzip.
+    Gzip,
+    /// Zstandard.
+    Zstd,
+}
+
+impl Compression {
+    /// By the ending, before an `.age` if there is one.
+    pub fn of_name(name: &str) -> Self {
+        let name = name.strip_suffix(".age").unwrap_or(name);
+        match Path::new(name).extension().and_then(|extension| extension.to_str()) {
+            Some("gz") => Self::Gzip,
+            Some("zst") => Self::Zstd,
+            _ => Self::None,
+        }
+    }
+}
+
+const ZSTD_LEVEL: i32 = 3;
+const BLOCKS_WAITING_MAX: usize = 4;
+
+/// The stream. [`Output::finish`] it; dropped, nothing of it stays.
+pub struct Output {
+    input: mpsc::Sender<Option<Bytes>>,
+    encoder: JoinHandle<std::io::Result<()>>,
+    sink: JoinHandle<Result<u64, DumpError>>,
+}
+
+impl Output {
+    /// Begins a file at a path, or an object at a URL.
+    ///
+    /// # Errors
+    /// It exists; the disk's or the store's.
+    pub async fn create(
+        place: &str,
+        store: &StoreOptions,
+        compression: Compression,
+        encryption: &Encryption,
+    ) -> Result<Self, DumpError> {
+        let sink = Sink::create(place, store).await?;
+        let (input, input_blocks) = mpsc::channel(BLOCKS_WAITING_MAX);
+        let (output, output_blocks) = mpsc::channel(BLOCKS_WAITING_MAX);
+        let encryption = encryption.clone();
+        let encoder =
+            tokio::task::spawn_blocking(move || encode(compression, &encryption, input_blocks, ChannelWriter(output)));
+        Ok(Self { input, encoder, sink: tokio::spawn(sink.take_all(output_blocks)) })
+    }
+
+    /// Adds contents.
+    ///
+    /// # Errors
+    /// A later stage failed; [`Output::finish`] would say why, so it is asked at once.
+    pub async fn write(&mut self, contents: Bytes) -> Result<(), DumpError> {
+        if self.input.send(Some(contents)).await.is_ok() {
+            return Ok(());
+        }
+        Err(self.failure().await)
+    }
+
+    async fn failure(&mut self) -> DumpError {
+        match (&mut self.sink).await {
+            Ok(Err(error)) => error,
+            _ => DumpError::Internal("the compressing thread died".to_owned()),
+        }
+    }
+
+    /// Ends the stream and makes it durable under its name. Returns its size in bytes.
+    ///
+    /// # Errors
+    /// The disk's or the store's.
+    pub async fn finish(mut self) -> Result<u64, DumpError> {
+        if self.input.send(None).await.is_err() {
+            return Err(self.failure().await);
+        }
+        let died = |error| DumpError::Internal(format!("a stage of the output died: {error}"));
+        let encoded = self.encoder.await.map_err(died)?;
+        let written = self.sink.await.map_err(died)??;
+        encoded.context(|| "compressing the output".to_owned())?;
+        Ok(written)
+    }
+}
+
+/// The end of a stream is said, never inferred from a stage that is gone.
+struct ChannelWriter(mpsc::Sender<Option<Bytes>>);
+
+impl Write for ChannelWriter {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let sent = self.0.blocking_send(Some(Bytes::copy_from_slice(bytes)));
+        sent.map_err(|_| std::io::Error::other("the writing stage is gone"))?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+fn encode(
+    compression: Compression,
+    encryption: &Encryption,
+    input: mpsc::Receiver<Option<Bytes>>,
+    output: ChannelWriter,
+) -> std::io::Result<()> {
+    const BUFFER_BYTES: usize = 128 << 10;
+    let end = output.0.clone();
+    let buffered = std::io::BufWriter::with_capacity(BUFFER_BYTES, output);
+    let encrypted = encryption::encrypt_writer(encryption, buffered).map_err(std::io::Error::other)?;
+    let finished: Option<EncryptWriter<_>> = match compression {
+        Compression::None => pump(input, encrypted)?,
+        Compression::Gzip => {
+            let encoder = flate2::write::GzEncoder::new(encrypted, flate2::Compression::default());
+            pump(input, encoder)?.map(flate2::write::GzEncoder::finish).transpose()?
+        }
+        Compression::Zstd => {
+            let encoder = zstd::stream::write::Encoder::new(encrypted, ZSTD_LEVEL)?;
+            pump(input, encoder)?.map(zstd::stream::write::Encoder::finish).transpose()?
+        }
+    };
+    // Cut off: the sink must not take it for the end.
+    let Some(encrypted) = finished else { return Ok(()) };
+    encrypted.finish()?.flush()?;
+    end.blocking_send(None).map_err(|_| std::io::Error::other("the writing stage is gone"))
+}
+
+/// Gives the writer back when the input ended, and nothing when it was cut off.
+fn pump<W: Write>(mut input: mpsc::Receiver<Option<Bytes>>, mut writer: W) -> std::io::Result<Option<W>> {
+    while let Some(block) = input.blocking_recv() {
+        match block {
+            Some(block) => writer.write_all(&block)?,
+            None => return Ok(Some(writer)),
+        }
+    }
+    Ok(None)
+}
+
+enum Sink {
+    File { file: tokio::fs::File, partial: PathBuf, path: PathBuf },
+    Object(Box<ObjectWriter>),
+}
+
+impl Sink {
+    async fn create(place: &str, options: &StoreOptions) -> Result<Self, DumpError> {
+        if let Some((parent, name)) = place.rsplit_once('/').filter(|_| place.contains("://")) {
+            let from_store = |error| DumpError::Repository(pgkeep_repository::RepositoryError::Store(error));
+            let store = Store::open(parent, options).await.map_err(from_store)?;
+            return Ok(Self::Object(Box::new(store.put_stream(name).await.map_err(from_store)?)));
+        }
+        let path = PathBuf::from(place);
+        refuse_existing(&path)?;
+        let partial = PathBuf::from(format!("{place}.partial"));
+        let mut open = tokio::fs::OpenOptions::new();
+        // A dump holds everything: nobody else may read it.
+        open.write(true).create(true).truncate(true).mode(0o600);
+        let file = open.open(&partial).await.context(|| format!("creating {}", partial.display()))?;
+        Ok(Self::File { file, partial, path })
+    }
+
+    async fn take_all(self, mut blocks: mpsc::Receiver<Option<Bytes>>) -> Result<u64, DumpError> {
+        match self {
+            Self::Object(mut writer) => {
+                let from_store = |error| DumpError::Repository(pgkeep_repository::RepositoryError::Store(error));
+                while let Some(block) = blocks.recv().await {
+                    match block {
+                        Some(block) => writer.write(block).await.map_err(from_store)?,
+                        None => return writer.finish().await.map_err(from_store),
+                    }
+                }
+                writer.abort().await;
+                Err(cut_off())
+            }
+            Self::File { mut file, partial, path } => {
+                let written = write_file(&mut file, &partial, &path, &mut blocks).await;
+                if written.is_err() {
+                    let _ = tokio::fs::remove_file(&partial).await;
+                }
+                written
+            }
+        }
+    }
+}
+
+fn cut_off() -> DumpError {
+    DumpError::Internal("the output was cut off before its end".to_owned())
+}
+
+async fn write_file(
+    file: &mut tokio::fs::File,
+    partial: &Path,
+    path: &Path,
+    blocks: &mut mpsc::Receiver<Option<Bytes>>,
+) -> Result<u64, DumpError> {
+    use tokio::io::AsyncWriteExt;
+    let context = || format!("writing {}", partial.display());
+    let mut bytes = 0;
+    while let Some(block) = blocks.recv().await {
+        let Some(block) = block else {
+            file.flush().await.context(context)?;
+            file.sync_all().await.context(context)?;
+            // Never over a file that came in the meantime.
+            std::fs::hard_link(partial, path).context(|| format!("naming the finished file {}", path.display()))?;
+            std::fs::remove_file(partial).context(context)?;
+            let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            std::fs::File::open(folder).and_then(|folder| folder.sync_all()).context(context)?;
+            return Ok(bytes);
+        };
+        file.write_all(&block).await.context(context)?;
+        bytes += block.len() as u64;
+    }
+    Err(cut_off())
+}
