@@ -1,3 +1,56 @@
-//! `pgkeep`, the binary: arguments, printing, exit codes; nothing else.
+//! `pgkeep`, the binary: arguments, wiring, printing, exit codes; nothing else (see docs/ARCHITECTURE.md).
 
-fn main() {}
+mod args;
+mod commands;
+mod context;
+mod exit;
+mod logging;
+mod output;
+mod progress;
+mod signals;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use args::Cli;
+use context::Context;
+use exit::{FAILED, Failure, Outcome};
+use output::Output;
+use signals::Cancellation;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let output = Output::new(cli.global.json, cli.global.quiet);
+    logging::start(cli.global.quiet, cli.global.verbose);
+    let code = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime.block_on(run(cli, output)),
+        Err(error) => {
+            let failure = Failure::failed("cannot start threads", &error);
+            failure.tell(&output);
+            failure.code()
+        }
+    };
+    ExitCode::from(code)
+}
+
+async fn run(cli: Cli, output: Output) -> u8 {
+    let cancellation = match Cancellation::listen() {
+        Ok(cancellation) => cancellation,
+        Err(failure) => {
+            failure.tell(&output);
+            return failure.code();
+        }
+    };
+    let context = Context::new(output, cli.global, cancellation);
+    let outcome = Box::pin(commands::run(&context, cli.command)).await;
+    let code = outcome.map_or_else(
+        |failure| {
+            failure.tell(&context.output);
+            failure.code()
+        },
+        Outcome::code,
+    );
+    // What was asked for was done, and nobody could be told.
+    if code == exit::DONE && context.output.has_failed() { FAILED } else { code }
+}

@@ -65,6 +65,9 @@ pub enum PruneError {
         /// The first refusal.
         source: RepositoryError,
     },
+    /// The user pressed Ctrl-C, or the system asked the process to end.
+    #[error("interrupted")]
+    Interrupted,
 }
 
 impl Classified for PruneError {
@@ -72,7 +75,7 @@ impl Classified for PruneError {
         match self {
             Self::Repository(error) => error.retry_class(),
             Self::NothingGoodLeft { .. } => RetryClass::Refused,
-            Self::DeleteDenied { .. } => RetryClass::Permanent,
+            Self::DeleteDenied { .. } | Self::Interrupted => RetryClass::Permanent,
         }
     }
 
@@ -86,6 +89,7 @@ impl Classified for PruneError {
                 "run 'pgkeep prune' from a host whose credentials may delete under {url}; hosts that only take backups \
                  need no such right"
             ))),
+            Self::Interrupted => None,
         }
     }
 }
@@ -147,9 +151,13 @@ pub async fn execute(
     input: &PruneInput,
     lease_duration: Duration,
     progress: impl Fn(&BackupId),
+    cancelled: impl Future<Output = ()>,
 ) -> Result<PruneReport, PruneError> {
     let lease = Lease::acquire(repository, "pgkeep prune", lease_duration).await?;
-    let result = execute_under(&lease, repository, policy, input, progress).await;
+    let result = tokio::select! {
+        result = execute_under(&lease, repository, policy, input, progress) => result,
+        () = cancelled => Err(PruneError::Interrupted),
+    };
     if let Err(error) = lease.release().await {
         tracing::warn!(%error, "the lease stays until it runs out");
     }

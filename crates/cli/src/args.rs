@@ -1,0 +1,417 @@
+//! The command line, as clap reads it. What each option means is for the commands; nothing is checked here that a
+//! library checks.
+
+use std::path::PathBuf;
+
+use clap::builder::styling::{Effects, Styles};
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use pgkeep_base::ByteCount;
+
+use crate::output::ACCENT;
+
+/// Headings bold, what is typed in the one accent colour.
+const STYLES: Styles = Styles::styled()
+    .header(anstyle::Style::new().effects(Effects::BOLD))
+    .usage(anstyle::Style::new().effects(Effects::BOLD))
+    .literal(ACCENT)
+    .valid(ACCENT)
+    .placeholder(anstyle::Style::new());
+
+const AFTER_HELP: &str = "\
+Start with three commands:
+  pgkeep key new --output pgkeep.key
+  pgkeep dump --connection postgres://... --repository file:///srv/backups --recipient age1...
+  pgkeep restore latest --identity pgkeep.key --into postgres://...
+
+Settings can stand in pgkeep.toml, in PGKEEP_* variables, or on the command line; what comes later wins.
+Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 done but something needs attention, 4 refused for safety.";
+
+/// Keeps a PostgreSQL cluster safe: dumps that lose nothing, in any object store, restorable with stock tools.
+#[derive(Debug, Parser)]
+#[command(name = "pgkeep", version, styles = STYLES, after_help = AFTER_HELP, max_term_width = 110)]
+#[command(disable_help_subcommand = true, subcommand_required = true, arg_required_else_help = true)]
+pub struct Cli {
+    /// Options of all commands.
+    #[command(flatten)]
+    pub global: GlobalArgs,
+    /// The command.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options of all commands.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Global options")]
+pub struct GlobalArgs {
+    /// Configuration file [default: ./pgkeep.toml, then /etc/pgkeep/pgkeep.toml].
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Cluster to work on, where the configuration has several.
+    #[arg(long, global = true, value_name = "NAME")]
+    pub cluster: Option<String>,
+    /// Repository: file:///directory, s3://bucket/prefix, gs://, az://.
+    #[arg(long, global = true, value_name = "URL")]
+    pub repository: Vec<String>,
+    /// Server: a connection URI, or keywords and values as psql takes them.
+    #[arg(long, global = true, value_name = "CONNINFO")]
+    pub connection: Option<String>,
+    /// Public key to encrypt for (age1...); may be repeated.
+    #[arg(long = "recipient", global = true, value_name = "KEY")]
+    pub recipients: Vec<String>,
+    /// File with the secret key, for reading backups.
+    #[arg(long, global = true, value_name = "FILE")]
+    pub identity: Option<PathBuf>,
+    /// 'age', or 'none' to write backups that anyone can read.
+    #[arg(long, global = true, value_name = "MODE")]
+    pub encryption: Option<String>,
+    /// Any setting by its name in pgkeep.toml, such as s3.endpoint=URL; may be repeated.
+    #[arg(long, global = true, value_name = "NAME=VALUE", value_parser = parse_pair)]
+    pub set: Vec<(String, String)>,
+    /// One JSON document (or JSON lines) on standard output.
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Neither progress nor summaries.
+    #[arg(long, short, global = true, conflicts_with = "verbose")]
+    pub quiet: bool,
+    /// Say more on standard error; -vv for debugging.
+    #[arg(long, short, global = true, action = ArgAction::Count)]
+    pub verbose: u8,
+}
+
+/// All commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Dump databases into the repository, or into files.
+    Dump(DumpArgs),
+    /// Restore a dump, or parts of one.
+    Restore(RestoreArgs),
+    /// List the backups in the repository.
+    List(ListArgs),
+    /// Show one backup.
+    Show(ShowArgs),
+    /// Check that backups are what was written.
+    Verify(VerifyArgs),
+    /// Remove backups that the retention settings let go, and debris of unfinished ones.
+    Prune(PruneArgs),
+    /// Keep a backup from being pruned.
+    Pin(PinArgs),
+    /// Let a pinned backup be pruned again.
+    Unpin(UnpinArgs),
+    /// Copy backups to another repository.
+    Copy(CopyArgs),
+    /// Make and show keys.
+    Key(KeyArgs),
+    /// Check configuration, keys, repository, server and programs.
+    Doctor,
+    /// Print shell completions.
+    Completions(CompletionsArgs),
+    /// Print the version.
+    Version,
+}
+
+/// `pgkeep dump`
+#[derive(Debug, Args)]
+pub struct DumpArgs {
+    /// Database to dump; may be repeated [default: all].
+    #[arg(long = "database", short = 'd', value_name = "NAME")]
+    pub databases: Vec<String>,
+    /// Dump only tables that fit a pattern, as pg_dump has them; may be repeated.
+    #[arg(long = "table", short = 't', value_name = "PATTERN")]
+    pub tables: Vec<String>,
+    /// Leave out tables that fit.
+    #[arg(long = "exclude-table", value_name = "PATTERN")]
+    pub exclude_tables: Vec<String>,
+    /// Dump only schemas that fit.
+    #[arg(long = "schema", short = 'n', value_name = "PATTERN")]
+    pub schemas: Vec<String>,
+    /// Leave out schemas that fit.
+    #[arg(long = "exclude-schema", value_name = "PATTERN")]
+    pub exclude_schemas: Vec<String>,
+    /// Leave out the rows, not the definition, of tables that fit.
+    #[arg(long = "exclude-table-data", value_name = "PATTERN")]
+    pub exclude_table_data: Vec<String>,
+    /// What to write [default: repository].
+    #[arg(long, short = 'F', value_enum)]
+    pub format: Option<Format>,
+    /// File (plain, custom) or directory (directory) to write.
+    #[arg(long, short = 'o', value_name = "PATH")]
+    pub output: Option<PathBuf>,
+    /// Tables read at the same time [default: by the number of CPUs].
+    #[arg(long, short = 'j', value_name = "N")]
+    pub jobs: Option<u32>,
+    /// zstd level, 1 to 19 [default: 3].
+    #[arg(long, value_name = "LEVEL")]
+    pub compression_level: Option<i32>,
+    /// Average bandwidth of all uploads together, such as 20MB/s.
+    #[arg(long, visible_alias = "limit-upload", value_name = "RATE", value_parser = parse_rate)]
+    pub upload_limit: Option<String>,
+    /// How long to wait for the tables' locks.
+    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = parse_seconds)]
+    pub lock_timeout: std::time::Duration,
+    /// Note to keep with the dump; may be repeated.
+    #[arg(long = "annotate", value_name = "KEY=VALUE", value_parser = parse_pair)]
+    pub annotations: Vec<(String, String)>,
+    /// Write under this cluster's name although another database cluster did before.
+    #[arg(long)]
+    pub accept_new_identity: bool,
+}
+
+/// What `pgkeep dump` writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// Into the repository.
+    Repository,
+    /// One compressed SQL script.
+    Plain,
+    /// One file for pg_restore.
+    Custom,
+    /// A directory for pg_restore.
+    Directory,
+}
+
+/// `pgkeep restore`
+#[derive(Debug, Args)]
+pub struct RestoreArgs {
+    /// Backup to restore: an id, the beginning of one, or 'latest'.
+    #[arg(value_name = "ID", default_value = "latest")]
+    pub backup: String,
+    /// Where to: a connection string, server:DIRECTORY for a new server there, or files:DIRECTORY.
+    #[arg(long, value_name = "TARGET", required_unless_present = "dry_run")]
+    pub into: Option<String>,
+    /// Database to restore; may be repeated [default: all].
+    #[arg(long = "database", short = 'd', value_name = "NAME")]
+    pub databases: Vec<String>,
+    /// Restore only tables that fit a pattern; may be repeated.
+    #[arg(long = "table", short = 't', value_name = "PATTERN")]
+    pub tables: Vec<String>,
+    /// Restore only this hypertable.
+    #[arg(long, value_name = "NAME", conflicts_with = "tables")]
+    pub hypertable: Option<String>,
+    /// The hypertable's rows from this time on.
+    #[arg(long, value_name = "TIME", requires = "hypertable")]
+    pub from: Option<String>,
+    /// The hypertable's rows before this time.
+    #[arg(long, value_name = "TIME", requires = "hypertable")]
+    pub to: Option<String>,
+    /// Name of the database in the target, where one is restored.
+    #[arg(long, value_name = "NAME")]
+    pub target_database: Option<String>,
+    /// Drop what is in the way in the target.
+    #[arg(long, conflicts_with = "resume")]
+    pub overwrite: bool,
+    /// Go on with a restore that stopped half-way.
+    #[arg(long)]
+    pub resume: bool,
+    /// Only say what would be done.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Tables loaded and indexes built at the same time [default: by the number of CPUs].
+    #[arg(long, short = 'j', value_name = "N")]
+    pub jobs: Option<u32>,
+    /// Don't make roles that are missing.
+    #[arg(long)]
+    pub no_roles: bool,
+    /// Let everything belong to the connecting role.
+    #[arg(long)]
+    pub no_owner: bool,
+    /// Don't grant privileges.
+    #[arg(long)]
+    pub no_privileges: bool,
+    /// Don't collect the planner's statistics at the end.
+    #[arg(long)]
+    pub no_analyze: bool,
+    /// Turn TimescaleDB's jobs on even if they are about to delete what was restored.
+    #[arg(long)]
+    pub enable_jobs: bool,
+    /// Update TimescaleDB to the target's version when everything is restored.
+    #[arg(long)]
+    pub update_extensions: bool,
+}
+
+/// `pgkeep list`
+#[derive(Debug, Args)]
+pub struct ListArgs {
+    /// Show unfinished ones and those that were given up, too.
+    #[arg(long)]
+    pub all: bool,
+}
+
+/// `pgkeep show`
+#[derive(Debug, Args)]
+pub struct ShowArgs {
+    /// Backup: an id, the beginning of one, or 'latest'.
+    #[arg(value_name = "ID", default_value = "latest")]
+    pub backup: String,
+    /// List its tables, too.
+    #[arg(long)]
+    pub tables: bool,
+}
+
+/// `pgkeep verify`
+#[derive(Debug, Args)]
+pub struct VerifyArgs {
+    /// Backup: an id, the beginning of one, 'latest' or 'all'.
+    #[arg(value_name = "ID", default_value = "latest")]
+    pub backup: String,
+    /// Read only a part, chosen at random, such as 10%.
+    #[arg(long, value_name = "PERCENT", value_parser = parse_percent)]
+    pub sample: Option<f64>,
+    /// Choose the same part as an earlier run that printed this seed.
+    #[arg(long, value_name = "N", requires = "sample")]
+    pub seed: Option<u64>,
+    /// Compare the hashes of what is stored, without reading the contents; needs no key.
+    #[arg(long)]
+    pub stored_only: bool,
+    /// Objects read at the same time [default: by the number of CPUs].
+    #[arg(long, short = 'j', value_name = "N")]
+    pub jobs: Option<u32>,
+}
+
+/// `pgkeep prune`
+#[derive(Debug, Args)]
+pub struct PruneArgs {
+    /// Only say what would be removed, and why.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Keep every backup younger than this, such as 30d.
+    #[arg(long, value_name = "DURATION")]
+    pub keep_window: Option<String>,
+    /// Keep the newest of each of that many days.
+    #[arg(long, value_name = "N")]
+    pub keep_daily: Option<u32>,
+    /// Keep the newest of each of that many weeks.
+    #[arg(long, value_name = "N")]
+    pub keep_weekly: Option<u32>,
+    /// Keep the newest of each of that many months.
+    #[arg(long, value_name = "N")]
+    pub keep_monthly: Option<u32>,
+    /// Keep the newest of each of that many years.
+    #[arg(long, value_name = "N")]
+    pub keep_yearly: Option<u32>,
+}
+
+/// `pgkeep pin`
+#[derive(Debug, Args)]
+pub struct PinArgs {
+    /// Backup: an id, the beginning of one, or 'latest'.
+    #[arg(value_name = "ID")]
+    pub backup: String,
+    /// Why, in your own words.
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    pub reason: String,
+}
+
+/// `pgkeep unpin`
+#[derive(Debug, Args)]
+pub struct UnpinArgs {
+    /// Backup: an id, the beginning of one, or 'latest'.
+    #[arg(value_name = "ID")]
+    pub backup: String,
+}
+
+/// `pgkeep copy`
+#[derive(Debug, Args)]
+pub struct CopyArgs {
+    /// Backup: an id, the beginning of one, 'latest' or 'all'.
+    #[arg(value_name = "ID")]
+    pub backup: String,
+    /// Repository to copy to; made if there is none.
+    #[arg(long, value_name = "URL")]
+    pub to: String,
+}
+
+/// `pgkeep key`
+#[derive(Debug, Args)]
+pub struct KeyArgs {
+    /// What to do.
+    #[command(subcommand)]
+    pub action: KeyAction,
+}
+
+/// What to do with keys.
+#[derive(Debug, Subcommand)]
+pub enum KeyAction {
+    /// Make a new pair of keys.
+    New {
+        /// File for the secret key; must not exist.
+        #[arg(long, short = 'o', value_name = "FILE", default_value = "pgkeep.key")]
+        output: PathBuf,
+    },
+    /// Print the public keys that belong to a file of secret ones.
+    Show {
+        /// File with secret keys.
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
+}
+
+/// `pgkeep completions`
+#[derive(Debug, Args)]
+pub struct CompletionsArgs {
+    /// The shell.
+    #[arg(value_enum)]
+    pub shell: clap_complete::Shell,
+}
+
+fn parse_pair(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.trim().is_empty() => Ok((name.trim().to_owned(), value.to_owned())),
+        _ => Err("write NAME=VALUE".to_owned()),
+    }
+}
+
+/// `20MB/s`; `20MB` is taken for the same.
+fn parse_rate(text: &str) -> Result<String, String> {
+    let size = text.trim().trim_end_matches("/s").trim();
+    match size.parse::<ByteCount>() {
+        Ok(ByteCount(0)) => Err("a rate of 0 would never end".to_owned()),
+        Ok(_) => Ok(format!("{size}/s")),
+        Err(_) => Err("write a rate such as 20MB/s or 512KiB/s".to_owned()),
+    }
+}
+
+fn parse_seconds(text: &str) -> Result<std::time::Duration, String> {
+    const SECONDS_MAX: u64 = 7 * 24 * 3600;
+    let number = text.trim().trim_end_matches('s').trim();
+    match number.parse::<u64>() {
+        Ok(seconds) if (1..=SECONDS_MAX).contains(&seconds) => Ok(std::time::Duration::from_secs(seconds)),
+        _ => Err(format!("write a number of seconds from 1 to {SECONDS_MAX}")),
+    }
+}
+
+/// A fraction from `10%` (or `10`).
+fn parse_percent(text: &str) -> Result<f64, String> {
+    match text.trim().trim_end_matches('%').trim().parse::<f64>() {
+        Ok(percent) if percent > 0.0 && percent <= 100.0 => Ok(percent / 100.0),
+        _ => Err("write a percentage above 0% and up to 100%".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn clap_finds_nothing_wrong_with_the_definition() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn percentages_rates_and_seconds_are_read_as_people_write_them() {
+        assert_eq!(parse_percent("10%"), Ok(0.1));
+        assert_eq!(parse_percent("100"), Ok(1.0));
+        assert_eq!(parse_rate("20MB"), Ok("20MB/s".to_owned()));
+        assert_eq!(parse_rate("512 KiB/s"), Ok("512 KiB/s".to_owned()));
+        assert_eq!(parse_seconds("90s"), Ok(std::time::Duration::from_secs(90)));
+        for bad in ["0%", "101%", "-1%", "x", "", "NaN%", "inf"] {
+            assert!(parse_percent(bad).is_err(), "{bad}");
+        }
+        for bad in ["0", "fast", "-1MB/s", ""] {
+            assert!(parse_rate(bad).is_err(), "{bad}");
+        }
+        for bad in ["0", "-1", "1.5", "99999999"] {
+            assert!(parse_seconds(bad).is_err(), "{bad}");
+        }
+    }
+}

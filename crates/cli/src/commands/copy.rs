@@ -1,0 +1,104 @@
+//! `pgkeep copy`: backups to another repository.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use pgkeep_base::{BackupId, ByteCount};
+use pgkeep_config::Overrides;
+use pgkeep_dump::Progress;
+use pgkeep_repository::copy::{self, CopyReport};
+use pgkeep_repository::encryption::Encryption;
+use pgkeep_repository::lease::Lease;
+use pgkeep_repository::{Access, Repository};
+use serde_json::json;
+
+use crate::args::CopyArgs;
+use crate::context::{Context, KeyUse, LEASE_DURATION, Settings};
+use crate::exit::{Failure, Outcome};
+use crate::output::{ACCENT, counted, duration, styled};
+use crate::progress::Display;
+
+/// `pgkeep copy ID|all --to URL`
+pub async fn run(context: &Context, args: CopyArgs) -> Result<Outcome, Failure> {
+    let settings = context.settings(Overrides::default())?;
+    let prepare = async {
+        let source = context.repository(&settings, KeyUse::None).await?;
+        let ids = context.backups(&source, &args.backup).await?;
+        let destination = destination(&settings, &args.to).await?;
+        copy::check_different(&source, &destination)?;
+        Ok((source, ids, destination))
+    };
+    let (source, ids, destination) = context.cancellation.or(prepare).await?;
+    if ids.is_empty() {
+        context.output.line("There is no backup to copy.");
+        return Ok(Outcome::Done);
+    }
+    let lease = Lease::acquire(&destination, "pgkeep copy", LEASE_DURATION).await?;
+    let mut result = Ok(Outcome::Done);
+    for id in &ids {
+        result = context.cancellation.or(one(context, &source, &destination, &lease, id)).await;
+        if result.is_err() {
+            break;
+        }
+    }
+    if let Err(error) = lease.release().await {
+        tracing::warn!(%error, "the lease stays until it runs out");
+    }
+    result
+}
+
+/// Opens the destination or makes it. Nothing is sealed there, so it takes no recipients.
+async fn destination(settings: &Settings, url: &str) -> Result<Repository, Failure> {
+    let store = settings.store(url).await?;
+    let access = Access { encryption: Encryption::None, ..settings.access(KeyUse::None)? };
+    Ok(Repository::open_or_create(store, &settings.name, access).await?)
+}
+
+async fn one(
+    context: &Context,
+    source: &Repository,
+    destination: &Repository,
+    lease: &Lease,
+    id: &BackupId,
+) -> Result<Outcome, Failure> {
+    let begun = Instant::now();
+    let progress = Arc::new(Progress::default());
+    progress.set_phase(format!("copying {id}"));
+    progress.bytes_total.store(copy::size(source, id).await?.bytes, Ordering::Relaxed);
+    let display = Display::start(context.shown, &progress);
+    let done = |bytes| {
+        progress.bytes_done.fetch_add(bytes, Ordering::Relaxed);
+    };
+    let report = copy::copy(source, destination, lease, id, done).await;
+    drop(display);
+    let report = report?;
+    context.output.json(&json!({
+        "id": id.to_string(),
+        "to": destination.store().url(),
+        "was_complete": report.was_complete,
+        "objects_copied": report.objects_copied,
+        "objects_present": report.objects_present,
+        "bytes_copied": report.bytes_copied,
+        "elapsed_seconds": begun.elapsed().as_secs_f64(),
+    }));
+    let url = destination.store().url();
+    context.output.summary(format!("{} {} {url}{}", styled(ACCENT, id), what_was_done(&report), took(&report, begun)));
+    Ok(Outcome::Done)
+}
+
+fn took(report: &CopyReport, begun: Instant) -> String {
+    if report.was_complete { String::new() } else { format!(", in {}", duration(begun.elapsed())) }
+}
+
+fn what_was_done(report: &CopyReport) -> String {
+    if report.was_complete {
+        return "is there already, at".to_owned();
+    }
+    let present = match report.objects_present {
+        0 => String::new(),
+        number => format!(" ({} had been there)", number),
+    };
+    let objects = counted(report.objects_copied, "object", "objects");
+    format!("copied: {objects}, {}{present}, to", ByteCount(report.bytes_copied))
+}

@@ -1,0 +1,154 @@
+//! `pgkeep dump`: into the repository, or into files as pg_dump writes them.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use pgkeep_base::ByteCount;
+use pgkeep_config::{Databases, DumpFormat, Overrides};
+use pgkeep_dump::manifest::Filters;
+use pgkeep_dump::{DumpOptions, DumpReport, Progress};
+use pgkeep_repository::Repository;
+use serde_json::json;
+
+use crate::args::{DumpArgs, Format};
+use crate::context::{Context, KeyUse, LEASE_DURATION, Settings};
+use crate::exit::{Failure, Outcome};
+use crate::output::{ACCENT, count, counted, duration, ratio, styled};
+use crate::progress::Display;
+
+/// `pgkeep dump`
+pub async fn run(context: &Context, args: DumpArgs) -> Result<Outcome, Failure> {
+    let settings = context.settings(Overrides {
+        jobs: args.jobs,
+        compression_level: args.compression_level,
+        upload_limit: args.upload_limit.clone(),
+        ..Overrides::default()
+    })?;
+    if let Some(pattern) = settings.cluster.dump.exclude_databases.first() {
+        return Err(Failure::usage(
+            format!("the setting 'dump.exclude_databases' ({pattern}) is not supported yet"),
+            "name the databases to dump with dump.databases = [...] or --database",
+        ));
+    }
+    match (format(&settings, &args), &args.output) {
+        (Format::Repository, Some(_)) => Err(Failure::usage(
+            "--output names a file or directory, and a dump into the repository writes none",
+            "add --format plain, custom or directory, or leave --output out",
+        )),
+        (Format::Repository, None) => repository(context, &settings, &args).await,
+        (_, None) => Err(Failure::usage("the format needs a place to write to", "add --output PATH")),
+        (format, Some(_)) => Err(Failure::usage(
+            format!("--format {} is not available yet", name(format)),
+            "leave --format out to dump into the repository",
+        )),
+    }
+}
+
+fn format(settings: &Settings, args: &DumpArgs) -> Format {
+    args.format.unwrap_or(match settings.cluster.dump.format {
+        DumpFormat::Repository => Format::Repository,
+        DumpFormat::Plain => Format::Plain,
+        DumpFormat::Custom => Format::Custom,
+        DumpFormat::Directory => Format::Directory,
+    })
+}
+
+fn name(format: Format) -> &'static str {
+    match format {
+        Format::Repository => "repository",
+        Format::Plain => "plain",
+        Format::Custom => "custom",
+        Format::Directory => "directory",
+    }
+}
+
+async fn repository(context: &Context, settings: &Settings, args: &DumpArgs) -> Result<Outcome, Failure> {
+    let options = options(settings, args);
+    let target = settings.target()?;
+    let access = settings.access(KeyUse::None)?;
+    access.encryption.check_writable()?;
+    let open = async {
+        let store = settings.store(settings.repository_url()?).await?;
+        Ok(Repository::open_or_create(store, &settings.name, access).await?)
+    };
+    let repository = context.cancellation.or(open).await?;
+    let progress = Arc::new(Progress::default());
+    let display = Display::start(context.shown, &progress);
+    let cancelled = context.cancellation.cancelled();
+    let report = pgkeep_dump::dump(&repository, &target, &options, &progress, cancelled).await;
+    drop(display);
+    Ok(tell(context, &report?, repository.store().url()))
+}
+
+/// Flags are stronger than settings; a list that is given replaces the settings' one.
+fn options(settings: &Settings, args: &DumpArgs) -> DumpOptions {
+    let configured = &settings.cluster.dump;
+    let databases = match &configured.databases {
+        Databases::All => Vec::new(),
+        Databases::Named(names) => names.clone(),
+    };
+    let either = |flags: &[String], settings: &[String]| {
+        if flags.is_empty() { settings.to_vec() } else { flags.to_vec() }
+    };
+    DumpOptions {
+        databases: either(&args.databases, &databases),
+        filters: Filters {
+            tables: args.tables.clone(),
+            exclude_tables: either(&args.exclude_tables, &configured.exclude_tables),
+            schemas: args.schemas.clone(),
+            exclude_schemas: either(&args.exclude_schemas, &configured.exclude_schemas),
+            exclude_table_data: either(&args.exclude_table_data, &configured.exclude_table_data),
+        },
+        jobs: settings.jobs(),
+        lock_timeout: args.lock_timeout,
+        annotations: args.annotations.iter().cloned().collect::<BTreeMap<_, _>>(),
+        accept_new_identity: args.accept_new_identity,
+        programs: settings.programs(),
+        lease_duration: LEASE_DURATION,
+    }
+}
+
+fn tell(context: &Context, report: &DumpReport, url: &str) -> Outcome {
+    let output = &context.output;
+    let totals = report.manifest.totals;
+    let databases: Vec<&str> = report.manifest.databases.iter().map(|database| database.name.as_str()).collect();
+    let size = format!("{}, stored in {}", ByteCount(totals.plain_bytes), ByteCount(totals.stored_bytes));
+    let ratio = ratio(totals.plain_bytes, totals.stored_bytes);
+    if output.is_quiet() {
+        output.line(report.id.to_string());
+    } else {
+        output.line(format!("Dump {} is complete.\n", styled(ACCENT, &report.id)));
+        output.facts(&[
+            ("databases", databases.join(", ")),
+            ("rows", format!("{} in {}", count(totals.rows), counted(totals.relations, "table", "tables"))),
+            ("size", if ratio.is_empty() { size } else { format!("{size} ({ratio})") }),
+            ("time", duration(report.elapsed)),
+            ("repository", url.to_owned()),
+        ]);
+        output.line(format!(
+            "\nCheck it with    pgkeep verify {id}\nRestore it with  pgkeep restore {id} --into CONNECTION",
+            id = report.id
+        ));
+    }
+    output.json(&json!({
+        "id": report.id.to_string(),
+        "repository": url,
+        "databases": databases,
+        "server_version": report.manifest.server_version,
+        "system_identifier": report.manifest.system_identifier,
+        "started_at": report.manifest.started_at,
+        "finished_at": report.manifest.finished_at,
+        "elapsed_seconds": report.elapsed.as_secs_f64(),
+        "totals": totals,
+        "attention": report.attention,
+        "swept": report.swept.backups.iter().map(ToString::to_string).collect::<Vec<_>>(),
+    }));
+    if !report.swept.backups.is_empty() {
+        let number = report.swept.backups.len();
+        output.note(format!("cleaned up after {} unfinished", counted(number as u64, "dump", "dumps")));
+    }
+    for attention in &report.attention {
+        output.attention(attention);
+    }
+    if report.attention.is_empty() { Outcome::Done } else { Outcome::Attention }
+}

@@ -1,0 +1,141 @@
+//! `pgkeep list`: what is in the repository.
+
+use pgkeep_base::{BackupId, BackupKind, ByteCount};
+use pgkeep_config::Overrides;
+use pgkeep_dump::manifest::DumpSummary;
+use pgkeep_repository::backups::{BackupEntry, BackupState, Evidence};
+use serde_json::{Value, json};
+
+use super::summaries::{self, Summaries};
+use crate::args::ListArgs;
+use crate::context::{Context, KeyUse};
+use crate::exit::{Failure, Outcome};
+use crate::output::{Align, Table, count, time};
+
+/// More names than this make a column too wide.
+const DATABASES_SHOWN_MAX: usize = 4;
+
+/// `pgkeep list`
+pub async fn run(context: &Context, args: ListArgs) -> Result<Outcome, Failure> {
+    let settings = context.settings(Overrides::default())?;
+    let repository = context.repository(&settings, KeyUse::IfThere).await?;
+    let all = repository.backups(BackupKind::Dump).await?;
+    let unfinished = all.iter().filter(|entry| entry.state == BackupState::Incomplete).count();
+    let entries: Vec<&BackupEntry> =
+        all.iter().filter(|entry| args.all || entry.state == BackupState::Complete).collect();
+    let complete = |entry: &&&BackupEntry| entry.state == BackupState::Complete;
+    let ids: Vec<BackupId> = entries.iter().filter(complete).map(|entry| entry.id.clone()).collect();
+    let summaries = summaries::read(&repository, &ids).await?;
+    for entry in &entries {
+        context.output.json(&entry_json(entry, summaries.by_id.get(&entry.id)));
+    }
+    if entries.is_empty() {
+        let (cluster, url) = (repository.cluster(), repository.store().url());
+        context.output.line(format!("There is no backup of '{cluster}' at {url} yet. Take one with 'pgkeep dump'."));
+    } else {
+        table(&entries, &summaries).lines().iter().for_each(|line| context.output.line(line));
+    }
+    if !args.all && unfinished > 0 && !context.output.is_json() {
+        context.output.note(format!(
+            "{unfinished} unfinished: being written, or left by a run that died; 'pgkeep list --all' shows them"
+        ));
+    }
+    if summaries.locked.is_some() && !context.output.is_json() {
+        context.output.note("databases and sizes are encrypted: --identity FILE shows them");
+    }
+    for damaged in &summaries.damaged {
+        context.output.attention(damaged);
+    }
+    Ok(if summaries.damaged.is_empty() { Outcome::Done } else { Outcome::Attention })
+}
+
+fn table(entries: &[&BackupEntry], summaries: &Summaries) -> Table {
+    let mut table = Table::new(&[
+        ("ID", Align::Left),
+        ("STARTED", Align::Left),
+        ("DATABASES", Align::Left),
+        ("ROWS", Align::Right),
+        ("SIZE", Align::Right),
+        ("STORED", Align::Right),
+        ("VERIFIED", Align::Left),
+        ("NOTE", Align::Left),
+    ]);
+    for entry in entries {
+        let summary = summaries.by_id.get(&entry.id);
+        let of = |value: &dyn Fn(&DumpSummary) -> String| summary.map(value).unwrap_or_default();
+        table.row(vec![
+            entry.id.to_string(),
+            time(entry.id.started_at()),
+            of(&|summary| databases(&summary.databases)),
+            of(&|summary| count(summary.totals.rows)),
+            of(&|summary| ByteCount(summary.totals.plain_bytes).to_string()),
+            of(&|summary| ByteCount(summary.totals.stored_bytes).to_string()),
+            verified(entry),
+            notes(entry, summary).join(", "),
+        ]);
+    }
+    table
+}
+
+fn databases(names: &[String]) -> String {
+    let shown = names.iter().take(DATABASES_SHOWN_MAX).cloned().collect::<Vec<_>>().join(", ");
+    match names.len().saturating_sub(DATABASES_SHOWN_MAX) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
+    }
+}
+
+fn verified(entry: &BackupEntry) -> String {
+    match (&entry.evidence, entry.state) {
+        (_, BackupState::Incomplete | BackupState::Swept) => String::new(),
+        (None, _) => "never".to_owned(),
+        (Some(evidence), _) => in_words(evidence),
+    }
+}
+
+/// `contents`, `contents, 12%`, `DAMAGED`
+pub fn in_words(evidence: &Evidence) -> String {
+    if !evidence.passed {
+        return "DAMAGED".to_owned();
+    }
+    let percent = u128::from(evidence.objects) * 100 / u128::from(evidence.objects_total.max(1));
+    if evidence.objects < evidence.objects_total {
+        format!("{}, {percent}%", evidence.depth)
+    } else {
+        evidence.depth.clone()
+    }
+}
+
+fn notes(entry: &BackupEntry, summary: Option<&DumpSummary>) -> Vec<String> {
+    let mut notes = Vec::new();
+    match entry.state {
+        BackupState::Complete => {}
+        BackupState::Incomplete => notes.push("unfinished".to_owned()),
+        BackupState::Swept => notes.push("given up".to_owned()),
+    }
+    if let Some(pin) = &entry.pin {
+        notes.push(if pin.reason.is_empty() { "pinned".to_owned() } else { format!("pinned: {}", pin.reason) });
+    }
+    if summary.is_some_and(|summary| summary.partial) {
+        notes.push("part of the cluster".to_owned());
+    }
+    notes
+}
+
+/// One backup for programs.
+pub fn entry_json(entry: &BackupEntry, summary: Option<&DumpSummary>) -> Value {
+    let state = match entry.state {
+        BackupState::Complete => "complete",
+        BackupState::Incomplete => "unfinished",
+        BackupState::Swept => "given_up",
+    };
+    json!({
+        "id": entry.id.to_string(),
+        "kind": "dump",
+        "state": state,
+        "started_at": entry.id.started_at(),
+        "pin": entry.pin.as_ref().map(|pin| json!({ "reason": pin.reason, "at": pin.at })),
+        "verification": entry.evidence,
+        "summary": summary,
+    })
+}

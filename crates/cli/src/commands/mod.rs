@@ -1,0 +1,38 @@
+//! The commands: each reads its arguments, calls a library, and prints what came of it.
+
+mod copy;
+mod doctor;
+mod dump;
+mod keep;
+mod key;
+mod list;
+mod meta;
+mod new_server;
+mod prune;
+mod restore;
+mod show;
+mod summaries;
+mod verify;
+
+use crate::args::Command;
+use crate::context::Context;
+use crate::exit::{Failure, Outcome};
+
+/// Runs one.
+pub async fn run(context: &Context, command: Command) -> Result<Outcome, Failure> {
+    match command {
+        Command::Dump(args) => dump::run(context, args).await,
+        Command::Restore(args) => restore::run(context, args).await,
+        Command::List(args) => context.cancellation.or(list::run(context, args)).await,
+        Command::Show(args) => context.cancellation.or(show::run(context, args)).await,
+        Command::Verify(args) => context.cancellation.or(verify::run(context, args)).await,
+        Command::Prune(args) => prune::run(context, args).await,
+        Command::Pin(args) => context.cancellation.or(keep::pin(context, args)).await,
+        Command::Unpin(args) => context.cancellation.or(keep::unpin(context, args)).await,
+        Command::Copy(args) => copy::run(context, args).await,
+        Command::Key(args) => key::run(context, args),
+        Command::Doctor => context.cancellation.or(doctor::run(context)).await,
+        Command::Completions(args) => meta::completions(context, &args),
+        Command::Version => meta::version(context),
+    }
+}

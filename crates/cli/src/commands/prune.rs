@@ -1,0 +1,147 @@
+//! `pgkeep prune`: the retention settings, carried out and explained.
+
+use std::collections::BTreeMap;
+
+use pgkeep_base::{BackupId, BackupKind};
+use pgkeep_config::{Cluster, Overrides};
+use pgkeep_repository::Repository;
+use pgkeep_repository::backups::BackupState;
+use pgkeep_repository::prune::{self, PruneInput, PruneReport};
+use pgkeep_repository::retention::{Decision, Plan, Policy};
+use serde_json::{Value, json};
+
+use super::summaries;
+use crate::args::PruneArgs;
+use crate::context::{Context, KeyUse, LEASE_DURATION};
+use crate::exit::{Failure, Outcome};
+use crate::output::{Align, Table, counted, time};
+
+/// `pgkeep prune`
+pub async fn run(context: &Context, args: PruneArgs) -> Result<Outcome, Failure> {
+    let settings = context.settings(Overrides {
+        keep_window: args.keep_window.clone(),
+        keep_daily: args.keep_daily,
+        keep_weekly: args.keep_weekly,
+        keep_monthly: args.keep_monthly,
+        keep_yearly: args.keep_yearly,
+        ..Overrides::default()
+    })?;
+    let policy = policy(&settings.cluster);
+    let prepare = async {
+        let repository = context.repository(&settings, KeyUse::IfThere).await?;
+        let input = input(&repository).await?;
+        Ok((repository, input))
+    };
+    let (repository, input) = context.cancellation.or(prepare).await?;
+    if policy.keeps_everything() {
+        context.output.note("no retention is configured, so every backup is kept: set keep.window, keep.daily, ...");
+    }
+    if args.dry_run {
+        let plan = prune::plan(&repository, &policy, &input, repository.now());
+        let plan = context.cancellation.or(async { Ok(plan.await?) }).await?;
+        tell_plan(context, &plan, &BTreeMap::new(), true);
+        return Ok(Outcome::Done);
+    }
+    let removing = |id: &BackupId| tracing::info!("removing {id}");
+    let cancelled = context.cancellation.cancelled();
+    let report = prune::execute(&repository, &policy, &input, LEASE_DURATION, removing, cancelled).await?;
+    let failed = report.failed.iter().map(|(id, error)| (id.clone(), error.to_string())).collect();
+    tell_plan(context, &report.plan, &failed, false);
+    Ok(tell_report(context, &report))
+}
+
+fn policy(cluster: &Cluster) -> Policy {
+    let keep = &cluster.keep;
+    Policy {
+        window: keep.window,
+        daily: keep.daily,
+        weekly: keep.weekly,
+        monthly: keep.monthly,
+        yearly: keep.yearly,
+        time_zone: cluster.timezone.clone(),
+    }
+}
+
+async fn input(repository: &Repository) -> Result<PruneInput, Failure> {
+    let entries = repository.backups(BackupKind::Dump).await?;
+    let complete = entries.into_iter().filter(|entry| entry.state == BackupState::Complete);
+    let ids: Vec<BackupId> = complete.map(|entry| entry.id).collect();
+    let summaries = summaries::read(repository, &ids).await?;
+    let identifier = |(id, summary): (&BackupId, &pgkeep_dump::manifest::DumpSummary)| {
+        Some((id.clone(), summary.system_identifier.parse().ok()?))
+    };
+    Ok(PruneInput { system_identifiers: summaries.by_id.iter().filter_map(identifier).collect() })
+}
+
+fn tell_plan(context: &Context, plan: &Plan, failed: &BTreeMap<BackupId, String>, dry_run: bool) {
+    let output = &context.output;
+    let mut table = Table::new(&[
+        ("ID", Align::Left),
+        ("STARTED", Align::Left),
+        ("", Align::Left),
+        ("WHY", Align::Left),
+    ]);
+    for decision in &plan.decisions {
+        let word = word(decision, failed, dry_run);
+        output.json(&decision_json(decision, word));
+        let reasons = decision.reasons.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+        table.row(vec![decision.id.to_string(), time(decision.id.started_at()), word.to_owned(), reasons]);
+    }
+    for id in &plan.incomplete {
+        let (word, why) = if dry_run { ("goes", "unfinished") } else { ("removed", "unfinished") };
+        output.json(&json!({ "id": id.to_string(), "keep": false, "state": word, "reasons": [{ "code": why, "text": why }] }));
+        table.row(vec![id.to_string(), time(id.started_at()), word.to_owned(), why.to_owned()]);
+    }
+    if plan.decisions.is_empty() && plan.incomplete.is_empty() {
+        output.line("There is no backup to prune.");
+    } else {
+        table.lines().iter().for_each(|line| output.line(line));
+    }
+    if dry_run {
+        output.summary(format!("\nNothing was removed: {} would be.", backups(plan.removed().count())));
+    }
+}
+
+fn backups(number: usize) -> String {
+    counted(number as u64, "backup", "backups")
+}
+
+fn word(decision: &Decision, failed: &BTreeMap<BackupId, String>, dry_run: bool) -> &'static str {
+    match (decision.keep, dry_run, failed.contains_key(&decision.id)) {
+        (true, _, _) => "stays",
+        (false, true, _) => "goes",
+        (false, false, false) => "removed",
+        (false, false, true) => "FAILED",
+    }
+}
+
+fn decision_json(decision: &Decision, word: &str) -> Value {
+    let reason = |reason: &pgkeep_repository::retention::Reason| json!({ "code": reason.code(), "text": reason.to_string() });
+    json!({
+        "id": decision.id.to_string(),
+        "started_at": decision.id.started_at(),
+        "keep": decision.keep,
+        "state": word.to_lowercase(),
+        "reasons": decision.reasons.iter().map(reason).collect::<Vec<_>>(),
+    })
+}
+
+fn tell_report(context: &Context, report: &PruneReport) -> Outcome {
+    let output = &context.output;
+    let objects: u64 = report.removed.iter().map(|(_, objects)| objects).sum();
+    let mut done = format!("\nRemoved {} ({}).", backups(report.removed.len()), counted(objects, "object", "objects"));
+    if !report.swept.backups.is_empty() {
+        done.push_str(&format!(" Cleaned up {} unfinished.", report.swept.backups.len()));
+    }
+    if report.leftovers > 0 {
+        done.push_str(&format!(" Removed {} of interrupted writes.", counted(report.leftovers, "file", "files")));
+    }
+    output.summary(done);
+    for (id, error) in &report.failed {
+        output.error(&format!("cannot remove {id}"), &[error.to_string()], None);
+    }
+    if let Some(error) = &report.sweep_failure {
+        output.error("cannot clean up after unfinished backups", &[error.to_string()], None);
+    }
+    if report.failures().next().is_some() { Outcome::Failed } else { Outcome::Done }
+}

@@ -1,0 +1,254 @@
+//! `pgkeep restore`: a plan first, then the work, into a running server or a new one.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use pgkeep_base::{BackupId, BackupKind, ByteCount};
+use pgkeep_config::Overrides;
+use pgkeep_dump::Progress;
+use pgkeep_dump::manifest::DumpManifest;
+use pgkeep_dump::restore::{self, HypertableRange, RestoreOptions, RestorePlan, RestoreReport};
+use pgkeep_pg::Target;
+use pgkeep_repository::Repository;
+use serde_json::{Value, json};
+
+use super::new_server::NewServer;
+use crate::args::RestoreArgs;
+use crate::context::{self, Context, KeyUse, Settings};
+use crate::exit::{Failure, Outcome};
+use crate::output::{ACCENT, Align, Table, count, counted, duration, styled, time};
+use crate::progress::Display;
+
+/// Where a restore goes.
+enum Into {
+    /// A running server.
+    Server(Box<Target>),
+    /// A new one, in a directory.
+    NewServer(PathBuf),
+    /// Plain files, in a directory.
+    Files(PathBuf),
+}
+
+impl Into {
+    fn parse(text: &str) -> Result<Self, Failure> {
+        if let Some(path) = text.strip_prefix("server:") {
+            return Ok(Self::NewServer(directory(path, "server")?));
+        }
+        if let Some(path) = text.strip_prefix("files:") {
+            return Ok(Self::Files(directory(path, "files")?));
+        }
+        Ok(Self::Server(Box::new(context::target(text)?)))
+    }
+}
+
+fn directory(path: &str, word: &str) -> Result<PathBuf, Failure> {
+    if path.is_empty() {
+        return Err(Failure::usage(
+            format!("--into {word}: names no directory"),
+            format!("write --into {word}:DIRECTORY"),
+        ));
+    }
+    Ok(PathBuf::from(path))
+}
+
+struct Work {
+    settings: Settings,
+    repository: Repository,
+    id: BackupId,
+    manifest: DumpManifest,
+    options: RestoreOptions,
+    plan: RestorePlan,
+}
+
+/// `pgkeep restore`
+pub async fn run(context: &Context, args: RestoreArgs) -> Result<Outcome, Failure> {
+    let into = args.into.as_deref().map(Into::parse).transpose()?;
+    let work = context.cancellation.or(prepare(context, &args)).await?;
+    tell_plan(context, &work, args.dry_run);
+    match into {
+        None => Ok(Outcome::Done),
+        Some(Into::Files(path)) => Err(Failure::usage(
+            format!("restoring into files ({}) is not available yet", path.display()),
+            "restore into a server, or follow RESTORE.md in the dump's folder with stock tools",
+        )),
+        Some(Into::Server(target)) if args.dry_run => check(context, &work, &target).await,
+        Some(Into::NewServer(path)) if args.dry_run => {
+            context.output.summary(format!("\nA new server would be made in {}. Nothing was done.", path.display()));
+            Ok(Outcome::Done)
+        }
+        Some(Into::Server(target)) => {
+            let report = restore(context, &work, &target).await?;
+            Ok(tell(context, &report, &format!("at {}", target.endpoint())))
+        }
+        Some(Into::NewServer(path)) => into_new_server(context, &work, &path, args.resume).await,
+    }
+}
+
+async fn prepare(context: &Context, args: &RestoreArgs) -> Result<Work, Failure> {
+    let settings = context.settings(Overrides { jobs: args.jobs, ..Overrides::default() })?;
+    let repository = context.repository(&settings, KeyUse::Needed).await?;
+    let id = repository.find(BackupKind::Dump, &args.backup).await?;
+    let manifest = pgkeep_dump::read_manifest(&repository, &id).await?;
+    let options = options(&settings, args);
+    let plan = restore::plan(&id, &manifest, &options)?;
+    Ok(Work { settings, repository, id, manifest, options, plan })
+}
+
+fn options(settings: &Settings, args: &RestoreArgs) -> RestoreOptions {
+    let hypertable = args.hypertable.clone().map(|pattern| HypertableRange {
+        pattern,
+        from: args.from.clone(),
+        to: args.to.clone(),
+    });
+    RestoreOptions {
+        databases: args.databases.clone(),
+        tables: args.tables.clone(),
+        hypertable,
+        target_database: args.target_database.clone(),
+        overwrite: args.overwrite,
+        resume: args.resume,
+        jobs: settings.jobs(),
+        roles: !args.no_roles,
+        owners: !args.no_owner,
+        privileges: !args.no_privileges,
+        analyze: !args.no_analyze,
+        enable_jobs: args.enable_jobs,
+        update_extensions: args.update_extensions,
+        programs: settings.programs(),
+        silence_max: None,
+        work_directory: None,
+    }
+}
+
+fn tell_plan(context: &Context, work: &Work, dry_run: bool) {
+    let (output, plan) = (&context.output, &work.plan);
+    if dry_run {
+        output.json(&plan_json(plan));
+    }
+    if output.is_quiet() {
+        return;
+    }
+    output.line(format!(
+        "Dump {} of {}, from PostgreSQL {}\n",
+        styled(ACCENT, &plan.id),
+        time(plan.taken_at),
+        plan.server_version
+    ));
+    let mut table = Table::new(&[
+        ("DATABASE", Align::Left),
+        ("INTO", Align::Left),
+        ("TABLES", Align::Right),
+        ("ROWS", Align::Right),
+        ("SIZE", Align::Right),
+        ("TO FETCH", Align::Right),
+        ("TIMESCALEDB", Align::Left),
+    ]);
+    for database in &plan.databases {
+        table.row(vec![
+            database.name.clone(),
+            database.target_name.clone(),
+            count(database.relations),
+            count(database.rows),
+            ByteCount(database.plain_bytes).to_string(),
+            ByteCount(database.stored_bytes).to_string(),
+            database.timescaledb.clone().unwrap_or_default(),
+        ]);
+    }
+    table.lines().iter().for_each(|line| output.line(line));
+}
+
+fn plan_json(plan: &RestorePlan) -> Value {
+    let databases = plan.databases.iter().map(|database| {
+        json!({
+            "name": database.name,
+            "target_name": database.target_name,
+            "tables": database.relations,
+            "rows": database.rows,
+            "plain_bytes": database.plain_bytes,
+            "stored_bytes": database.stored_bytes,
+            "objects": database.objects,
+            "timescaledb": database.timescaledb,
+        })
+    });
+    json!({
+        "id": plan.id.to_string(),
+        "dry_run": true,
+        "taken_at": plan.taken_at,
+        "server_version": plan.server_version,
+        "databases": databases.collect::<Vec<_>>(),
+    })
+}
+
+async fn check(context: &Context, work: &Work, target: &Target) -> Result<Outcome, Failure> {
+    let checking = async { Ok(restore::check(&work.id, &work.manifest, target, &work.options).await?) };
+    context.cancellation.or(checking).await?;
+    context.output.summary(format!("\n{} would take it. Nothing was done.", target.endpoint()));
+    Ok(Outcome::Done)
+}
+
+async fn restore(context: &Context, work: &Work, target: &Target) -> Result<RestoreReport, Failure> {
+    let progress = Arc::new(Progress::default());
+    let display = Display::start(context.shown, &progress);
+    let cancelled = context.cancellation.cancelled();
+    let (repository, manifest, options) = (&work.repository, &work.manifest, &work.options);
+    let restored = restore::restore(repository, &work.id, manifest, target, options, &progress, cancelled).await;
+    drop(display);
+    Ok(restored?)
+}
+
+async fn into_new_server(context: &Context, work: &Work, path: &Path, resume: bool) -> Result<Outcome, Failure> {
+    let programs = work.settings.programs();
+    let starting = NewServer::start(path, &work.manifest, &programs, resume);
+    let server = context.cancellation.or(starting).await?;
+    let report = match restore(context, work, &server.target()).await {
+        Ok(report) => report,
+        Err(failure) => {
+            server.stop().await?;
+            return Err(failure);
+        }
+    };
+    let command = server.start_command();
+    server.stop().await?;
+    let outcome = tell(context, &report, &format!("in {}", path.display()));
+    context.output.summary(format!(
+        "\nStart it with    {command}\nIt lets the users of this machine in by its socket; for the network, edit pg_hba.conf."
+    ));
+    Ok(outcome)
+}
+
+fn tell(context: &Context, report: &RestoreReport, place: &str) -> Outcome {
+    let output = &context.output;
+    let rows: u64 = report.databases.iter().map(|database| database.rows).sum();
+    let counted_again: u64 = report.databases.iter().map(|database| database.counted).sum();
+    let names: Vec<&str> = report.databases.iter().map(|database| database.target_name.as_str()).collect();
+    output.summary(format!("\nDump {} is restored {place}.\n", styled(ACCENT, &report.id)));
+    if !output.is_quiet() {
+        output.facts(&[
+            ("databases", names.join(", ")),
+            ("rows", count(rows)),
+            ("checked", format!("{}, all as in the dump", counted(counted_again, "table", "tables"))),
+            ("roles", report.roles_created.join(", ")),
+            ("time", duration(report.elapsed)),
+        ]);
+    }
+    let databases = report.databases.iter().map(|database| {
+        json!({
+            "name": database.name,
+            "target_name": database.target_name,
+            "tables": database.relations,
+            "rows": database.rows,
+            "tables_counted": database.counted,
+        })
+    });
+    output.json(&json!({
+        "id": report.id.to_string(),
+        "databases": databases.collect::<Vec<_>>(),
+        "roles_created": report.roles_created,
+        "attention": report.attention,
+        "elapsed_seconds": report.elapsed.as_secs_f64(),
+    }));
+    for attention in &report.attention {
+        output.attention(attention);
+    }
+    if report.attention.is_empty() { Outcome::Done } else { Outcome::Attention }
+}

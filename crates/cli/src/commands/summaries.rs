@@ -1,0 +1,51 @@
+//! The summaries of many dumps, as far as the key opens them.
+
+use std::collections::BTreeMap;
+
+use futures::StreamExt;
+use pgkeep_base::BackupId;
+use pgkeep_dump::DumpError;
+use pgkeep_dump::manifest::DumpSummary;
+use pgkeep_repository::encryption::EncryptionError;
+use pgkeep_repository::{Repository, RepositoryError};
+
+use crate::exit::Failure;
+
+/// Summaries read at once.
+const CONCURRENCY: usize = 8;
+
+/// What could be read.
+#[derive(Default)]
+pub struct Summaries {
+    /// By the dump's id.
+    pub by_id: BTreeMap<BackupId, DumpSummary>,
+    /// Why some could not be opened: there is no key, or another one.
+    pub locked: Option<String>,
+    /// What is wrong with others.
+    pub damaged: Vec<String>,
+}
+
+/// Reads the summaries of these dumps.
+pub async fn read(repository: &Repository, ids: &[BackupId]) -> Result<Summaries, Failure> {
+    let mut summaries = Summaries::default();
+    let mut reading = futures::stream::iter(ids)
+        .map(|id| async move { (id, pgkeep_dump::read_summary(repository, id).await) })
+        .buffered(CONCURRENCY);
+    while let Some((id, read)) = reading.next().await {
+        match read {
+            Ok(summary) => {
+                summaries.by_id.insert(id.clone(), summary);
+            }
+            Err(error) if is_locked(&error) => summaries.locked = Some(error.to_string()),
+            Err(error @ DumpError::Repository(RepositoryError::Store(_))) => return Err(error.into()),
+            Err(error) => summaries.damaged.push(format!("{id}: its summary can't be read: {error}")),
+        }
+    }
+    Ok(summaries)
+}
+
+/// Whether it takes a key, or another key, and nothing else.
+pub fn is_locked(error: &DumpError) -> bool {
+    let DumpError::Repository(RepositoryError::Open { source, .. }) = error else { return false };
+    matches!(source, EncryptionError::NoIdentity { .. } | EncryptionError::WrongKey { .. })
+}

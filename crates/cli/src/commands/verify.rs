@@ -1,0 +1,109 @@
+//! `pgkeep verify`: whether dumps are what was written.
+
+use std::sync::Arc;
+
+use pgkeep_base::ByteCount;
+use pgkeep_config::Overrides;
+use pgkeep_dump::Progress;
+use pgkeep_dump::verify::{Sample, VerifyDepth, VerifyOptions, VerifyReport, verify};
+use serde_json::{Value, json};
+
+use crate::args::VerifyArgs;
+use crate::context::{Context, KeyUse};
+use crate::exit::{Failure, Outcome};
+use crate::output::{ACCENT, count, counted, duration, styled};
+use crate::progress::Display;
+
+/// `pgkeep verify [ID|all]`
+pub async fn run(context: &Context, args: VerifyArgs) -> Result<Outcome, Failure> {
+    let settings = context.settings(Overrides { jobs: args.jobs, ..Overrides::default() })?;
+    let keys = if args.stored_only { KeyUse::None } else { KeyUse::Needed };
+    let repository = context.repository(&settings, keys).await?;
+    let ids = context.backups(&repository, &args.backup).await?;
+    let depth = if args.stored_only { VerifyDepth::Stored } else { VerifyDepth::Contents };
+    let sample = args.sample.map(|fraction| Sample { fraction, seed: args.seed.unwrap_or_else(rand::random) });
+    let options = VerifyOptions { depth, sample, jobs: settings.jobs() };
+    let mut outcome = Outcome::Done;
+    if ids.is_empty() {
+        context.output.line("There is no backup to verify.");
+    }
+    for id in &ids {
+        let progress = Arc::new(Progress::default());
+        let display = Display::start(context.shown, &progress);
+        let report = verify(&repository, id, &options, &progress).await;
+        drop(display);
+        outcome = outcome.and(tell(context, &report?, sample));
+    }
+    Ok(outcome)
+}
+
+fn tell(context: &Context, report: &VerifyReport, sample: Option<Sample>) -> Outcome {
+    let output = &context.output;
+    output.json(&report_json(report, sample));
+    let id = styled(ACCENT, &report.id);
+    if report.passed() {
+        output.line(format!("{id} is good: {}", what_was_read(report)));
+    } else {
+        output.line(format!("{id} is damaged: {}", what_was_read(report)));
+        for failure in &report.failures {
+            output.line(format!("  {failure}"));
+        }
+        let more = report.failures_total.saturating_sub(report.failures.len() as u64);
+        if more > 0 {
+            output.line(format!("  and {} more", count(more)));
+        }
+    }
+    if let Some(sample) = sample {
+        output.summary(format!("  chosen at random; --seed {} chooses the same", sample.seed));
+    }
+    if !report.passed() {
+        let hint = "restore from another backup, take a new one now, and find out what happened to the store";
+        output.error(&format!("backup {} is damaged", report.id), &[], Some(hint));
+        return Outcome::Failed;
+    }
+    if report.recorded {
+        return Outcome::Done;
+    }
+    output.note("the outcome is not recorded in the repository: these credentials may not write there");
+    Outcome::Done
+}
+
+fn what_was_read(report: &VerifyReport) -> String {
+    let objects = if report.objects == report.objects_total {
+        format!("all {}", counted(report.objects_total, "object", "objects"))
+    } else {
+        format!("{} of {} objects", count(report.objects), count(report.objects_total))
+    };
+    let size = ByteCount(report.stored_bytes);
+    let took = duration(report.elapsed);
+    match report.depth {
+        VerifyDepth::Stored => format!("{objects}, {size}, by their hashes, in {took}"),
+        VerifyDepth::Contents => {
+            let tables = if report.relations == report.relations_total {
+                counted(report.relations_total, "table", "tables")
+            } else {
+                format!("{} of {} tables", count(report.relations), count(report.relations_total))
+            };
+            format!("{objects}, {size}, {} in {tables} counted and hashed, in {took}", counted(report.rows, "row", "rows"))
+        }
+    }
+}
+
+fn report_json(report: &VerifyReport, sample: Option<Sample>) -> Value {
+    json!({
+        "id": report.id.to_string(),
+        "passed": report.passed(),
+        "depth": report.depth.name(),
+        "objects": report.objects,
+        "objects_total": report.objects_total,
+        "stored_bytes": report.stored_bytes,
+        "rows": report.rows,
+        "tables": report.relations,
+        "tables_total": report.relations_total,
+        "failures": report.failures,
+        "failures_total": report.failures_total,
+        "recorded": report.recorded,
+        "sample": sample.map(|sample| json!({ "fraction": sample.fraction, "seed": sample.seed })),
+        "elapsed_seconds": report.elapsed.as_secs_f64(),
+    })
+}

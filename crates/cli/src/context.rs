@@ -1,0 +1,212 @@
+//! From settings to things: the store, the repository, the server.
+
+use std::time::Duration;
+
+use pgkeep_base::{BackupId, BackupKind, Secret};
+use pgkeep_config::{Cluster, EncryptionMode, Loaded, Overrides};
+use pgkeep_pg::programs::ProgramSearch;
+use pgkeep_pg::{Conninfo, Environment, Target};
+use pgkeep_repository::encryption::{COMPRESSION_LEVEL_DEFAULT, Encryption};
+use pgkeep_repository::keys::{self, Identity};
+use pgkeep_repository::lease::LEASE_DURATION_DEFAULT;
+use pgkeep_repository::{Access, Repository};
+use pgkeep_store::{AzureOptions, GcsOptions, S3Addressing, S3Options, Store, StoreOptions};
+
+use crate::args::GlobalArgs;
+use crate::exit::Failure;
+use crate::output::Output;
+use crate::progress::Shown;
+use crate::signals::Cancellation;
+
+/// More workers than this are worth asking for by name.
+const JOBS_DEFAULT_MAX: usize = 8;
+
+/// Variables that are read, and aren't settings.
+const OTHER_VARIABLES: [&str; 0] = [];
+
+/// What a command stands on.
+pub struct Context {
+    /// Where results and notes go.
+    pub output: Output,
+    /// How progress is shown.
+    pub shown: Shown,
+    /// Whether the user wants the work to end.
+    pub cancellation: Cancellation,
+    global: GlobalArgs,
+}
+
+/// One cluster's settings, with flags and environment on top.
+pub struct Settings {
+    /// The cluster's name.
+    pub name: String,
+    /// The settings.
+    pub cluster: Cluster,
+    /// What the configuration was read from.
+    pub loaded: Loaded,
+}
+
+/// What for the repository is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeyUse {
+    /// Contents are not read.
+    None,
+    /// Contents are read where there is a key.
+    IfThere,
+    /// Without a key there is nothing to be done, if the repository is encrypted.
+    Needed,
+}
+
+impl Context {
+    /// What all commands stand on.
+    pub fn new(output: Output, global: GlobalArgs, cancellation: Cancellation) -> Self {
+        let shown = Shown::by(global.quiet, global.verbose);
+        Self { output, shown, cancellation, global }
+    }
+
+    /// Reads the settings. `overrides` are the command's own flags.
+    pub fn settings(&self, overrides: Overrides) -> Result<Settings, Failure> {
+        let loaded = pgkeep_config::load(self.global.config.as_deref(), &|name| std::env::var(name).ok())?;
+        let names: Vec<String> = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok()).collect();
+        let unknown = pgkeep_config::unknown_variables(names.iter().map(String::as_str), &OTHER_VARIABLES);
+        for warning in loaded.warnings.iter().chain(&unknown) {
+            tracing::warn!("{warning}");
+        }
+        let overrides = Overrides {
+            connection: self.global.connection.clone().map(Secret::new),
+            repository: self.global.repository.clone(),
+            recipients: self.global.recipients.clone(),
+            encryption: self.global.encryption.clone(),
+            identity_file: self.global.identity.clone(),
+            set: self.global.set.iter().map(|(name, value)| (name.clone(), Secret::new(value))).collect(),
+            ..overrides
+        };
+        let (name, cluster) = loaded.config.select(self.global.cluster.as_deref(), &overrides)?;
+        Ok(Settings { name, cluster, loaded })
+    }
+
+    /// Opens the repository that is read from.
+    pub async fn repository(&self, settings: &Settings, keys: KeyUse) -> Result<Repository, Failure> {
+        let store = settings.store(settings.repository_url()?).await?;
+        Ok(Repository::open(store, &settings.name, settings.access(keys)?).await?)
+    }
+
+    /// The backups that an argument names: one, or all complete ones.
+    pub async fn backups(&self, repository: &Repository, text: &str) -> Result<Vec<BackupId>, Failure> {
+        use pgkeep_repository::backups::BackupState;
+        if text != "all" {
+            return Ok(vec![repository.find(BackupKind::Dump, text).await?]);
+        }
+        let entries = repository.backups(BackupKind::Dump).await?;
+        Ok(entries.into_iter().filter(|entry| entry.state == BackupState::Complete).map(|entry| entry.id).collect())
+    }
+}
+
+impl Settings {
+    /// The one repository. Writing several from one read comes later, and until then a second one must not be left out
+    /// silently.
+    pub fn repository_url(&self) -> Result<&str, Failure> {
+        match self.cluster.repositories()? {
+            [only] => Ok(only),
+            several => Err(Failure::usage(
+                format!("the setting 'repository' names {} places, and this version works with one", several.len()),
+                "name one with --repository URL; 'pgkeep copy all --to URL' brings the backups to another",
+            )),
+        }
+    }
+
+    /// Opens the store at a URL.
+    pub async fn store(&self, url: &str) -> Result<Store, Failure> {
+        Ok(Store::open(url, &store_options(&self.cluster)).await?)
+    }
+
+    /// How objects are sealed and opened.
+    pub fn access(&self, keys: KeyUse) -> Result<Access, Failure> {
+        let encryption = match self.cluster.encryption {
+            EncryptionMode::None => Encryption::None,
+            EncryptionMode::Age if self.cluster.recipients.is_empty() => Encryption::Age { recipients: Vec::new() },
+            EncryptionMode::Age => Encryption::Age { recipients: keys::parse_recipients(&self.cluster.recipients)? },
+        };
+        let identities = match keys {
+            KeyUse::None => Vec::new(),
+            KeyUse::Needed => self.identities()?,
+            KeyUse::IfThere => self.identities().unwrap_or_else(|failure| {
+                tracing::debug!(?failure, "no key");
+                Vec::new()
+            }),
+        };
+        let compression_level = self.cluster.dump.compression_level.unwrap_or(COMPRESSION_LEVEL_DEFAULT);
+        Ok(Access { encryption, identities, compression_level })
+    }
+
+    /// The secret keys that are configured; none where none is.
+    pub fn identities(&self) -> Result<Vec<Identity>, Failure> {
+        if let Some(identity) = &self.cluster.identity {
+            return Ok(keys::parse_identities(identity.expose(), "PGKEEP_IDENTITY")?);
+        }
+        let Some(path) = &self.cluster.identity_file else { return Ok(Vec::new()) };
+        let file = keys::read_identity_file(path)?;
+        for warning in &file.warnings {
+            tracing::warn!("{warning}");
+        }
+        Ok(file.identities)
+    }
+
+    /// The server, as the settings and libpq's variables have it.
+    pub fn target(&self) -> Result<Target, Failure> {
+        let text = self.cluster.connection.as_ref().map_or("", Secret::expose);
+        target(text)
+    }
+
+    /// Where PostgreSQL's programs are looked for.
+    pub fn programs(&self) -> ProgramSearch {
+        ProgramSearch::process(self.cluster.pg_bin.clone())
+    }
+
+    /// How much is done at once.
+    pub fn jobs(&self) -> usize {
+        let by_cpus = || std::thread::available_parallelism().map_or(2, |cpus| cpus.get().clamp(2, JOBS_DEFAULT_MAX));
+        self.cluster.dump.jobs.map_or_else(by_cpus, |jobs| jobs as usize)
+    }
+}
+
+/// How long leases last.
+pub const LEASE_DURATION: Duration = LEASE_DURATION_DEFAULT;
+
+/// Reads a connection string.
+pub fn target(text: &str) -> Result<Target, Failure> {
+    Ok(Conninfo::parse(text)?.resolve(&Environment::process())?)
+}
+
+fn store_options(cluster: &Cluster) -> StoreOptions {
+    let addressing = match cluster.s3.path_style {
+        None => S3Addressing::Automatic,
+        Some(true) => S3Addressing::Path,
+        Some(false) => S3Addressing::VirtualHosted,
+    };
+    StoreOptions {
+        upload_bytes_per_second_max: cluster.limits.upload_bytes_per_second.map(|bytes| bytes.0),
+        s3: S3Options {
+            endpoint: cluster.s3.endpoint.clone(),
+            region: cluster.s3.region.clone(),
+            addressing,
+            allow_http: cluster.s3.allow_http,
+            profile: cluster.s3.profile.clone(),
+            access_key_id: cluster.s3.access_key_id.clone(),
+            secret_access_key: cluster.s3.secret_access_key.clone(),
+            session_token: cluster.s3.session_token.clone(),
+            kms_key_id: cluster.s3.kms_key_id.clone(),
+            ..S3Options::default()
+        },
+        gcs: GcsOptions {
+            service_account_path: cluster.gcs.service_account_file.clone(),
+            endpoint: cluster.gcs.endpoint.clone(),
+        },
+        azure: AzureOptions {
+            account: cluster.azure.account.clone(),
+            access_key: cluster.azure.access_key.clone(),
+            sas_token: cluster.azure.sas_token.clone(),
+            endpoint: cluster.azure.endpoint.clone(),
+        },
+        ..StoreOptions::default()
+    }
+}

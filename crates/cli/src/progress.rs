@@ -1,0 +1,151 @@
+//! How far long work is: a bar on a terminal; elsewhere nothing, or with `-v` a line now and then.
+
+use std::io::{IsTerminal, Write};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use pgkeep_base::ByteCount;
+use pgkeep_dump::Progress;
+use tokio::task::JoinHandle;
+
+use crate::output::count;
+
+const REFRESH_INTERVAL: Duration = Duration::from_millis(100);
+const LINE_INTERVAL: Duration = Duration::from_secs(30);
+
+const SPINNER: &str = "{spinner:.cyan} {msg}";
+const BAR: &str = "{spinner:.cyan} {msg}  {bar:24.cyan/dim} {percent:>3}%  {binary_bytes} of {binary_total_bytes}, \
+    {binary_bytes_per_sec}, {eta} left";
+
+static BARS: LazyLock<MultiProgress> = LazyLock::new(|| MultiProgress::with_draw_target(ProgressDrawTarget::stderr()));
+
+/// Does something to the terminal while no bar is there.
+pub fn suspended<T>(act: impl FnOnce() -> T) -> T {
+    BARS.suspend(act)
+}
+
+/// How progress is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shown {
+    /// Not at all.
+    Nothing,
+    /// A bar that moves.
+    Bar,
+    /// A line now and then.
+    Lines,
+}
+
+impl Shown {
+    /// As the flags and standard error have it.
+    pub fn by(quiet: bool, verbose: u8) -> Self {
+        match (quiet, std::io::stderr().is_terminal(), verbose) {
+            (true, _, _) | (false, false, 0) => Self::Nothing,
+            (false, true, _) => Self::Bar,
+            (false, false, _) => Self::Lines,
+        }
+    }
+}
+
+/// Shows counters until it is dropped.
+pub struct Display {
+    task: Option<JoinHandle<()>>,
+    bar: Option<ProgressBar>,
+}
+
+impl Display {
+    /// Begins to show them.
+    pub fn start(shown: Shown, progress: &Arc<Progress>) -> Self {
+        let progress = Arc::clone(progress);
+        match shown {
+            Shown::Nothing => Self { task: None, bar: None },
+            Shown::Lines => Self { task: Some(tokio::spawn(print_lines(progress))), bar: None },
+            Shown::Bar => {
+                let bar = BARS.add(ProgressBar::no_length());
+                Self { task: Some(tokio::spawn(move_bar(progress, bar.clone()))), bar: Some(bar) }
+            }
+        }
+    }
+}
+
+impl Drop for Display {
+    fn drop(&mut self) {
+        if let Some(task) = &self.task {
+            task.abort();
+        }
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+            BARS.remove(bar);
+        }
+    }
+}
+
+async fn move_bar(progress: Arc<Progress>, bar: ProgressBar) {
+    // The templates are constants; should one be wrong, the bar is plain.
+    let style = |template| ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    let (spinner, full) = (style(SPINNER), style(BAR).progress_chars("━━╌"));
+    let mut ticks = tokio::time::interval(REFRESH_INTERVAL);
+    let mut has_length = None;
+    loop {
+        ticks.tick().await;
+        let total = progress.bytes_total.load(Ordering::Relaxed);
+        if has_length != Some(total > 0) {
+            has_length = Some(total > 0);
+            bar.set_style(if total > 0 { full.clone() } else { spinner.clone() });
+        }
+        bar.set_length(total);
+        // Sizes are estimates: more may be done than there was to do.
+        bar.set_position(progress.bytes_done.load(Ordering::Relaxed).min(total));
+        bar.set_message(progress.phase());
+        bar.tick();
+    }
+}
+
+async fn print_lines(progress: Arc<Progress>) {
+    let mut ticks = tokio::time::interval(LINE_INTERVAL);
+    // The first tick comes at once, when there is nothing to tell.
+    ticks.tick().await;
+    loop {
+        ticks.tick().await;
+        let line = line(&progress);
+        // Nobody reads it any more: no reason to stop working.
+        let _ = writeln!(std::io::stderr().lock(), "{line}");
+    }
+}
+
+fn line(progress: &Progress) -> String {
+    let total = progress.bytes_total.load(Ordering::Relaxed);
+    let done = progress.bytes_done.load(Ordering::Relaxed).min(total);
+    let rows = progress.rows.load(Ordering::Relaxed);
+    let phase = progress.phase();
+    if total == 0 {
+        return phase;
+    }
+    let percent = u128::from(done) * 100 / u128::from(total);
+    let rows = if rows > 0 { format!(", {} rows", count(rows)) } else { String::new() };
+    format!("{phase}: {percent}%, {} of {}{rows}", ByteCount(done), ByteCount(total))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_tells_phase_and_share() {
+        let progress = Progress::default();
+        progress.set_phase("app: locking tables");
+        assert_eq!(line(&progress), "app: locking tables");
+        progress.bytes_total.store(4 << 20, Ordering::Relaxed);
+        progress.bytes_done.store(1 << 20, Ordering::Relaxed);
+        progress.rows.store(1234, Ordering::Relaxed);
+        assert_eq!(line(&progress), "app: locking tables: 25%, 1.0 MiB of 4.0 MiB, 1,234 rows");
+    }
+
+    #[test]
+    fn the_templates_are_right() {
+        for template in [SPINNER, BAR] {
+            assert!(ProgressStyle::with_template(template).is_ok(), "{template}");
+        }
+    }
+}
