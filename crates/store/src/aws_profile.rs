@@ -8,8 +8,10 @@ use async_trait::async_trait;
 use aws_config::meta::region::ProvideRegion;
 use aws_config::profile::ProfileFileCredentialsProvider;
 use aws_config::profile::region::ProfileFileRegionProvider;
+use aws_config::provider_config::ProviderConfig;
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::ProvideCredentials;
+use aws_smithy_http_client::tls::{self, rustls_provider::CryptoMode};
 use object_store::CredentialProvider;
 use object_store::aws::{AwsCredential, AwsCredentialProvider};
 use tokio::sync::Mutex;
@@ -48,7 +50,11 @@ pub(crate) async fn load(url: &StoreUrl, configured: Option<&str>) -> Result<Opt
     if name.is_none() && (others.into_iter().any(set) || !files_exist()) {
         return Ok(None);
     }
-    let mut provider = ProfileFileCredentialsProvider::builder();
+    let client = aws_smithy_http_client::Builder::new()
+        .tls_provider(tls::Provider::Rustls(CryptoMode::Ring))
+        .build_https();
+    let config = ProviderConfig::without_region().with_http_client(client);
+    let mut provider = ProfileFileCredentialsProvider::builder().configure(&config);
     let mut region = ProfileFileRegionProvider::builder();
     if let Some(name) = &name {
         provider = provider.profile_name(name);

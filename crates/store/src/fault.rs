@@ -98,11 +98,11 @@ pub(crate) fn plan_for(
     options: &StoreOptions,
 ) -> std::result::Result<Option<FaultPlan>, ParseFaultPlanError> {
     #[cfg(feature = "testing")]
-    if options.faults.is_none() {
-        if let Ok(text) = std::env::var("PGKEEP_TEST_STORE_FAULTS") {
-            tracing::warn!(plan = text, "faults on purpose, by PGKEEP_TEST_STORE_FAULTS");
-            return text.parse().map(Some);
-        }
+    if options.faults.is_none()
+        && let Ok(text) = std::env::var("PGKEEP_TEST_STORE_FAULTS")
+    {
+        tracing::debug!(plan = text, "faults on purpose, by PGKEEP_TEST_STORE_FAULTS");
+        return text.parse().map(Some);
     }
     Ok(options.faults.clone())
 }

@@ -8,7 +8,7 @@ use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::memory::InMemory;
 use object_store::multipart::MultipartStore;
 use object_store::path::Path;
-use object_store::{ClientOptions, ObjectStore, RetryConfig};
+use object_store::{Certificate, ClientOptions, ObjectStore, RetryConfig};
 
 use crate::error::{StoreError, StoreErrorKind};
 use crate::fault::FaultyStore;
@@ -42,6 +42,8 @@ pub(crate) struct Opened {
 }
 
 pub(crate) async fn open(url: &StoreUrl, options: &StoreOptions) -> Result<Opened, StoreError> {
+    // reqwest takes the process' TLS library and panics without one. Somebody else's choice is as good.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let connector = NotingConnector::default();
     let clock = Arc::clone(&connector.clock);
     let mut opened = match url {
@@ -140,7 +142,7 @@ fn open_gcs(
 ) -> Result<impl ObjectStore + MultipartStore + use<>, StoreError> {
     let mut builder = GoogleCloudStorageBuilder::from_env()
         .with_bucket_name(bucket)
-        .with_client_options(client_options(options, false))
+        .with_client_options(client_options(url, options, false)?)
         .with_retry(no_retries())
         .with_http_connector(connector);
     if let Some(path) = options
@@ -166,7 +168,7 @@ fn open_azure(
 ) -> Result<impl ObjectStore + MultipartStore + use<>, StoreError> {
     let mut builder = MicrosoftAzureBuilder::from_env()
         .with_container_name(container)
-        .with_client_options(client_options(options, false))
+        .with_client_options(client_options(url, options, false)?)
         .with_retry(no_retries())
         .with_http_connector(connector);
     if let Some(account) = account.or(options.azure.account.as_deref()) {
@@ -181,18 +183,41 @@ fn open_azure(
     if let Some(endpoint) = &options.azure.endpoint {
         builder = builder.with_endpoint(endpoint.clone());
     }
+    let named = std::env::var_os("AZURE_STORAGE_ACCOUNT_NAME").is_some();
+    if account.or(options.azure.account.as_deref()).is_none() && !named {
+        return Err(invalid(
+            url,
+            "the storage account isn't named: write az://container@account/prefix",
+        ));
+    }
     builder.build().map_err(|error| invalid(url, &error.to_string()))
 }
 
 /// HTTP/1 on many connections: over HTTP/2 they would share one. No time-outs but the connection's: reqwest's read
 /// time-out also runs while a body is sent, and a total one fits no body size. The deadlines are set per attempt.
-pub(crate) fn client_options(options: &StoreOptions, allow_http: bool) -> ClientOptions {
-    ClientOptions::new()
+pub(crate) fn client_options(
+    url: &StoreUrl,
+    options: &StoreOptions,
+    allow_http: bool,
+) -> Result<ClientOptions, StoreError> {
+    let mut client_options = ClientOptions::new()
         .with_timeout_disabled()
         .with_connect_timeout(options.connect_timeout)
         .with_pool_idle_timeout(Duration::from_secs(30))
         .with_http1_only()
-        .with_allow_http(allow_http)
+        .with_allow_http(allow_http);
+    if let Some(path) = &options.ca_certificates_path {
+        let refuse = |why: String| invalid(url, &format!("the CA certificates in {}: {why}", path.display()));
+        let pem = std::fs::read(path).map_err(|error| refuse(error.to_string()))?;
+        let certificates = Certificate::from_pem_bundle(&pem).map_err(|error| refuse(error.to_string()))?;
+        if certificates.is_empty() {
+            return Err(refuse("there is none in it; it must be a PEM file".to_owned()));
+        }
+        for certificate in certificates {
+            client_options = client_options.with_root_certificate(certificate);
+        }
+    }
+    Ok(client_options)
 }
 
 /// `object_store` must not retry: whether an attempt may have been performed would be lost.

@@ -90,6 +90,8 @@ pub struct StoreOptions {
     pub retry: RetryOptions,
     /// Average bandwidth of all uploads together.
     pub upload_bytes_per_second_max: Option<u64>,
+    /// PEM file with certificates to trust besides the system's, for a store with a private authority.
+    pub ca_certificates_path: Option<PathBuf>,
     /// S3 and compatibles.
     pub s3: S3Options,
     /// Google Cloud Storage.
@@ -107,6 +109,7 @@ impl Default for StoreOptions {
             connect_timeout: Duration::from_secs(10),
             retry: RetryOptions::default(),
             upload_bytes_per_second_max: None,
+            ca_certificates_path: None,
             s3: S3Options::default(),
             gcs: GcsOptions::default(),
             azure: AzureOptions::default(),

@@ -1,9 +1,11 @@
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
 use http::Method;
-use object_store::aws::{AmazonS3, AmazonS3Builder, Checksum, resolve_bucket_region};
+use object_store::StaticCredentialProvider;
+use object_store::aws::{AmazonS3, AmazonS3Builder, AwsCredential, Checksum, resolve_bucket_region};
 use object_store::client::{HttpConnector, HttpRequestBody};
 use object_store::path::Path;
 use object_store::signer::{SignedUrlOptions, Signer};
@@ -81,7 +83,7 @@ pub(crate) async fn open(
     let allow_http = endpoint
         .as_ref()
         .is_some_and(|endpoint| endpoint.scheme() == "http");
-    let client_options = client_options(options, allow_http);
+    let client_options = client_options(url, options, allow_http)?;
 
     let mut builder = AmazonS3Builder::from_env()
         .with_bucket_name(bucket)
@@ -124,13 +126,13 @@ fn static_credentials(
 ) -> Result<AmazonS3Builder, StoreError> {
     match (&s3.access_key_id, &s3.secret_access_key) {
         (Some(id), Some(secret)) => {
-            let builder = builder
-                .with_access_key_id(id.expose())
-                .with_secret_access_key(secret.expose());
-            Ok(match &s3.session_token {
-                Some(token) => builder.with_token(token.expose()),
-                None => builder,
-            })
+            // A provider, so that a session token in the environment doesn't get mixed in.
+            let credential = AwsCredential {
+                key_id: id.expose().to_owned(),
+                secret_key: secret.expose().to_owned(),
+                token: s3.session_token.as_ref().map(|token| token.expose().to_owned()),
+            };
+            Ok(builder.with_credentials(Arc::new(StaticCredentialProvider::new(credential))))
         }
         (None, None) => Ok(builder),
         _ => Err(invalid(

@@ -281,16 +281,28 @@ impl RcloneS3 {
     /// # Errors
     /// `rclone` isn't here: neither `PGKEEP_TEST_RCLONE` names it nor did `scripts/test-setup` install it.
     pub fn start() -> Result<Self, Missing> {
+        Self::start_with(None)
+    }
+
+    /// The same with TLS, by a certificate and its key as PEM.
+    ///
+    /// # Errors
+    /// As [`RcloneS3::start`].
+    pub fn start_with_tls(certificate: &str, key: &str) -> Result<Self, Missing> {
+        Self::start_with(Some((certificate, key)))
+    }
+
+    fn start_with(tls: Option<(&str, &str)>) -> Result<Self, Missing> {
         let program = program("PGKEEP_TEST_RCLONE", "rclone")?;
         for _ in 0..START_ATTEMPTS {
-            if let Some(server) = Self::try_start(&program) {
+            if let Some(server) = Self::try_start(&program, tls) {
                 return Ok(server);
             }
         }
         panic!("rclone ended {START_ATTEMPTS} times while it started");
     }
 
-    fn try_start(program: &Path) -> Option<Self> {
+    fn try_start(program: &Path, tls: Option<(&str, &str)>) -> Option<Self> {
         let directory = directory();
         let port = free_ports(1)[0];
         let data = directory.join("data");
@@ -299,7 +311,7 @@ impl RcloneS3 {
         let config = directory.join("rclone.conf");
         fs::write(&config, "").expect("writes rclone.conf");
         let text = |path: &Path| path.to_str().expect("a UTF-8 path").to_owned();
-        let command = [
+        let mut command = vec![
             text(program),
             "serve".to_owned(),
             "s3".to_owned(),
@@ -308,13 +320,23 @@ impl RcloneS3 {
             format!("--auth-key={access_key},{secret_key}"),
             text(&data),
         ];
+        if let Some((certificate, key)) = tls {
+            for (name, pem) in [("cert", certificate), ("key", key)] {
+                let path = directory.join(name);
+                fs::write(&path, pem).expect("writes the certificate");
+                command.push(format!("--{name}={}", path.display()));
+            }
+        }
         let server = Server::spawn(&directory, &command);
         if !server.answers(|| get_status(port, "/").is_some()) {
             return None;
         }
         Some(Self {
             server,
-            endpoint: format!("http://127.0.0.1:{port}"),
+            endpoint: format!(
+                "{}://127.0.0.1:{port}",
+                if tls.is_some() { "https" } else { "http" }
+            ),
             access_key,
             secret_key,
         })

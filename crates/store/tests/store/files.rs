@@ -45,6 +45,32 @@ async fn files_and_directories_are_private_and_what_is_above_is_left_alone() {
 }
 
 #[tokio::test]
+async fn any_directory_will_do() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path().join("Größe 100%25 #1?~ä");
+    let escaped = root
+        .to_str()
+        .unwrap()
+        .replace('%', "%25")
+        .replace('#', "%23")
+        .replace('?', "%3F");
+    let store = Store::open(&format!("file://{escaped}"), &StoreOptions::default())
+        .await
+        .unwrap();
+    assert_eq!(
+        store.put_new("a/b", Bytes::from_static(b"x")).await.unwrap(),
+        PutOutcome::Created
+    );
+    assert_eq!(fs::read(root.join("a/b")).unwrap(), b"x");
+    assert_eq!(store.list("a").await.unwrap()[0].key, "a/b");
+    assert_eq!(store.list_directories("").await.unwrap(), ["a"]);
+    assert_eq!(store.get("a/b", 1).await.unwrap(), "x");
+    let again = Store::open(store.url(), &StoreOptions::default()).await.unwrap();
+    again.delete("a/b").await.unwrap();
+    assert!(store.list("").await.unwrap().is_empty());
+}
+
+#[tokio::test]
 async fn what_a_killed_writer_left_is_not_seen_and_can_be_removed() {
     let directory = tempfile::tempdir().unwrap();
     let store = open(directory.path()).await;
@@ -94,8 +120,7 @@ async fn a_dropped_or_failed_write_leaves_nothing() {
     assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
 }
 
-/// `/dev/full` can't stand in for a directory, but a file-size limit and a tiny file system need root: a path through a
-/// file, and a read-only place, do not.
+/// A path through a file, and a place where nothing can be made, also by root.
 #[tokio::test]
 async fn errors_of_the_file_system_are_told_apart() {
     let directory = tempfile::tempdir().unwrap();

@@ -5,6 +5,7 @@ mod conformance;
 mod faults;
 mod files;
 mod probe;
+mod surroundings;
 
 use pgkeep_base::Secret;
 use pgkeep_store::{S3Options, StoreOptions};
