@@ -55,7 +55,8 @@ pub struct PendingChunk {
 /// restored database, after [`crate::post_restore`], before [`crate::release_jobs`].
 ///
 /// The chunks come from TimescaleDB's own `show_chunks`, with the cutoff computed as the policy does
-/// (`policy_retention_read_and_validate_config` in `tsl/src/bgw_policy/job.c`).
+/// (`policy_retention_read_and_validate_config` in `tsl/src/bgw_policy/job.c`). For a column without time zone that is in
+/// the session's `TimeZone`, and the job's may be another: the cutoff then differs by their distance.
 ///
 /// # Errors
 /// [`TimescaleError::Restoring`]: chunks can't be read then; [`TimescaleError::Pg`], and the errors of

@@ -1,4 +1,5 @@
 //! Against the Apache edition on every major version that has it, and against servers without TimescaleDB.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests")]
 
 mod common;
 
@@ -88,6 +89,41 @@ fn a_database_is_restored_whole_17() {
 #[test]
 fn a_database_is_restored_whole_18() {
     require!(whole_restore(18));
+}
+
+#[test]
+fn a_database_whose_extension_has_a_schema_of_its_own_is_restored_whole() {
+    let cluster = require!(apache_server(16));
+    cluster.psql("postgres", "CREATE DATABASE app TEMPLATE template0");
+    cluster.psql(
+        "app",
+        "SET client_min_messages = warning; CREATE SCHEMA \"Time série\"; \
+         CREATE EXTENSION timescaledb SCHEMA \"Time série\"; CREATE SCHEMA game; \
+         CREATE TABLE game.events (t timestamptz NOT NULL, v int); \
+         SELECT \"Time série\".create_hypertable('game.events', 't'); \
+         INSERT INTO game.events SELECT '2026-01-01Z'::timestamptz + i * interval '1 day', i FROM generate_series(1, 100) i",
+    );
+    let before = state(&cluster, "app");
+    block_on(async {
+        let mut session = connect(&cluster, "app").await;
+        let inventory = pgkeep_timescale::inventory(&mut session).await.unwrap();
+        assert_eq!(inventory.schema, "Time série");
+        let dumped = Dumped {
+            inventory,
+            foreign_keys: Vec::new(),
+        };
+        migration::restore(&cluster, "app", "restored", &dumped).await;
+        assert_same_state(&state(&cluster, "restored"), &before);
+        let mut session = connect(&cluster, "restored").await;
+        assert_eq!(
+            pgkeep_timescale::inventory(&mut session).await.unwrap(),
+            dumped.inventory
+        );
+        assert_eq!(
+            pgkeep_timescale::pending_deletions(&mut session).await.unwrap(),
+            []
+        );
+    });
 }
 
 /// Jobs can't be made in this edition, but can be in a catalog that was loaded.

@@ -1,5 +1,6 @@
 //! Against the Community edition: compression, continuous aggregates, policies, a whole restore. Each test runs on every
 //! server that `PGKEEP_TEST_TIMESCALE_COMMUNITY` names.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests")]
 
 mod common;
 
@@ -420,6 +421,74 @@ fn pending_deletions_are_what_the_policies_delete() {
                 .parse()
                 .unwrap();
             assert_eq!(before - after, pending.rows(), "{table}");
+        }
+    }
+}
+
+/// The cutoff lies in the middle of a chunk, so that the time of day can't matter; four chunks end before it.
+#[test]
+fn the_cutoff_is_the_policies_own_for_every_type_of_time() {
+    for cluster in require!(community_servers()) {
+        cluster.psql("postgres", "CREATE DATABASE app TEMPLATE template0");
+        let age = "now() - (date_trunc('day', now() AT TIME ZONE 'UTC') AT TIME ZONE 'UTC' - interval '4 days 12 hours')";
+        cluster.psql(
+            "app",
+            "SET client_min_messages = error; CREATE EXTENSION timescaledb",
+        );
+        for (table, column_type) in [("a", "timestamptz"), ("b", "timestamp"), ("c", "date")] {
+            cluster.psql(
+                "app",
+                &format!(
+                    "SET client_min_messages = error; SET timezone = 'UTC'; CREATE TABLE {table} (t {column_type} NOT NULL); \
+                     SELECT create_hypertable('{table}', 't', chunk_time_interval => interval '1 day'); \
+                     INSERT INTO {table} SELECT date_trunc('day', now()) - i * interval '1 day' FROM generate_series(0, 9) i; \
+                     SELECT add_retention_policy('{table}', drop_after => {age}, initial_start => now() + interval '1 day')"
+                ),
+            );
+        }
+        cluster.psql(
+            "app",
+            "CREATE TABLE d (t timestamptz NOT NULL); SELECT create_hypertable('d', 't'); \
+             INSERT INTO d SELECT '2030-01-01Z'::timestamptz + i * interval '30 days' FROM generate_series(0, 3) i; \
+             UPDATE _timescaledb_catalog.chunk c SET creation_time = now() - interval '3 days' WHERE id IN (SELECT id FROM \
+             _timescaledb_catalog.chunk x WHERE x.hypertable_id = c.hypertable_id ORDER BY id DESC LIMIT 3) \
+             AND hypertable_id = (SELECT id FROM _timescaledb_catalog.hypertable WHERE table_name = 'd')",
+        );
+        let by_creation = cluster.try_psql(
+            "app",
+            "SELECT add_retention_policy('d', drop_created_before => interval '2 days', \
+             initial_start => now() + interval '1 day')",
+        );
+        let pending = block_on(async {
+            let mut session = connect(&cluster, "app").await;
+            session.execute("SET timezone = 'UTC'").await.unwrap();
+            pgkeep_timescale::pending_deletions(&mut session).await.unwrap()
+        });
+        // Versions before some 2.2x allow it only where the column has no clock of its own.
+        assert_eq!(pending.len(), if by_creation.is_ok() { 4 } else { 3 });
+        for policy in &pending {
+            if policy.by_creation_time {
+                // 2.13 takes the one that is new for an old one.
+                assert!((3..=4).contains(&policy.rows()), "{policy:?}");
+            } else {
+                assert_eq!((policy.chunks.len(), policy.rows()), (4, 4), "{policy:?}");
+            }
+            let table = &policy.relation.name;
+            let count = || {
+                let count = cluster.psql("app", &format!("SELECT count(*) FROM {table}"));
+                count.parse::<u64>().unwrap()
+            };
+            let before = count();
+            let run = format!("SET timezone = 'UTC'; CALL run_job({})", policy.job);
+            if let Err(error) = cluster.try_psql("app", &run) {
+                // Before 2.28 a policy by creation time could be added and not run.
+                assert!(
+                    policy.by_creation_time && error.contains("could not find drop_after"),
+                    "{error}"
+                );
+                continue;
+            }
+            assert_eq!(before - count(), policy.rows(), "{table}");
         }
     }
 }

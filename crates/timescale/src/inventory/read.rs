@@ -66,10 +66,7 @@ pub async fn chunk_fingerprint(session: &mut Session) -> Result<String, Timescal
 /// Hypertables by id.
 type Hypertables = BTreeMap<i32, Hypertable>;
 
-fn hypertable_of<'a>(
-    hypertables: &'a mut Hypertables,
-    id: i32,
-) -> Result<&'a mut Hypertable, TimescaleError> {
+fn hypertable_of(hypertables: &mut Hypertables, id: i32) -> Result<&mut Hypertable, TimescaleError> {
     hypertables.get_mut(&id).ok_or_else(|| {
         TimescaleError::UnexpectedCatalog(format!("something belongs to hypertable {id}, which isn't there"))
     })

@@ -38,8 +38,11 @@ pub async fn restore(cluster: &Cluster, source: &str, target: &str, dumped: &Dum
         .unwrap();
     pgkeep_timescale::pre_restore(&mut session).await.unwrap();
 
-    let late = LateKeys(&dumped.foreign_keys);
-    let lists = late.split(cluster, archive, target);
+    let lists = Lists {
+        keys: &dumped.foreign_keys,
+        extension_schema: &dumped.inventory.schema,
+    };
+    let lists = lists.split(cluster, archive, target);
     let pg_restore = |section: &str, list: &str, jobs: &str| {
         let list = format!("--use-list={list}");
         let arguments = [
@@ -71,11 +74,14 @@ pub async fn restore(cluster: &Cluster, source: &str, target: &str, dumped: &Dum
     held
 }
 
-struct LateKeys<'a>(&'a [ForeignKey]);
+struct Lists<'a> {
+    keys: &'a [ForeignKey],
+    extension_schema: &'a str,
+}
 
-impl LateKeys<'_> {
+impl Lists<'_> {
     fn is_late(&self, line: &str) -> bool {
-        self.0.iter().any(|key| {
+        self.keys.iter().any(|key| {
             line.contains(&format!(
                 " FK CONSTRAINT {} {} {} ",
                 key.schema, key.table, key.name
@@ -96,9 +102,11 @@ impl LateKeys<'_> {
             let path = cluster.data_dir().with_file_name(format!("{target}.{name}"));
             path.to_str().unwrap().to_owned()
         };
+        // The extension's schema is there before the archive is, because the extension is.
+        let schema = format!(" SCHEMA - {} ", self.extension_schema);
         let (late, rest): (Vec<&str>, Vec<&str>) = list
             .lines()
-            .filter(|line| !line.contains(" EXTENSION - timescaledb"))
+            .filter(|line| !line.contains(" EXTENSION - timescaledb") && !line.contains(&schema))
             .partition(|line| self.is_late(line));
         std::fs::write(path("list"), rest.join("\n")).unwrap();
         std::fs::write(path("late"), late.join("\n")).unwrap();
@@ -156,6 +164,9 @@ fn load(cluster: &Cluster, source: &str, target: &str) {
     }
 }
 
+/// Compressed relations come before the chunks they belong to: a parallel restore may meet them in any order, and this is
+/// the one in which a TRUNCATE that reaches too far does harm.
+///
 /// One line for each table: kind (`configuration` or the access method), name, columns, condition; by tabs.
 fn tables_sql() -> String {
     format!(
@@ -174,7 +185,7 @@ FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_am am ON a
 LEFT JOIN configuration f ON f.oid = c.oid
 WHERE c.relkind = 'r' AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast')
     AND (f.oid IS NOT NULL OR NOT {MEMBER_OF_EXTENSION})
-ORDER BY f.oid IS NULL, (SELECT max(depth) FROM depth WHERE depth.oid = c.oid), c.relname"
+ORDER BY f.oid IS NULL, (SELECT max(depth) FROM depth WHERE depth.oid = c.oid), c.relname DESC"
     )
 }
 

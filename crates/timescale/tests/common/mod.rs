@@ -38,7 +38,6 @@ pub fn community_servers() -> Result<impl Iterator<Item = Cluster>, Missing> {
         let options = ClusterOptions::new(server.major)
             .timescaledb()
             .setting("max_worker_processes", "24");
-        eprintln!("on {}", server.bin.display());
         Cluster::start_with(&server.bin, &options)
     }))
 }
