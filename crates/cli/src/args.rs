@@ -133,9 +133,9 @@ pub struct DumpArgs {
     /// What to write [default: repository].
     #[arg(long, short = 'F', value_enum)]
     pub format: Option<Format>,
-    /// File (plain, custom) or directory (directory) to write.
+    /// File (plain, custom) or directory to write; .gz and .zst compress, .age encrypts; files may be store URLs.
     #[arg(long, short = 'o', value_name = "PATH")]
-    pub output: Option<PathBuf>,
+    pub output: Option<String>,
     /// Tables read at the same time [default: by the number of CPUs].
     #[arg(long, short = 'j', value_name = "N")]
     pub jobs: Option<u32>,
@@ -156,16 +156,17 @@ pub struct DumpArgs {
     pub accept_new_identity: bool,
 }
 
-/// What `pgkeep dump` writes.
+/// What `pgkeep dump` writes. (No documentation comments on the values: with them clap's help takes two lines for every
+/// option.)
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Format {
-    /// Into the repository.
+    // Into the repository.
     Repository,
-    /// One compressed SQL script.
+    // One compressed SQL script.
     Plain,
-    /// One file for pg_restore.
+    // One file for pg_restore.
     Custom,
-    /// A directory for pg_restore.
+    // A directory for pg_restore.
     Directory,
 }
 

@@ -116,7 +116,12 @@ impl Settings {
 
     /// Opens the store at a URL.
     pub async fn store(&self, url: &str) -> Result<Store, Failure> {
-        Ok(Store::open(url, &store_options(&self.cluster)).await?)
+        Ok(Store::open(url, &self.store_options()).await?)
+    }
+
+    /// How stores are reached.
+    pub fn store_options(&self) -> StoreOptions {
+        store_options(&self.cluster)
     }
 
     /// How objects are sealed and opened.

@@ -155,7 +155,7 @@ pub struct Table {
 }
 
 /// Between two columns.
-const GAP: &str = "   ";
+const GAP: &str = "  ";
 
 impl Table {
     /// A table without rows.
@@ -234,6 +234,16 @@ pub fn time(timestamp: Timestamp) -> String {
     time_in(timestamp, TimeZone::system())
 }
 
+/// For columns: to the minute, `2026-11-22 03:00 +01`.
+pub fn time_short(timestamp: Timestamp) -> String {
+    time_short_in(timestamp, TimeZone::system())
+}
+
+fn time_short_in(timestamp: Timestamp, zone: TimeZone) -> String {
+    let text = timestamp.to_zoned(zone).strftime("%Y-%m-%d %H:%M %:z").to_string();
+    text.strip_suffix(":00").map_or(text.clone(), str::to_owned)
+}
+
 fn time_in(timestamp: Timestamp, zone: TimeZone) -> String {
     timestamp.to_zoned(zone).strftime("%Y-%m-%d %H:%M:%S %:z").to_string()
 }
@@ -269,7 +279,10 @@ mod tests {
     fn times_are_told_with_their_offset() {
         let zone = TimeZone::get("Europe/Zurich").unwrap();
         let winter = "2026-11-22T02:00:00Z".parse().unwrap();
-        assert_eq!(time_in(winter, zone), "2026-11-22 03:00:00 +01:00");
+        assert_eq!(time_in(winter, zone.clone()), "2026-11-22 03:00:00 +01:00");
+        assert_eq!(time_short_in(winter, zone), "2026-11-22 03:00 +01");
+        let zone = TimeZone::get("Asia/Kolkata").unwrap();
+        assert_eq!(time_short_in(winter, zone), "2026-11-22 07:30 +05:30");
     }
 
     #[test]
@@ -279,6 +292,6 @@ mod tests {
         table.row(vec!["日本".to_owned(), "1,234,567".to_owned(), String::new()]);
         let lines: Vec<String> =
             table.lines().iter().map(|line| anstream::adapter::strip_str(line).to_string()).collect();
-        assert_eq!(lines, ["NAME         ROWS", "größe          12", "日本    1,234,567"]);
+        assert_eq!(lines, ["NAME        ROWS", "größe         12", "日本   1,234,567"]);
     }
 }

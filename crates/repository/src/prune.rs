@@ -23,9 +23,19 @@ const LEFTOVER_IDLE: Duration = Duration::from_secs(24 * 3600);
 /// What pruning needs to know of the backups beyond the repository's own markers.
 #[derive(Debug, Default, Clone)]
 pub struct PruneInput {
-    /// The database system of each backup, as far as its (encrypted) summary could be read. Those without one are
-    /// taken for one system together.
-    pub system_identifiers: BTreeMap<BackupId, u64>,
+    /// What the (encrypted) summaries say, as far as they could be read. Backups without one are taken for backups of
+    /// the whole of one database system.
+    pub known: BTreeMap<BackupId, Known>,
+}
+
+/// What one backup's summary says.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Known {
+    /// The database system.
+    pub system_identifier: Option<u64>,
+    /// What it holds; empty for everything. Backups of different scope are planned apart: one of a single table is no
+    /// reason to let go of the last whole one.
+    pub scope: String,
 }
 
 /// What a prune did.
@@ -104,24 +114,36 @@ pub async fn plan(
     input: &PruneInput,
     now: Timestamp,
 ) -> Result<Plan, PruneError> {
-    let candidates: Vec<Candidate> = repository
-        .backups(BackupKind::Dump)
-        .await?
-        .iter()
-        .filter_map(|entry| candidate(entry, input))
-        .collect();
-    let plan = retention::plan(policy, &candidates, now);
-    let kept: BTreeSet<&BackupId> = plan.kept().map(|decision| &decision.id).collect();
-    // The planner promises it, and this is the last moment to hold it to its word.
-    let good_is_kept = candidates.iter().any(|candidate| {
-        candidate.completed && candidate.verified != Some(false) && kept.contains(&candidate.id)
-    });
-    if plan.removed().next().is_some() && !good_is_kept {
-        return Err(PruneError::NothingGoodLeft {
-            cluster: repository.cluster().to_owned(),
-        });
+    let entries = repository.backups(BackupKind::Dump).await?;
+    let mut scopes: BTreeMap<&str, Vec<Candidate>> = BTreeMap::new();
+    for entry in &entries {
+        let scope = input.known.get(&entry.id).map_or("", |known| &known.scope);
+        scopes.entry(scope).or_default().extend(candidate(entry, input));
     }
+    let mut plan = Plan::default();
+    for candidates in scopes.values() {
+        let part = retention::plan(policy, candidates, now);
+        if part.removed().next().is_some() && !keeps_a_good_one(&part, candidates) {
+            return Err(PruneError::NothingGoodLeft {
+                cluster: repository.cluster().to_owned(),
+            });
+        }
+        plan.decisions.extend(part.decisions);
+        plan.incomplete.extend(part.incomplete);
+    }
+    plan.decisions.sort_by(|a, b| a.id.cmp(&b.id));
+    plan.incomplete.sort();
     Ok(plan)
+}
+
+/// The planner promises it, and this is the last moment to hold it to its word.
+fn keeps_a_good_one(plan: &Plan, candidates: &[Candidate]) -> bool {
+    let kept: BTreeSet<&BackupId> = plan.kept().map(|decision| &decision.id).collect();
+    let good = |candidate: &&Candidate| candidate.completed && candidate.verified != Some(false);
+    candidates
+        .iter()
+        .filter(good)
+        .any(|candidate| kept.contains(&candidate.id))
 }
 
 /// `None` for what was given up already.
@@ -135,7 +157,10 @@ fn candidate(entry: &BackupEntry, input: &PruneInput) -> Option<Candidate> {
         completed: entry.state == BackupState::Complete,
         verified: entry.evidence.as_ref().map(|evidence| evidence.passed),
         pinned: entry.pin.as_ref().map(|pin| pin.reason.clone()),
-        system_identifier: input.system_identifiers.get(&entry.id).copied(),
+        system_identifier: input
+            .known
+            .get(&entry.id)
+            .and_then(|known| known.system_identifier),
         locked_until: None,
         depends_on: Vec::new(),
     })

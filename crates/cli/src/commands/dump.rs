@@ -6,8 +6,9 @@ use std::sync::Arc;
 use pgkeep_base::ByteCount;
 use pgkeep_config::{Databases, DumpFormat, Overrides};
 use pgkeep_dump::manifest::Filters;
-use pgkeep_dump::{DumpOptions, DumpReport, Progress};
+use pgkeep_dump::{DumpOptions, DumpReport, FileFormat, FileOptions, FileReport, Progress};
 use pgkeep_repository::Repository;
+use pgkeep_repository::encryption::Encryption;
 use serde_json::json;
 
 use crate::args::{DumpArgs, Format};
@@ -37,10 +38,9 @@ pub async fn run(context: &Context, args: DumpArgs) -> Result<Outcome, Failure> 
         )),
         (Format::Repository, None) => repository(context, &settings, &args).await,
         (_, None) => Err(Failure::usage("the format needs a place to write to", "add --output PATH")),
-        (format, Some(_)) => Err(Failure::usage(
-            format!("--format {} is not available yet", name(format)),
-            "leave --format out to dump into the repository",
-        )),
+        (Format::Plain, Some(path)) => files(context, &settings, &args, FileFormat::Plain, path).await,
+        (Format::Custom, Some(path)) => files(context, &settings, &args, FileFormat::Custom, path).await,
+        (Format::Directory, Some(path)) => files(context, &settings, &args, FileFormat::Directory, path).await,
     }
 }
 
@@ -51,15 +51,6 @@ fn format(settings: &Settings, args: &DumpArgs) -> Format {
         DumpFormat::Custom => Format::Custom,
         DumpFormat::Directory => Format::Directory,
     })
-}
-
-fn name(format: Format) -> &'static str {
-    match format {
-        Format::Repository => "repository",
-        Format::Plain => "plain",
-        Format::Custom => "custom",
-        Format::Directory => "directory",
-    }
 }
 
 async fn repository(context: &Context, settings: &Settings, args: &DumpArgs) -> Result<Outcome, Failure> {
@@ -80,8 +71,8 @@ async fn repository(context: &Context, settings: &Settings, args: &DumpArgs) -> 
     Ok(tell(context, &report?, repository.store().url()))
 }
 
-/// Flags are stronger than settings; a list that is given replaces the settings' one.
-fn options(settings: &Settings, args: &DumpArgs) -> DumpOptions {
+/// Which databases, and what of them. Flags are stronger than settings; a list that is given replaces the settings' one.
+fn chosen(settings: &Settings, args: &DumpArgs) -> (Vec<String>, Filters) {
     let configured = &settings.cluster.dump;
     let databases = match &configured.databases {
         Databases::All => Vec::new(),
@@ -90,15 +81,21 @@ fn options(settings: &Settings, args: &DumpArgs) -> DumpOptions {
     let either = |flags: &[String], settings: &[String]| {
         if flags.is_empty() { settings.to_vec() } else { flags.to_vec() }
     };
+    let filters = Filters {
+        tables: args.tables.clone(),
+        exclude_tables: either(&args.exclude_tables, &configured.exclude_tables),
+        schemas: args.schemas.clone(),
+        exclude_schemas: either(&args.exclude_schemas, &configured.exclude_schemas),
+        exclude_table_data: either(&args.exclude_table_data, &configured.exclude_table_data),
+    };
+    (either(&args.databases, &databases), filters)
+}
+
+fn options(settings: &Settings, args: &DumpArgs) -> DumpOptions {
+    let (databases, filters) = chosen(settings, args);
     DumpOptions {
-        databases: either(&args.databases, &databases),
-        filters: Filters {
-            tables: args.tables.clone(),
-            exclude_tables: either(&args.exclude_tables, &configured.exclude_tables),
-            schemas: args.schemas.clone(),
-            exclude_schemas: either(&args.exclude_schemas, &configured.exclude_schemas),
-            exclude_table_data: either(&args.exclude_table_data, &configured.exclude_table_data),
-        },
+        databases,
+        filters,
         jobs: settings.jobs(),
         lock_timeout: args.lock_timeout,
         annotations: args.annotations.iter().cloned().collect::<BTreeMap<_, _>>(),
@@ -106,6 +103,69 @@ fn options(settings: &Settings, args: &DumpArgs) -> DumpOptions {
         programs: settings.programs(),
         lease_duration: LEASE_DURATION,
     }
+}
+
+/// What asks for an encrypted file.
+const ENCRYPTED_SUFFIX: &str = ".age";
+
+async fn files(
+    context: &Context,
+    settings: &Settings,
+    args: &DumpArgs,
+    format: FileFormat,
+    path: &str,
+) -> Result<Outcome, Failure> {
+    let target = settings.target()?;
+    let (databases, filters) = chosen(settings, args);
+    // A file is encrypted when its name says so: most are asked for to be read by other tools.
+    let encryption = match path.ends_with(ENCRYPTED_SUFFIX) {
+        true => settings.access(KeyUse::None)?.encryption,
+        false => Encryption::None,
+    };
+    encryption.check_writable()?;
+    let options = FileOptions {
+        format,
+        output: path.to_owned(),
+        databases,
+        filters,
+        jobs: settings.jobs(),
+        lock_timeout: args.lock_timeout,
+        encryption,
+        store: settings.store_options(),
+        programs: settings.programs(),
+    };
+    let progress = Arc::new(Progress::default());
+    let display = Display::start(context.shown, &progress);
+    let report = pgkeep_dump::write_files(&target, &options, &progress, context.cancellation.cancelled()).await;
+    drop(display);
+    Ok(tell_files(context, &report?, options.encryption.is_encrypted()))
+}
+
+fn tell_files(context: &Context, report: &FileReport, encrypted: bool) -> Outcome {
+    let output = &context.output;
+    if !output.is_quiet() {
+        output.line(format!("{} is written.\n", styled(ACCENT, &report.output)));
+        output.facts(&[
+            ("databases", report.databases.join(", ")),
+            ("size", ByteCount(report.bytes).to_string()),
+            ("encrypted", if encrypted { "yes" } else { "no" }.to_owned()),
+            ("time", duration(report.elapsed)),
+        ]);
+    }
+    output.json(&json!({
+        "output": report.output,
+        "databases": report.databases,
+        "bytes": report.bytes,
+        "encrypted": encrypted,
+        "attention": report.attention,
+        "elapsed_seconds": report.elapsed.as_secs_f64(),
+    }));
+    attention(context, &report.attention)
+}
+
+fn attention(context: &Context, lines: &[String]) -> Outcome {
+    lines.iter().for_each(|line| context.output.attention(line));
+    if lines.is_empty() { Outcome::Done } else { Outcome::Attention }
 }
 
 fn tell(context: &Context, report: &DumpReport, url: &str) -> Outcome {
@@ -147,8 +207,5 @@ fn tell(context: &Context, report: &DumpReport, url: &str) -> Outcome {
         let number = report.swept.backups.len();
         output.note(format!("cleaned up after {} unfinished", counted(number as u64, "dump", "dumps")));
     }
-    for attention in &report.attention {
-        output.attention(attention);
-    }
-    if report.attention.is_empty() { Outcome::Done } else { Outcome::Attention }
+    attention(context, &report.attention)
 }

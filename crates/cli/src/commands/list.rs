@@ -10,10 +10,10 @@ use super::summaries::{self, Summaries};
 use crate::args::ListArgs;
 use crate::context::{Context, KeyUse};
 use crate::exit::{Failure, Outcome};
-use crate::output::{Align, Table, count, time};
+use crate::output::{Align, Table, time_short};
 
 /// More names than this make a column too wide.
-const DATABASES_SHOWN_MAX: usize = 4;
+const DATABASES_SHOWN_MAX: usize = 3;
 
 /// `pgkeep list`
 pub async fn run(context: &Context, args: ListArgs) -> Result<Outcome, Failure> {
@@ -54,7 +54,6 @@ fn table(entries: &[&BackupEntry], summaries: &Summaries) -> Table {
         ("ID", Align::Left),
         ("STARTED", Align::Left),
         ("DATABASES", Align::Left),
-        ("ROWS", Align::Right),
         ("SIZE", Align::Right),
         ("STORED", Align::Right),
         ("VERIFIED", Align::Left),
@@ -65,9 +64,8 @@ fn table(entries: &[&BackupEntry], summaries: &Summaries) -> Table {
         let of = |value: &dyn Fn(&DumpSummary) -> String| summary.map(value).unwrap_or_default();
         table.row(vec![
             entry.id.to_string(),
-            time(entry.id.started_at()),
+            time_short(entry.id.started_at()),
             of(&|summary| databases(&summary.databases)),
-            of(&|summary| count(summary.totals.rows)),
             of(&|summary| ByteCount(summary.totals.plain_bytes).to_string()),
             of(&|summary| ByteCount(summary.totals.stored_bytes).to_string()),
             verified(entry),
@@ -81,7 +79,7 @@ fn databases(names: &[String]) -> String {
     let shown = names.iter().take(DATABASES_SHOWN_MAX).cloned().collect::<Vec<_>>().join(", ");
     match names.len().saturating_sub(DATABASES_SHOWN_MAX) {
         0 => shown,
-        more => format!("{shown} and {more} more"),
+        more => format!("{shown}, {more} more"),
     }
 }
 
@@ -93,14 +91,14 @@ fn verified(entry: &BackupEntry) -> String {
     }
 }
 
-/// `contents`, `contents, 12%`, `DAMAGED`
+/// `contents`, `contents 12%`, `DAMAGED`
 pub fn in_words(evidence: &Evidence) -> String {
     if !evidence.passed {
         return "DAMAGED".to_owned();
     }
     let percent = u128::from(evidence.objects) * 100 / u128::from(evidence.objects_total.max(1));
     if evidence.objects < evidence.objects_total {
-        format!("{}, {percent}%", evidence.depth)
+        format!("{} {percent}%", evidence.depth)
     } else {
         evidence.depth.clone()
     }

@@ -6,7 +6,8 @@ use pgkeep_base::{BackupId, BackupKind};
 use pgkeep_config::{Cluster, Overrides};
 use pgkeep_repository::Repository;
 use pgkeep_repository::backups::BackupState;
-use pgkeep_repository::prune::{self, PruneInput, PruneReport};
+use pgkeep_dump::manifest::DumpSummary;
+use pgkeep_repository::prune::{self, Known, PruneInput, PruneReport};
 use pgkeep_repository::retention::{Decision, Plan, Policy};
 use serde_json::{Value, json};
 
@@ -14,7 +15,7 @@ use super::summaries;
 use crate::args::PruneArgs;
 use crate::context::{Context, KeyUse, LEASE_DURATION};
 use crate::exit::{Failure, Outcome};
-use crate::output::{Align, Table, counted, time};
+use crate::output::{Align, Table, counted, time_short};
 
 /// `pgkeep prune`
 pub async fn run(context: &Context, args: PruneArgs) -> Result<Outcome, Failure> {
@@ -67,10 +68,11 @@ async fn input(repository: &Repository) -> Result<PruneInput, Failure> {
     let complete = entries.into_iter().filter(|entry| entry.state == BackupState::Complete);
     let ids: Vec<BackupId> = complete.map(|entry| entry.id).collect();
     let summaries = summaries::read(repository, &ids).await?;
-    let identifier = |(id, summary): (&BackupId, &pgkeep_dump::manifest::DumpSummary)| {
-        Some((id.clone(), summary.system_identifier.parse().ok()?))
+    let known = |(id, summary): (&BackupId, &DumpSummary)| {
+        let scope = if summary.partial { summary.databases.join(", ") } else { String::new() };
+        (id.clone(), Known { system_identifier: summary.system_identifier.parse().ok(), scope })
     };
-    Ok(PruneInput { system_identifiers: summaries.by_id.iter().filter_map(identifier).collect() })
+    Ok(PruneInput { known: summaries.by_id.iter().map(known).collect() })
 }
 
 fn tell_plan(context: &Context, plan: &Plan, failed: &BTreeMap<BackupId, String>, dry_run: bool) {
@@ -85,12 +87,12 @@ fn tell_plan(context: &Context, plan: &Plan, failed: &BTreeMap<BackupId, String>
         let word = word(decision, failed, dry_run);
         output.json(&decision_json(decision, word));
         let reasons = decision.reasons.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
-        table.row(vec![decision.id.to_string(), time(decision.id.started_at()), word.to_owned(), reasons]);
+        table.row(vec![decision.id.to_string(), time_short(decision.id.started_at()), word.to_owned(), reasons]);
     }
     for id in &plan.incomplete {
         let (word, why) = if dry_run { ("goes", "unfinished") } else { ("removed", "unfinished") };
         output.json(&json!({ "id": id.to_string(), "keep": false, "state": word, "reasons": [{ "code": why, "text": why }] }));
-        table.row(vec![id.to_string(), time(id.started_at()), word.to_owned(), why.to_owned()]);
+        table.row(vec![id.to_string(), time_short(id.started_at()), word.to_owned(), why.to_owned()]);
     }
     if plan.decisions.is_empty() && plan.incomplete.is_empty() {
         output.line("There is no backup to prune.");
@@ -98,7 +100,11 @@ fn tell_plan(context: &Context, plan: &Plan, failed: &BTreeMap<BackupId, String>
         table.lines().iter().for_each(|line| output.line(line));
     }
     if dry_run {
-        output.summary(format!("\nNothing was removed: {} would be.", backups(plan.removed().count())));
+        let number = plan.removed().count() + plan.incomplete.len();
+        output.summary(match number {
+            0 => "\nNothing would be removed.".to_owned(),
+            _ => format!("\n{} would be removed; nothing was.", backups(number)),
+        });
     }
 }
 
@@ -129,7 +135,10 @@ fn decision_json(decision: &Decision, word: &str) -> Value {
 fn tell_report(context: &Context, report: &PruneReport) -> Outcome {
     let output = &context.output;
     let objects: u64 = report.removed.iter().map(|(_, objects)| objects).sum();
-    let mut done = format!("\nRemoved {} ({}).", backups(report.removed.len()), counted(objects, "object", "objects"));
+    let mut done = match report.removed.len() {
+        0 => "\nNo backup was to be removed.".to_owned(),
+        number => format!("\nRemoved {} ({}).", backups(number), counted(objects, "object", "objects")),
+    };
     if !report.swept.backups.is_empty() {
         done.push_str(&format!(" Cleaned up {} unfinished.", report.swept.backups.len()));
     }

@@ -10,7 +10,7 @@ use super::list;
 use crate::args::ShowArgs;
 use crate::context::{Context, KeyUse};
 use crate::exit::{Failure, Outcome};
-use crate::output::{ACCENT, Align, BOLD, Table, count, counted, duration, ratio, styled, time};
+use crate::output::{ACCENT, Align, BOLD, Table, count, counted, ratio, styled, time, time_short};
 
 /// `pgkeep show ID`
 pub async fn run(context: &Context, args: ShowArgs) -> Result<Outcome, Failure> {
@@ -44,8 +44,6 @@ pub async fn run(context: &Context, args: ShowArgs) -> Result<Outcome, Failure> 
 
 fn facts(context: &Context, manifest: &DumpManifest, entry: Option<&BackupEntry>, url: &str) {
     let totals = manifest.totals;
-    let took = manifest.finished_at.duration_since(manifest.started_at);
-    let took = duration(std::time::Duration::try_from(took).unwrap_or_default());
     let annotations: Vec<String> =
         manifest.annotations.iter().map(|(name, value)| format!("{name}={value}")).collect();
     let pinned = entry.and_then(|entry| entry.pin.as_ref()).map(|pin| {
@@ -62,10 +60,9 @@ fn facts(context: &Context, manifest: &DumpManifest, entry: Option<&BackupEntry>
         ("server", format!("PostgreSQL {}", manifest.server_version)),
         ("system", manifest.system_identifier.clone()),
         ("started", time(manifest.started_at)),
-        ("took", took),
+        ("finished", time(manifest.finished_at)),
         ("rows", format!("{} in {}", count(totals.rows), counted(totals.relations, "table", "tables"))),
         ("size", if ratio.is_empty() { size } else { format!("{size} ({ratio})") }),
-        ("objects", count(totals.objects)),
         ("verified", verified.unwrap_or_else(|| "never".to_owned())),
         ("pinned", pinned.unwrap_or_default()),
         ("notes", annotations.join(", ")),
@@ -88,7 +85,7 @@ fn databases(manifest: &DumpManifest) -> Table {
         let size = database.relations.iter().map(|relation| relation.plain_bytes).sum();
         table.row(vec![
             database.name.clone(),
-            time(database.snapshot_at),
+            time_short(database.snapshot_at),
             database.snapshot_lsn.clone().unwrap_or_default(),
             count(database.relations.len() as u64),
             count(database.relations.iter().map(|relation| relation.rows).sum()),

@@ -1,0 +1,190 @@
+//! Copies from folder to folder, interrupted and damaged on purpose.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests")]
+
+mod support;
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use pgkeep_base::{BackupId, Classified, RetryClass};
+use pgkeep_repository::backups::BackupState;
+use pgkeep_repository::copy::{self, CopyError, CopyReport};
+use pgkeep_repository::lease::Lease;
+use pgkeep_repository::{Repository, RepositoryError};
+use support::{Folder, backup, day};
+
+const OBJECTS: usize = 12;
+/// And `checksums.b3`, and the manifest.
+const ALL_OBJECTS: u64 = OBJECTS as u64 + 2;
+
+async fn run(source: &Repository, destination: &Repository, id: &BackupId) -> Result<CopyReport, CopyError> {
+    let lease = Lease::acquire(destination, "pgkeep copy", Duration::from_secs(60))
+        .await
+        .unwrap();
+    let report = copy::copy(source, destination, &lease, id, |_| {}).await;
+    lease.release().await.unwrap();
+    report
+}
+
+async fn is_whole(repository: &Repository, id: &BackupId) -> bool {
+    let checksums = repository.checksums(id).await.unwrap();
+    repository.state(id).await.unwrap() == BackupState::Complete
+        && repository
+            .verify_stored(id, &checksums, |_| {})
+            .await
+            .unwrap()
+            .is_empty()
+}
+
+/// Long after it was made: a copy has no deadline.
+async fn two() -> (Folder, Folder, BackupId) {
+    let source = Folder::new(day(1)).await;
+    let id = backup(&source.repository, OBJECTS).await;
+    (source, Folder::new(day(28)).await, id)
+}
+
+#[tokio::test]
+async fn a_copy_is_the_same_bytes_under_the_same_id_and_is_made_once() {
+    let (source, destination, id) = two().await;
+    let report = run(&source.repository, &destination.repository, &id)
+        .await
+        .unwrap();
+    assert_eq!(
+        (report.objects_copied, report.objects_present, report.was_complete),
+        (ALL_OBJECTS, 0, false)
+    );
+    assert!(is_whole(&destination.repository, &id).await);
+    for name in ["manifest", "checksums.b3", "d1/000003.sql.zst"] {
+        let [ours, theirs] =
+            [&source, &destination].map(|folder| std::fs::read(folder.file(&id, name)).unwrap());
+        assert_eq!(ours, theirs, "{name}");
+    }
+    let again = run(&source.repository, &destination.repository, &id)
+        .await
+        .unwrap();
+    assert_eq!((again.objects_copied, again.was_complete), (0, true));
+}
+
+#[tokio::test]
+async fn a_copy_that_broke_off_is_taken_up_where_it_stopped() {
+    for stop_after in 1..OBJECTS {
+        let (source, destination, id) = two().await;
+        let stop = tokio::sync::Notify::new();
+        let done = AtomicUsize::new(0);
+        let progress = |_| {
+            if done.fetch_add(1, Ordering::Relaxed) + 1 == stop_after {
+                stop.notify_one();
+            }
+        };
+        let lease = Lease::acquire(&destination.repository, "copy", Duration::from_secs(60))
+            .await
+            .unwrap();
+        tokio::select! {
+            biased;
+            () = stop.notified() => {}
+            report = copy::copy(&source.repository, &destination.repository, &lease, &id, progress) => {
+                panic!("it wasn't stopped after {stop_after}: {report:?}");
+            }
+        }
+        lease.release().await.unwrap();
+        assert_eq!(
+            destination.repository.state(&id).await.unwrap(),
+            BackupState::Incomplete
+        );
+
+        let report = run(&source.repository, &destination.repository, &id)
+            .await
+            .unwrap();
+        assert!(report.objects_present >= stop_after as u64, "{report:?}");
+        assert_eq!(report.objects_copied + report.objects_present, ALL_OBJECTS);
+        assert!(is_whole(&destination.repository, &id).await);
+    }
+}
+
+#[tokio::test]
+async fn what_is_damaged_is_not_copied() {
+    let (source, destination, id) = two().await;
+    let file = source.file(&id, "d1/000005.sql.zst");
+    let mut bytes = std::fs::read(&file).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&file, bytes).unwrap();
+    let error = run(&source.repository, &destination.repository, &id)
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(&error, CopyError::Source { source: RepositoryError::HashMismatch { key, .. }, .. }
+            if key.ends_with("000005.sql.zst")),
+        "{error}"
+    );
+    assert_eq!(
+        destination.repository.state(&id).await.unwrap(),
+        BackupState::Incomplete
+    );
+}
+
+#[tokio::test]
+async fn something_else_at_the_destination_is_not_taken_for_the_copy() {
+    let (source, destination, id) = two().await;
+    let file = destination.file(&id, "d1/000005.sql.zst");
+    std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+    std::fs::write(&file, "something else").unwrap();
+    let error = run(&source.repository, &destination.repository, &id)
+        .await
+        .unwrap_err();
+    assert!(matches!(&error, CopyError::Differs { .. }), "{error}");
+    assert!(error.hint().unwrap().as_str().contains("pgkeep prune"));
+    assert_eq!(
+        destination.repository.state(&id).await.unwrap(),
+        BackupState::Incomplete
+    );
+}
+
+#[tokio::test]
+async fn a_copy_that_was_swept_can_be_made_again() {
+    let (source, _, id) = two().await;
+    // Within the tombstone's time.
+    let destination = Folder::new(day(2)).await;
+    destination.repository.sweep_one(&id, "orphan").await.unwrap();
+    assert_eq!(
+        destination.repository.state(&id).await.unwrap(),
+        BackupState::Swept
+    );
+    run(&source.repository, &destination.repository, &id)
+        .await
+        .unwrap();
+    assert!(is_whole(&destination.repository, &id).await);
+}
+
+#[tokio::test]
+async fn the_destination_must_be_free_or_the_same_cluster_s() {
+    let (source, destination, id) = two().await;
+    source.repository.claim_identity(1, false).await.unwrap();
+    source.repository.claim_identity(2, true).await.unwrap();
+    run(&source.repository, &destination.repository, &id)
+        .await
+        .unwrap();
+    // Both identities came along.
+    destination.repository.claim_identity(1, false).await.unwrap();
+    destination.repository.claim_identity(2, false).await.unwrap();
+
+    let other = Folder::new(day(28)).await;
+    other.repository.claim_identity(3, false).await.unwrap();
+    let error = run(&source.repository, &other.repository, &id).await.unwrap_err();
+    assert_eq!(error.retry_class(), RetryClass::Refused, "{error}");
+    assert_eq!(
+        other.repository.state(&id).await.unwrap(),
+        BackupState::Incomplete
+    );
+}
+
+#[tokio::test]
+async fn a_repository_is_not_copied_onto_itself_by_another_url() {
+    let (source, destination, _) = two().await;
+    assert!(copy::check_different(&source.repository, &destination.repository).is_ok());
+    let link = tempfile::tempdir().unwrap();
+    let path = link.path().join("link");
+    std::os::unix::fs::symlink(source.folder.path(), &path).unwrap();
+    let same = support::open(&path, day(1)).await;
+    let error = copy::check_different(&source.repository, &same).unwrap_err();
+    assert_eq!(error.retry_class(), RetryClass::Usage);
+}

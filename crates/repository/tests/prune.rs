@@ -1,0 +1,189 @@
+//! Plans carried out on real folders.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests")]
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::SignedDuration;
+use pgkeep_base::{BackupId, BackupKind, Classified, ManualClock, RetryClass};
+use pgkeep_repository::backups::{BackupState, Evidence};
+use pgkeep_repository::lease::Lease;
+use pgkeep_repository::prune::{self, Known, PruneError, PruneInput, PruneReport};
+use pgkeep_repository::retention::Policy;
+use pgkeep_repository::{Repository, RepositoryError};
+use support::{Folder, backup, day, unfinished};
+
+const LEASE: Duration = Duration::from_secs(60);
+
+fn window_of_days(days: i64) -> Policy {
+    Policy {
+        window: Some(SignedDuration::from_hours(24 * days)),
+        ..Policy::default()
+    }
+}
+
+/// The same repository on another day.
+fn on(repository: &Repository, number: u32) -> Repository {
+    repository
+        .clone()
+        .with_clock(Arc::new(ManualClock::new(day(number))))
+}
+
+async fn execute(
+    repository: &Repository,
+    policy: &Policy,
+    input: &PruneInput,
+) -> Result<PruneReport, PruneError> {
+    prune::execute(repository, policy, input, LEASE, |_| {}, std::future::pending()).await
+}
+
+async fn complete(repository: &Repository) -> Vec<BackupId> {
+    let entries = repository.backups(BackupKind::Dump).await.unwrap();
+    entries
+        .into_iter()
+        .filter(|entry| entry.state == BackupState::Complete)
+        .map(|entry| entry.id)
+        .collect()
+}
+
+async fn record(repository: &Repository, id: &BackupId, passed: bool) {
+    let (at, depth) = (repository.now(), "contents".to_owned());
+    let evidence = Evidence {
+        at,
+        depth,
+        objects: 1,
+        objects_total: 1,
+        passed,
+        failures: Vec::new(),
+    };
+    repository.record_evidence(id, &evidence).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_the_window_lets_go_goes_with_all_its_objects() {
+    let folder = Folder::new(day(1)).await;
+    let old = backup(&folder.repository, 3).await;
+    folder.repository.set_pin(&old, true, "look").await.unwrap();
+    folder.repository.set_pin(&old, false, "").await.unwrap();
+    let debris = unfinished(&on(&folder.repository, 2), 4).await;
+    let new = backup(&on(&folder.repository, 20), 3).await;
+    let today = on(&folder.repository, 21);
+
+    let plan = prune::plan(&today, &window_of_days(7), &PruneInput::default(), today.now())
+        .await
+        .unwrap();
+    let before = folder.files();
+    assert_eq!(
+        plan.removed().map(|decision| &decision.id).collect::<Vec<_>>(),
+        [&old]
+    );
+    assert_eq!(plan.incomplete, [debris.clone()]);
+    assert_eq!(before, folder.files(), "a plan changes nothing");
+
+    let report = execute(&today, &window_of_days(7), &PruneInput::default())
+        .await
+        .unwrap();
+    assert_eq!(
+        report.removed.iter().map(|(id, _)| id).collect::<Vec<_>>(),
+        [&old]
+    );
+    assert_eq!(report.swept.backups, [debris.clone()]);
+    assert_eq!(report.failures().count(), 0);
+    assert_eq!(complete(&today).await, [new]);
+    let (old, debris) = (old.to_string(), format!("{debris}/d1"));
+    let left: Vec<String> = folder
+        .files()
+        .into_iter()
+        .filter(|name| name.contains(&old) || name.contains(&debris))
+        .collect();
+    assert_eq!(left, [String::new(); 0], "all of it is gone");
+}
+
+#[tokio::test]
+async fn the_last_good_one_stays_when_a_later_one_failed_its_verification() {
+    let folder = Folder::new(day(1)).await;
+    let good = backup(&folder.repository, 1).await;
+    let bad = backup(&on(&folder.repository, 2), 1).await;
+    let today = on(&folder.repository, 25);
+    record(&today, &good, true).await;
+    record(&today, &bad, false).await;
+    execute(&today, &window_of_days(1), &PruneInput::default())
+        .await
+        .unwrap();
+    assert_eq!(complete(&today).await, [good]);
+}
+
+#[tokio::test]
+async fn a_backup_of_one_table_is_no_reason_to_let_go_of_the_last_whole_one() {
+    let folder = Folder::new(day(1)).await;
+    let whole = backup(&folder.repository, 1).await;
+    let part = backup(&on(&folder.repository, 2), 1).await;
+    let today = on(&folder.repository, 25);
+    let known = |scope: &str| Known {
+        system_identifier: Some(7),
+        scope: scope.to_owned(),
+    };
+    let input = PruneInput {
+        known: BTreeMap::from([(whole.clone(), known("")), (part.clone(), known("app"))]),
+    };
+    execute(&today, &window_of_days(1), &input).await.unwrap();
+    assert_eq!(complete(&today).await, [whole, part]);
+}
+
+#[tokio::test]
+async fn while_another_process_writes_nothing_is_pruned() {
+    let folder = Folder::new(day(1)).await;
+    backup(&folder.repository, 1).await;
+    let debris = unfinished(&folder.repository, 2).await;
+    let today = on(&folder.repository, 25);
+    let lease = Lease::acquire(&today, "pgkeep dump", LEASE).await.unwrap();
+    let error = execute(&today, &window_of_days(1), &PruneInput::default())
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(error, PruneError::Repository(RepositoryError::LeaseHeld { .. })),
+        "{error}"
+    );
+    assert_eq!(error.retry_class(), RetryClass::Transient);
+    assert!(folder.file(&debris, "d1/000000.sql.zst").exists());
+    lease.release().await.unwrap();
+    execute(&today, &window_of_days(1), &PruneInput::default())
+        .await
+        .unwrap();
+    assert!(!folder.file(&debris, "d1/000000.sql.zst").exists());
+}
+
+#[tokio::test]
+async fn an_interrupted_prune_gives_its_lease_back_and_leaves_whole_backups() {
+    let folder = Folder::new(day(1)).await;
+    for number in 1..=5 {
+        backup(&on(&folder.repository, number), 2).await;
+    }
+    let today = on(&folder.repository, 25);
+    let first = tokio::sync::Notify::new();
+    let (policy, input) = (window_of_days(1), PruneInput::default());
+    let error = prune::execute(
+        &today,
+        &policy,
+        &input,
+        LEASE,
+        |_| first.notify_one(),
+        first.notified(),
+    )
+    .await;
+    assert!(matches!(error, Err(PruneError::Interrupted)));
+    // Whoever comes next needn't wait, and finds whole backups only.
+    let lease = Lease::acquire(&today, "pgkeep dump", LEASE).await.unwrap();
+    lease.release().await.unwrap();
+    for id in complete(&today).await {
+        let checksums = today.checksums(&id).await.unwrap();
+        assert_eq!(today.verify_stored(&id, &checksums, |_| {}).await.unwrap(), []);
+    }
+    execute(&today, &window_of_days(1), &PruneInput::default())
+        .await
+        .unwrap();
+    assert_eq!(complete(&today).await.len(), 1);
+}

@@ -1,0 +1,112 @@
+//! Small repositories in temporary folders.
+#![allow(dead_code, reason = "each test file uses a part")]
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use pgkeep_base::{BackupId, BackupKind, ManualClock};
+use pgkeep_repository::encryption::Encryption;
+use pgkeep_repository::integrity::format_checksums;
+use pgkeep_repository::{Access, Repository, layout};
+use pgkeep_store::{Store, StoreOptions};
+use tempfile::TempDir;
+
+pub const CLUSTER: &str = "main";
+
+/// A repository in a folder that goes with it.
+pub struct Folder {
+    pub repository: Repository,
+    pub folder: TempDir,
+}
+
+impl Folder {
+    /// Makes one whose clock stands at `now`.
+    pub async fn new(now: Timestamp) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let repository = open(folder.path(), now).await;
+        Self { repository, folder }
+    }
+
+    /// The file of one object of a backup.
+    pub fn file(&self, id: &BackupId, name: &str) -> PathBuf {
+        self.folder.path().join(layout::backup_object(CLUSTER, id, name))
+    }
+
+    /// The names of all files, for comparison.
+    pub fn files(&self) -> Vec<String> {
+        let mut names = Vec::new();
+        let mut folders = vec![self.folder.path().to_owned()];
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(folder).unwrap().map(Result::unwrap) {
+                if entry.file_type().unwrap().is_dir() {
+                    folders.push(entry.path());
+                } else {
+                    let path = entry.path();
+                    names.push(
+                        path.strip_prefix(self.folder.path())
+                            .unwrap()
+                            .to_str()
+                            .unwrap()
+                            .to_owned(),
+                    );
+                }
+            }
+        }
+        names.sort();
+        names
+    }
+}
+
+/// Opens the repository in a folder, with a clock that stands still.
+pub async fn open(folder: &Path, now: Timestamp) -> Repository {
+    let store = Store::open(&format!("file://{}", folder.display()), &StoreOptions::default())
+        .await
+        .unwrap();
+    let access = Access {
+        encryption: Encryption::None,
+        identities: Vec::new(),
+        compression_level: 1,
+    };
+    let repository = Repository::open_or_create(store, CLUSTER, access).await.unwrap();
+    repository.with_clock(Arc::new(ManualClock::new(now)))
+}
+
+/// Stores the objects of a backup that was begun when the repository's clock stands, and returns its id.
+pub async fn unfinished(repository: &Repository, objects: usize) -> BackupId {
+    let id = BackupId::new(BackupKind::Dump, repository.now()).unwrap();
+    let prefix = layout::backup_prefix(CLUSTER, &id);
+    let mut stored = Vec::new();
+    for number in 0..objects {
+        let contents = Bytes::from(format!("rows of object {number} of {id}\n"));
+        stored.push(
+            repository
+                .put_contents(&prefix, &format!("d1/{number:06}.sql.zst"), contents)
+                .await
+                .unwrap(),
+        );
+    }
+    let checksums = format_checksums(stored.iter());
+    repository
+        .put_plain(&prefix, layout::CHECKSUMS, checksums)
+        .await
+        .unwrap();
+    id
+}
+
+/// A whole one.
+pub async fn backup(repository: &Repository, objects: usize) -> BackupId {
+    let id = unfinished(repository, objects).await;
+    let manifest = repository
+        .seal(Bytes::from_static(b"{\"format\":1}"))
+        .await
+        .unwrap();
+    repository.commit(&id, manifest).await.unwrap();
+    id
+}
+
+/// `2026-11-DDT02:00:00Z`
+pub fn day(day: u32) -> Timestamp {
+    format!("2026-11-{day:02}T02:00:00Z").parse().unwrap()
+}
