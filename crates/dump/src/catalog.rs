@@ -38,22 +38,29 @@ pub struct CatalogRelation {
     pub condition: String,
     /// See [`crate::manifest::Relation::load_into`].
     pub load_into: Option<QualifiedName>,
+    /// For a partition: the partitioned table at the top.
+    pub partition_of: Option<QualifiedName>,
     /// Rows are left out on request.
     pub data_excluded: bool,
 }
 
-fn names_condition(patterns: &[String], schema: &str, name: &str) -> Result<Option<String>, DumpError> {
+/// A relation is known under its own name and under its owner's: a chunk's hypertable, a partition's root.
+const NAMES: [(&str, &str); 2] = [("n.nspname", "c.relname"), ("f.schema_name", "f.table_name")];
+
+fn names_condition(patterns: &[String]) -> Result<Option<String>, DumpError> {
     let mut conditions = Vec::new();
     for text in patterns {
-        conditions.push(Pattern::relation(text).map_err(usage)?.condition(schema, name));
+        let pattern = Pattern::relation(text).map_err(usage)?;
+        conditions.extend(NAMES.map(|(schema, name)| pattern.condition(schema, name)));
     }
     Ok((!conditions.is_empty()).then(|| format!("({})", conditions.join(" OR "))))
 }
 
-fn schemas_condition(patterns: &[String], schema: &str) -> Result<Option<String>, DumpError> {
+fn schemas_condition(patterns: &[String]) -> Result<Option<String>, DumpError> {
     let mut conditions = Vec::new();
     for text in patterns {
-        conditions.push(regex_condition(schema, &Pattern::schema(text).map_err(usage)?));
+        let regex = Pattern::schema(text).map_err(usage)?;
+        conditions.extend(NAMES.map(|(schema, _)| regex_condition(schema, &regex)));
     }
     Ok((!conditions.is_empty()).then(|| format!("({})", conditions.join(" OR "))))
 }
@@ -62,16 +69,11 @@ fn usage(message: String) -> DumpError {
     DumpError::Usage { message, hint: Some("patterns are those of pg_dump: * and ? are wild, \"quotes\" take a name as it is".to_owned()) }
 }
 
-/// The condition that picks what the filters ask for, on columns `n.nspname` and `c.relname`. A chunk is picked with
-/// its hypertable (`h.schema_name`, `h.table_name`), as a partition with its root.
+/// The condition that picks what the filters ask for.
 fn filters_condition(filters: &Filters) -> Result<String, DumpError> {
-    let (schema, name) = ("f.schema_name", "f.table_name");
-    let picks = [names_condition(&filters.tables, schema, name)?, schemas_condition(&filters.schemas, schema)?];
+    let picks = [names_condition(&filters.tables)?, schemas_condition(&filters.schemas)?];
     let picks: Vec<String> = picks.into_iter().flatten().collect();
-    let drops = [
-        names_condition(&filters.exclude_tables, schema, name)?,
-        schemas_condition(&filters.exclude_schemas, schema)?,
-    ];
+    let drops = [names_condition(&filters.exclude_tables)?, schemas_condition(&filters.exclude_schemas)?];
     let mut condition = if picks.is_empty() { "true".to_owned() } else { format!("({})", picks.join(" OR ")) };
     for drop in drops.into_iter().flatten() {
         condition.push_str(&format!(" AND NOT {drop}"));
@@ -90,7 +92,7 @@ pub async fn relations(
     owners: &str,
 ) -> Result<Vec<CatalogRelation>, DumpError> {
     let condition = filters_condition(filters)?;
-    let excluded_data = names_condition(&filters.exclude_table_data, "f.schema_name", "f.table_name")?;
+    let excluded_data = names_condition(&filters.exclude_table_data)?;
     // Rows of a leaf whose root hashes enum values must go through the root: the hash depends on the enum's oids,
     // which differ in the restored database (pg_dump.c, getPartitioningInfo).
     let sql = format!(
@@ -107,13 +109,17 @@ pub async fn relations(
            coalesce((SELECT pg_catalog.string_agg(pg_catalog.quote_ident(a.attname), ', ' ORDER BY a.attnum)
              FROM pg_catalog.pg_attribute a
              WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''), ''),
-           coalesce(g.condition, ''), root.nspname, root.relname, {excluded}
+           coalesce(g.condition, ''), root.nspname, root.relname, {excluded}, top.nspname, top.relname
          FROM pg_catalog.pg_class c
          JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
          LEFT JOIN configuration g ON g.relid = c.oid
          LEFT JOIN owner o ON o.relid = c.oid
-         CROSS JOIN LATERAL (SELECT coalesce(o.schema_name, n.nspname) AS schema_name,
-                                    coalesce(o.table_name, c.relname) AS table_name) f
+         LEFT JOIN LATERAL (
+           SELECT pn.nspname, pc.relname FROM pg_catalog.pg_class pc
+           JOIN pg_catalog.pg_namespace pn ON pn.oid = pc.relnamespace
+           WHERE c.relispartition AND pc.oid = pg_catalog.pg_partition_root(c.oid)) top ON true
+         CROSS JOIN LATERAL (SELECT coalesce(o.schema_name, top.nspname, n.nspname) AS schema_name,
+                                    coalesce(o.table_name, top.relname, c.relname) AS table_name) f
          LEFT JOIN LATERAL (
            SELECT rn.nspname, rc.relname FROM pg_catalog.pg_partition_ancestors(c.oid) WITH ORDINALITY AS p(relid, depth)
            JOIN pg_catalog.pg_class rc ON rc.oid = p.relid JOIN pg_catalog.pg_namespace rn ON rn.oid = rc.relnamespace
@@ -132,7 +138,9 @@ pub async fn relations(
 }
 
 fn relation_from(row: &Row) -> Result<CatalogRelation, pgkeep_pg::PgError> {
-    let root: (Option<String>, Option<String>) = (row.get(7)?, row.get(8)?);
+    let name = |(schema, name): (Option<String>, Option<String>)| {
+        schema.zip(name).map(|(schema, name)| QualifiedName { schema, name })
+    };
     let configuration: bool = row.get(4)?;
     Ok(CatalogRelation {
         oid: row.get(0)?,
@@ -141,7 +149,8 @@ fn relation_from(row: &Row) -> Result<CatalogRelation, pgkeep_pg::PgError> {
         kind: if configuration { RelationKind::Configuration } else { RelationKind::Table },
         columns: row.get(5)?,
         condition: row.get(6)?,
-        load_into: root.0.zip(root.1).map(|(schema, name)| QualifiedName { schema, name }),
+        load_into: name((row.get(7)?, row.get(8)?)),
+        partition_of: name((row.get(10)?, row.get(11)?)),
         data_excluded: row.get(9)?,
     })
 }

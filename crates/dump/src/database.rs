@@ -293,6 +293,7 @@ async fn describe(
             oid: relation.oid,
             columns: relation.columns.clone(),
             load_into: relation.load_into.clone(),
+            partition_of: relation.partition_of.clone(),
             rows: found.map_or(0, |found| found.rows),
             compressed_rows,
             hash: found.map_or_else(|| blake3::hash(b""), |found| found.hash).to_hex().to_string(),

@@ -243,6 +243,9 @@ pub struct Relation {
     /// partitions depend on the oids of enum values).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub load_into: Option<QualifiedName>,
+    /// For a partition: the partitioned table at the top.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub partition_of: Option<QualifiedName>,
     /// Rows of this relation alone, without its children's.
     pub rows: u64,
     /// For a relation of compressed rows: how many rows they stand for.

@@ -41,6 +41,20 @@ impl Pattern {
         }
     }
 
+    /// Whether a name fits, asked here instead of on a server.
+    ///
+    /// # Errors
+    /// The pattern isn't a regular expression.
+    pub fn fits(&self, schema: &str, name: &str) -> Result<bool, String> {
+        let fits = |regex: &str, text: &str| {
+            // Names may hold line feeds, which the dot of PostgreSQL's expressions takes like any other character.
+            let regex = regex::Regex::new(&format!("(?s){regex}")).map_err(|error| error.to_string())?;
+            Ok::<bool, String>(regex.is_match(text))
+        };
+        let schema_fits = self.schema_regex.as_ref().map_or(Ok(true), |regex| fits(regex, schema))?;
+        Ok(schema_fits && fits(&self.name_regex, name)?)
+    }
+
     /// A condition on two SQL expressions that hold a schema's and a relation's name. Without a schema in the pattern,
     /// any schema fits.
     pub fn condition(&self, schema: &str, name: &str) -> String {
@@ -104,8 +118,10 @@ mod tests {
         assert_eq!(games.schema_regex.as_deref(), Some("^(public)$"));
         assert_eq!(games.name_regex, "^(game.*)$");
         let odd = Pattern::relation("\"Odd.Name \"\"x\"\"*\"").unwrap();
-        assert_eq!((odd.schema_regex, odd.name_regex.as_str()), (None, "^(Odd\\.Name \"x\"\\*)$"));
+        assert_eq!((odd.schema_regex.clone(), odd.name_regex.as_str()), (None, "^(Odd\\.Name \"x\"\\*)$"));
         assert_eq!(Pattern::schema("a|b").unwrap(), "^(a|b)$");
+        assert!(games.fits("public", "games") == Ok(true) && games.fits("app", "games") == Ok(false));
+        assert!(odd.clone().fits("any", "Odd.Name \"x\"*") == Ok(true) && odd.fits("any", "odd") == Ok(false));
         for bad in ["", "a.b.c", "\"open"] {
             assert!(Pattern::relation(bad).is_err(), "{bad}");
         }

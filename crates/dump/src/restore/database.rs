@@ -11,7 +11,7 @@ use crate::restore::archive::{Archive, ArchiveOptions, Entry};
 use crate::restore::load::{self, LoadPhase, client_encoding, loading_session};
 use crate::restore::mark::{self, Mark, Step};
 use crate::restore::options::RestoredDatabase;
-use crate::restore::{Restore, connect, counts, prepare, roles};
+use crate::restore::{Restore, connect, counts, prepare, roles, tables};
 use crate::sql;
 
 /// `pg_constraint`'s own oid: the class of constraints in an archive's table of contents.
@@ -98,18 +98,8 @@ impl One<'_> {
 
     async fn archive(&self) -> Result<Archive, DumpError> {
         self.phase("fetching the schema");
-        let options = &self.restore.options;
-        Archive::fetch(
-            self.restore.repository,
-            &self.restore.prefix,
-            &self.database.schema,
-            archive_major(self.database, self.restore.manifest.server_version_num / 10_000),
-            &options.programs,
-            options.work_directory.as_deref(),
-            // Tablespaces are a matter of the machine: what the target lacks must not stop the restore.
-            ArchiveOptions { owners: options.owners, privileges: options.privileges, tablespaces: false },
-        )
-        .await
+        // Tablespaces are a matter of the machine: what the target lacks must not stop the restore.
+        tables::fetch_archive(self.restore, self.database).await
     }
 
     /// The extension at the dumped version, restore mode, then all that rows need.
@@ -367,13 +357,13 @@ impl One<'_> {
 }
 
 /// The major version of the pg_dump that wrote the archive: `pg_dump (PostgreSQL) 16.15`.
-fn archive_major(database: &DatabaseManifest, server_major: u32) -> u32 {
+pub(crate) fn archive_major(database: &DatabaseManifest, server_major: u32) -> u32 {
     let digits = |text: &str| text.chars().take_while(char::is_ascii_digit).collect::<String>();
     let version = database.pg_dump_version.rsplit(' ').map(digits).find(|digits| !digits.is_empty());
     version.and_then(|version| version.parse().ok()).unwrap_or(server_major)
 }
 
-fn is_timescaledb_extension(entry: &Entry) -> bool {
+pub(crate) fn is_timescaledb_extension(entry: &Entry) -> bool {
     let text = entry.text.trim_end();
     text == "EXTENSION - timescaledb" || text == "COMMENT - EXTENSION timescaledb"
 }

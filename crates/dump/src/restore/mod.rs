@@ -3,12 +3,16 @@
 mod archive;
 mod counts;
 mod database;
+mod hypertable;
 mod load;
 mod mark;
 mod options;
+mod part;
 mod plan;
 mod prepare;
 mod roles;
+mod selection;
+mod tables;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -62,6 +66,11 @@ pub async fn check(
     let chosen = plan::choose(manifest, options)?;
     let mut session = connect(target).await?;
     check_server(&session, manifest)?;
+    if options.is_partial() {
+        // What is in the way is looked for in the database itself, table by table.
+        session.close().await;
+        return Ok(());
+    }
     check_timescaledb(&mut session, &chosen, options).await?;
     for (database, target_name) in &chosen {
         prepare::state(&mut session, target, id, database, target_name, options).await?;
@@ -108,8 +117,19 @@ pub async fn restore(
         report.attention.push(format!("the dump does not hold {omission}"));
     }
     let mut cancelled = std::pin::pin!(cancelled);
-    if options.roles {
+    if options.roles && !options.is_partial() {
         restore_roles(&restore, &mut session, &mut report).await?;
+    }
+    if options.is_partial() {
+        let parts = part::restore(&restore, &mut session, &mut report.attention);
+        let restored = tokio::select! {
+            result = parts => result,
+            () = &mut cancelled => Err(DumpError::Interrupted),
+        };
+        report.databases.push(restored?);
+        session.close().await;
+        report.elapsed = begun.elapsed();
+        return Ok(report);
     }
     let chosen = plan::choose(manifest, options)?;
     let bytes: u64 = chosen.iter().flat_map(|(database, _)| &database.relations).map(|relation| relation.plain_bytes).sum();

@@ -41,6 +41,13 @@ pub struct RestoreOptions {
     pub work_directory: Option<PathBuf>,
 }
 
+impl RestoreOptions {
+    /// Whether single tables are asked for, instead of whole databases.
+    pub fn is_partial(&self) -> bool {
+        !self.tables.is_empty() || self.hypertable.is_some()
+    }
+}
+
 /// A hypertable, or a part of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HypertableRange {

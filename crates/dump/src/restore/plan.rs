@@ -42,6 +42,25 @@ pub struct RestorePlan {
     pub databases: Vec<PlannedDatabase>,
 }
 
+/// The databases of those names; all for none.
+///
+/// # Errors
+/// The dump doesn't have one of them.
+pub fn choose_databases<'a>(
+    manifest: &'a DumpManifest,
+    named: &[String],
+) -> Result<Vec<&'a DatabaseManifest>, DumpError> {
+    let names: Vec<&str> = manifest.databases.iter().map(|database| database.name.as_str()).collect();
+    if let Some(missing) = named.iter().find(|name| !names.contains(&name.as_str())) {
+        return Err(DumpError::Usage {
+            message: format!("dump {} has no database '{missing}'", manifest.id),
+            hint: Some(format!("it has: {}", names.join(", "))),
+        });
+    }
+    let chosen = manifest.databases.iter();
+    Ok(chosen.filter(|database| named.is_empty() || named.contains(&database.name)).collect())
+}
+
 /// Chooses databases and names.
 ///
 /// # Errors
@@ -50,18 +69,11 @@ pub fn choose<'a>(
     manifest: &'a DumpManifest,
     options: &RestoreOptions,
 ) -> Result<Vec<(&'a DatabaseManifest, String)>, DumpError> {
-    let names: Vec<&str> = manifest.databases.iter().map(|database| database.name.as_str()).collect();
-    if let Some(missing) = options.databases.iter().find(|name| !names.contains(&name.as_str())) {
-        return Err(DumpError::Usage {
-            message: format!("dump {} has no database '{missing}'", manifest.id),
-            hint: Some(format!("it has: {}", names.join(", "))),
-        });
+    let chosen = choose_databases(manifest, &options.databases)?;
+    if options.is_partial() {
+        // The one database that has the tables is found later.
+        return Ok(chosen.into_iter().map(|database| (database, database.name.clone())).collect());
     }
-    let chosen: Vec<&DatabaseManifest> = manifest
-        .databases
-        .iter()
-        .filter(|database| options.databases.is_empty() || options.databases.contains(&database.name))
-        .collect();
     match (&options.target_database, chosen.as_slice()) {
         (Some(name), [database]) => Ok(vec![(database, name.clone())]),
         (Some(_), _) => Err(DumpError::Usage {

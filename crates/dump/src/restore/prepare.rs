@@ -156,6 +156,37 @@ async fn create(
     Ok(())
 }
 
+/// Makes the database for single tables where there is none.
+///
+/// # Errors
+/// PostgreSQL's.
+pub async fn make_if_missing(
+    restore: &Restore<'_>,
+    session: &mut Session,
+    database: &DatabaseManifest,
+    target_name: &str,
+) -> Result<(), DumpError> {
+    if exists(session, target_name).await? {
+        return Ok(());
+    }
+    create(restore, session, database, target_name).await
+}
+
+async fn exists(session: &mut Session, name: &str) -> Result<bool, DumpError> {
+    let context = || format!("looking for database '{name}'");
+    let sql = "SELECT EXISTS (SELECT FROM pg_catalog.pg_database WHERE datname = $1)";
+    let rows = session.query_params(sql, &[Some(name)]).await.context(context)?;
+    Ok(rows.first().map(|row| row.get(0)).transpose().context(context)?.unwrap_or(false))
+}
+
+/// Drops a scratch database.
+///
+/// # Errors
+/// PostgreSQL's.
+pub async fn drop_database_if_exists(session: &mut Session, name: &str) -> Result<(), DumpError> {
+    if exists(session, name).await? { drop_database(session, name).await } else { Ok(()) }
+}
+
 async fn drop_database(session: &mut Session, name: &str) -> Result<(), DumpError> {
     let sql = format!("DROP DATABASE {} WITH (FORCE)", quote_identifier(name));
     let mut attempt = 1;

@@ -1,0 +1,203 @@
+//! Which tables of a database a partial restore takes, and which entries of the schema's archive belong to them.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+
+use crate::error::DumpError;
+use crate::manifest::{DatabaseManifest, QualifiedName, RelationKind};
+use crate::pattern::Pattern;
+use crate::restore::archive::Entry;
+
+/// `pg_class`, whose rows are tables, indexes and sequences.
+const CLASS_RELATION: u32 = 1259;
+
+/// What was chosen.
+#[derive(Debug, Default)]
+pub struct Selection {
+    /// The relations with rows, by place.
+    pub places: BTreeSet<u32>,
+    /// All tables: those with rows, and the partitioned tables above them.
+    pub tables: BTreeSet<QualifiedName>,
+    /// Hypertables that the patterns fit; they need a way of their own.
+    pub hypertables: Vec<QualifiedName>,
+    oids: HashSet<u32>,
+}
+
+/// Chooses by patterns.
+///
+/// # Errors
+/// A malformed pattern; one that fits nothing.
+pub fn select(database: &DatabaseManifest, patterns: &[String]) -> Result<Selection, DumpError> {
+    let usage = |message: String| DumpError::Usage { message, hint: Some("patterns are those of pg_dump".to_owned()) };
+    let mut selection = Selection::default();
+    let hypertables: Vec<QualifiedName> = user_hypertables(database);
+    for text in patterns {
+        let pattern = Pattern::relation(text).map_err(usage)?;
+        let fits = |name: &QualifiedName| pattern.fits(&name.schema, &name.name).map_err(usage);
+        let mut found = false;
+        for name in &hypertables {
+            if fits(name)? {
+                found = true;
+                selection.hypertables.push(name.clone());
+            }
+        }
+        for (place, relation) in (0_u32..).zip(&database.relations) {
+            if relation.kind != RelationKind::Table || hypertables.contains(&relation.name) {
+                continue;
+            }
+            let by_root = relation.partition_of.as_ref().map(&fits).transpose()?.unwrap_or(false);
+            if by_root || fits(&relation.name)? {
+                found = true;
+                selection.places.insert(place);
+                selection.oids.insert(relation.oid);
+                selection.tables.insert(relation.name.clone());
+                selection.tables.extend(relation.partition_of.clone());
+            }
+        }
+        if !found {
+            return Err(DumpError::Usage {
+                message: format!("no table of database '{}' in the dump fits '{text}'", database.name),
+                hint: Some("'pgkeep show ID --tables' lists them".to_owned()),
+            });
+        }
+    }
+    Ok(selection)
+}
+
+impl Selection {
+    /// Chooses one table by its name.
+    pub fn add_table(&mut self, database: &DatabaseManifest, name: &QualifiedName) {
+        let relation = database.relations.iter().find(|relation| relation.name == *name);
+        self.oids.extend(relation.map(|relation| relation.oid));
+        self.tables.insert(name.clone());
+    }
+}
+
+/// Hypertables that somebody made, not those that hold continuous aggregates or compressed rows.
+pub fn user_hypertables(database: &DatabaseManifest) -> Vec<QualifiedName> {
+    let hypertables = database.timescaledb.iter().flat_map(|inventory| &inventory.hypertables);
+    let made = hypertables.filter(|table| table.kind == pgkeep_timescale::HypertableKind::User);
+    made.map(|table| QualifiedName { schema: table.schema.clone(), name: table.name.clone() }).collect()
+}
+
+/// What belongs to the chosen tables in the archive's table of contents.
+pub struct Picker {
+    objects: HashSet<(u32, u32)>,
+    texts: Vec<String>,
+    schemas: HashSet<String>,
+}
+
+/// One line of a dump's list of dependents.
+struct Dependent {
+    class: u32,
+    oid: u32,
+    table: u32,
+    referenced: Option<u32>,
+}
+
+fn parse_dependents(text: &str) -> Vec<Dependent> {
+    let parse = |line: &str| {
+        let mut numbers = line.split('\t').map(|number| number.parse::<u32>().ok());
+        Some(Dependent {
+            class: numbers.next()??,
+            oid: numbers.next()??,
+            table: numbers.next()??,
+            referenced: numbers.next().flatten(),
+        })
+    };
+    text.lines().filter_map(parse).collect()
+}
+
+impl Picker {
+    /// `dependents` is the dump's list; `missing_schemas` are those that the target lacks.
+    pub fn new(
+        entries: &[Entry],
+        selection: &Selection,
+        dependents: &str,
+        missing_schemas: HashSet<String>,
+    ) -> Self {
+        let mut tables = selection.oids.clone();
+        // Partitioned tables hold no rows, so only the archive knows their oids.
+        for entry in entries.iter().filter(|entry| entry.class == CLASS_RELATION) {
+            if selection.tables.iter().any(|name| entry.text.starts_with(&format!("TABLE {} {} ", name.schema, name.name))) {
+                tables.insert(entry.oid);
+            }
+        }
+        let mut objects: HashSet<(u32, u32)> = tables.iter().map(|oid| (CLASS_RELATION, *oid)).collect();
+        for dependent in parse_dependents(dependents) {
+            // A foreign key to a table that isn't restored can't be made.
+            let references_inside = dependent.referenced.is_none_or(|table| tables.contains(&table));
+            if tables.contains(&dependent.table) && references_inside {
+                objects.insert((dependent.class, dependent.oid));
+            }
+        }
+        let mut texts = Vec::new();
+        let relations: HashMap<u32, &str> = entries
+            .iter()
+            .filter(|entry| objects.contains(&(entry.class, entry.oid)) && entry.class == CLASS_RELATION)
+            .filter_map(|entry| entry.text.split_once(' ').map(|(_, rest)| (entry.oid, rest)))
+            .collect();
+        for name in &selection.tables {
+            let (schema, table) = (&name.schema, &name.name);
+            for text in ["ACL {s} TABLE {t}", "COMMENT {s} TABLE {t}", "ACL {s} COLUMN {t}.", "COMMENT {s} COLUMN {t}.",
+                "ROW SECURITY {s} {t}", "TABLE ATTACH {s} {t}", "SECURITY LABEL {s} TABLE {t}", "COMMENT {s} INDEX {t}"] {
+                texts.push(text.replace("{s}", schema).replace("{t}", table));
+            }
+        }
+        for rest in relations.values() {
+            // Sequences of the tables, and indexes that are attached to those of a partitioned table.
+            texts.push(format!("SEQUENCE OWNED BY {rest}"));
+            texts.push(format!("INDEX ATTACH {rest}"));
+        }
+        Self { objects, texts, schemas: missing_schemas }
+    }
+
+    /// Whether an entry is to be restored.
+    pub fn picks(&self, entry: &Entry) -> bool {
+        if self.objects.contains(&(entry.class, entry.oid)) {
+            return true;
+        }
+        let schema = entry.text.strip_prefix("SCHEMA - ");
+        if schema.is_some_and(|rest| self.schemas.iter().any(|schema| rest.starts_with(&format!("{schema} ")))) {
+            return true;
+        }
+        entry.class == 0 && self.texts.iter().any(|text| begins_with_words(&entry.text, text))
+    }
+}
+
+/// `text` begins with `words`, and there a word ends (or `words` ends with a dot, before a column's name).
+fn begins_with_words(text: &str, words: &str) -> bool {
+    text.strip_prefix(words).is_some_and(|rest| words.ends_with('.') || rest.is_empty() || rest.starts_with(' '))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_belongs_to_the_tables_is_picked() {
+        let list = "1; 1259 10 TABLE public games app\n2; 1259 11 TABLE public games_old app\n\
+            3; 1259 12 INDEX public games_idx app\n4; 2606 13 FK CONSTRAINT public games games_fk app\n\
+            5; 0 0 ACL public TABLE games app\n6; 0 0 COMMENT public COLUMN games.name app\n\
+            7; 0 0 ACL public TABLE games_old app\n8; 2615 14 SCHEMA - extra app\n9; 1259 15 SEQUENCE public games_id_seq app\n\
+            10; 0 0 SEQUENCE OWNED BY public games_id_seq app\n";
+        let entries = crate::restore::archive::parse_entries(list);
+        let mut selection = Selection::default();
+        selection.oids.insert(10);
+        selection.tables.insert(QualifiedName { schema: "public".to_owned(), name: "games".to_owned() });
+        let dependents = "1259\t12\t10\n2606\t13\t10\t11\n1259\t15\t10\n";
+        let picker = Picker::new(&entries, &selection, dependents, HashSet::from(["extra".to_owned()]));
+        let picked: Vec<&str> = entries.iter().filter(|entry| picker.picks(entry)).map(|entry| entry.text.as_str()).collect();
+        assert_eq!(
+            picked,
+            [
+                "TABLE public games app",
+                "INDEX public games_idx app",
+                "ACL public TABLE games app",
+                "COMMENT public COLUMN games.name app",
+                "SCHEMA - extra app",
+                "SEQUENCE public games_id_seq app",
+                "SEQUENCE OWNED BY public games_id_seq app"
+            ]
+        );
+    }
+}
