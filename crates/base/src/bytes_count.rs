@@ -5,7 +5,12 @@ use std::str::FromStr;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct ByteCount(pub u64);
 
-const BINARY_UNITS: [(&str, u64); 4] = [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
+const BINARY_UNITS: [(&str, u64); 4] = [
+    ("TiB", 1 << 40),
+    ("GiB", 1 << 30),
+    ("MiB", 1 << 20),
+    ("KiB", 1 << 10),
+];
 
 impl fmt::Display for ByteCount {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -30,7 +35,9 @@ impl FromStr for ByteCount {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let error = || ParseByteCountError(text.to_owned());
         let trimmed = text.trim();
-        let split = trimmed.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(trimmed.len());
+        let split = trimmed
+            .find(|c: char| !c.is_ascii_digit() && c != '.')
+            .unwrap_or(trimmed.len());
         let (number, unit) = trimmed.split_at(split);
         let factor: u64 = match unit.trim().to_ascii_lowercase().as_str() {
             "" | "b" => 1,
@@ -52,7 +59,9 @@ impl FromStr for ByteCount {
             let value: u64 = digits.parse().map_err(|_| error())?;
             let scale = 10_u128.pow(u32::try_from(digits.len()).map_err(|_| error())?);
             let part = u128::from(value) * u128::from(factor) / scale;
-            total = total.checked_add(u64::try_from(part).map_err(|_| error())?).ok_or_else(error)?;
+            total = total
+                .checked_add(u64::try_from(part).map_err(|_| error())?)
+                .ok_or_else(error)?;
         }
         Ok(Self(total))
     }

@@ -44,7 +44,11 @@ impl BackupId {
         let mut random = [0_u8; 4];
         getrandom::fill(&mut random)?;
         let suffix = u32::from_le_bytes(random) & 0x00ff_ffff;
-        Ok(Self { started_at_second: now.as_second(), suffix, kind })
+        Ok(Self {
+            started_at_second: now.as_second(),
+            suffix,
+            kind,
+        })
     }
 
     /// When the backup was started, to the second.
@@ -83,9 +87,17 @@ impl FromStr for BackupId {
                 _ => return None,
             };
             let (time, suffix) = text.get(1..)?.split_once('-')?;
-            let started = DateTime::strptime(TIME_FORMAT, time).ok()?.to_zoned(TimeZone::UTC).ok()?.timestamp();
+            let started = DateTime::strptime(TIME_FORMAT, time)
+                .ok()?
+                .to_zoned(TimeZone::UTC)
+                .ok()?
+                .timestamp();
             let suffix = u32::from_str_radix(suffix, 16).ok()?;
-            let id = Self { started_at_second: started.as_second(), suffix, kind };
+            let id = Self {
+                started_at_second: started.as_second(),
+                suffix,
+                kind,
+            };
             // Upper-case digits, signs and the like would give one backup two names.
             (id.to_string() == text).then_some(id)
         };
@@ -109,8 +121,16 @@ mod tests {
 
     #[test]
     fn what_is_not_an_id_is_refused() {
-        for bad in ["", "d", "d20261122T020000Z-7F3A9C", "x20261122T020000Z-7f3a9c", "d20261322T020000Z-7f3a9c",
-            "d20261122T020000Z-+f3a9c", "d20261122T020000Z-7f3a9c0", "é20261122T020000Z-7f3a9"] {
+        for bad in [
+            "",
+            "d",
+            "d20261122T020000Z-7F3A9C",
+            "x20261122T020000Z-7f3a9c",
+            "d20261322T020000Z-7f3a9c",
+            "d20261122T020000Z-+f3a9c",
+            "d20261122T020000Z-7f3a9c0",
+            "é20261122T020000Z-7f3a9",
+        ] {
             assert!(bad.parse::<BackupId>().is_err(), "{bad}");
         }
     }

@@ -17,7 +17,11 @@ const SETTING_BYTES_MAX: usize = 4 << 10;
 /// nothing that merely stands in an object.
 pub fn copy_statement(into: &QualifiedName, columns: &str) -> String {
     // A table without columns takes no list.
-    let list = if columns.is_empty() { String::new() } else { format!(" ({columns})") };
+    let list = if columns.is_empty() {
+        String::new()
+    } else {
+        format!(" ({columns})")
+    };
     format!("COPY {}{list} FROM stdin", into.quoted())
 }
 
@@ -45,7 +49,14 @@ pub struct BlockReader<'a> {
 impl<'a> BlockReader<'a> {
     /// Reads `object`, whose contents are `contents`, and whose blocks are of `relations`.
     pub fn new(object: &'a DataObject, relations: &'a [Relation], contents: Contents) -> Self {
-        Self { object, relations, contents, waiting: BytesMut::new(), next_segment: 0, rows_left: None }
+        Self {
+            object,
+            relations,
+            contents,
+            waiting: BytesMut::new(),
+            next_segment: 0,
+            rows_left: None,
+        }
     }
 
     /// The next piece; `None` at the end, which comes only after the object's hash was right.
@@ -68,7 +79,9 @@ impl<'a> BlockReader<'a> {
                 if self.waiting.is_empty() && !self.more().await? {
                     return Err(self.malformed("it ends inside a block"));
                 }
-                let length = usize::try_from(left).unwrap_or(usize::MAX).min(self.waiting.len());
+                let length = usize::try_from(left)
+                    .unwrap_or(usize::MAX)
+                    .min(self.waiting.len());
                 self.rows_left = Some(left - length as u64);
                 Ok(Some(Piece::Rows(self.waiting.split_to(length).freeze())))
             }
@@ -91,7 +104,8 @@ impl<'a> BlockReader<'a> {
     async fn begin(&mut self, segment: Segment) -> Result<(), DumpError> {
         const SETTING: &[u8] = b"SET ";
         let relation = self.relations.get(segment.relation as usize);
-        let relation = relation.ok_or_else(|| self.malformed("it has a block of a table that isn't in the manifest"))?;
+        let relation =
+            relation.ok_or_else(|| self.malformed("it has a block of a table that isn't in the manifest"))?;
         let into = relation.load_into.as_ref().unwrap_or(&relation.name);
         let expected = format!("{};\n", copy_statement(into, &relation.columns));
         loop {
@@ -102,7 +116,10 @@ impl<'a> BlockReader<'a> {
             self.skip_line().await?;
         }
         if self.take(expected.len()).await? != expected.as_bytes() {
-            return Err(self.malformed(&format!("it should have a block of {} where it has something else", relation.name)));
+            return Err(self.malformed(&format!(
+                "it should have a block of {} where it has something else",
+                relation.name
+            )));
         }
         Ok(())
     }
@@ -139,7 +156,9 @@ impl<'a> BlockReader<'a> {
         match self.contents.next().await? {
             Some(block) if self.waiting.is_empty() => {
                 // No copy in the common case: the block becomes the buffer.
-                self.waiting = block.try_into_mut().unwrap_or_else(|shared| BytesMut::from(&shared[..]));
+                self.waiting = block
+                    .try_into_mut()
+                    .unwrap_or_else(|shared| BytesMut::from(&shared[..]));
                 Ok(true)
             }
             Some(block) => {
@@ -151,6 +170,9 @@ impl<'a> BlockReader<'a> {
     }
 
     fn malformed(&self, reason: &str) -> DumpError {
-        DumpError::Object { name: self.object.object.name.clone(), reason: reason.to_owned() }
+        DumpError::Object {
+            name: self.object.object.name.clone(),
+            reason: reason.to_owned(),
+        }
     }
 }

@@ -5,7 +5,8 @@ use pgkeep_pg::{Row, Session};
 
 use crate::error::{Context, DumpError};
 use crate::manifest::{
-    DatabasePrivilege, DatabaseProperties, DatabaseSetting, ExtensionInfo, Filters, QualifiedName, RelationKind,
+    DatabasePrivilege, DatabaseProperties, DatabaseSetting, ExtensionInfo, Filters, QualifiedName,
+    RelationKind,
 };
 use crate::pattern::{Pattern, regex_condition};
 
@@ -18,7 +19,11 @@ pub const READ_SETTINGS: &str = "SET search_path = ''; SET datestyle = ISO; SET 
 
 /// Settings that exist from a server version on.
 pub fn versioned_settings(server_version_num: u32) -> &'static str {
-    if server_version_num >= 170_000 { "; SET transaction_timeout = 0; SET idle_session_timeout = 0" } else { "; SET idle_session_timeout = 0" }
+    if server_version_num >= 170_000 {
+        "; SET transaction_timeout = 0; SET idle_session_timeout = 0"
+    } else {
+        "; SET idle_session_timeout = 0"
+    }
 }
 
 /// A relation of the database that the dump reads or at least locks.
@@ -66,15 +71,30 @@ fn schemas_condition(patterns: &[String]) -> Result<Option<String>, DumpError> {
 }
 
 fn usage(message: String) -> DumpError {
-    DumpError::Usage { message, hint: Some("patterns are those of pg_dump: * and ? are wild, \"quotes\" take a name as it is".to_owned()) }
+    DumpError::Usage {
+        message,
+        hint: Some(
+            "patterns are those of pg_dump: * and ? are wild, \"quotes\" take a name as it is".to_owned(),
+        ),
+    }
 }
 
 /// The condition that picks what the filters ask for.
 fn filters_condition(filters: &Filters) -> Result<String, DumpError> {
-    let picks = [names_condition(&filters.tables)?, schemas_condition(&filters.schemas)?];
+    let picks = [
+        names_condition(&filters.tables)?,
+        schemas_condition(&filters.schemas)?,
+    ];
     let picks: Vec<String> = picks.into_iter().flatten().collect();
-    let drops = [names_condition(&filters.exclude_tables)?, schemas_condition(&filters.exclude_schemas)?];
-    let mut condition = if picks.is_empty() { "true".to_owned() } else { format!("({})", picks.join(" OR ")) };
+    let drops = [
+        names_condition(&filters.exclude_tables)?,
+        schemas_condition(&filters.exclude_schemas)?,
+    ];
+    let mut condition = if picks.is_empty() {
+        "true".to_owned()
+    } else {
+        format!("({})", picks.join(" OR "))
+    };
     for drop in drops.into_iter().flatten() {
         condition.push_str(&format!(" AND NOT {drop}"));
     }
@@ -133,20 +153,34 @@ pub async fn relations(
          ORDER BY c.oid",
         excluded = excluded_data.as_deref().unwrap_or("false"),
     );
-    let rows = session.query(&sql).await.context(|| "listing the tables".to_owned())?;
-    rows.iter().map(|row| relation_from(row).context(|| "reading the list of tables".to_owned())).collect()
+    let rows = session
+        .query(&sql)
+        .await
+        .context(|| "listing the tables".to_owned())?;
+    rows.iter()
+        .map(|row| relation_from(row).context(|| "reading the list of tables".to_owned()))
+        .collect()
 }
 
 fn relation_from(row: &Row) -> Result<CatalogRelation, pgkeep_pg::PgError> {
     let name = |(schema, name): (Option<String>, Option<String>)| {
-        schema.zip(name).map(|(schema, name)| QualifiedName { schema, name })
+        schema
+            .zip(name)
+            .map(|(schema, name)| QualifiedName { schema, name })
     };
     let configuration: bool = row.get(4)?;
     Ok(CatalogRelation {
         oid: row.get(0)?,
-        name: QualifiedName { schema: row.get(1)?, name: row.get(2)? },
+        name: QualifiedName {
+            schema: row.get(1)?,
+            name: row.get(2)?,
+        },
         has_rows: row.get(3)?,
-        kind: if configuration { RelationKind::Configuration } else { RelationKind::Table },
+        kind: if configuration {
+            RelationKind::Configuration
+        } else {
+            RelationKind::Table
+        },
         columns: row.get(5)?,
         condition: row.get(6)?,
         load_into: name((row.get(7)?, row.get(8)?)),
@@ -176,8 +210,16 @@ pub async fn configuration_order(session: &mut Session) -> Result<Vec<u32>, Dump
            WHERE d.level < {DEPTH_MAX})
          SELECT relid, max(level) FROM depth GROUP BY relid ORDER BY max(level), relid"
     );
-    let rows = session.query(&sql).await.context(|| "ordering the extensions' configuration tables".to_owned())?;
-    rows.iter().map(|row| row.get(0).context(|| "reading the order of configuration tables".to_owned())).collect()
+    let rows = session
+        .query(&sql)
+        .await
+        .context(|| "ordering the extensions' configuration tables".to_owned())?;
+    rows.iter()
+        .map(|row| {
+            row.get(0)
+                .context(|| "reading the order of configuration tables".to_owned())
+        })
+        .collect()
 }
 
 /// The sizes of relations on disk, in bytes, by oid. Asked for relations that are locked, so it doesn't wait.
@@ -194,7 +236,11 @@ pub async fn sizes(session: &mut Session, relations: &[CatalogRelation]) -> Resu
              FROM pg_catalog.unnest('{{{}}}'::pg_catalog.oid[]) WITH ORDINALITY AS t(o, place) ORDER BY place",
             oids.join(",")
         );
-        for row in session.query(&sql).await.context(|| "reading table sizes".to_owned())? {
+        for row in session
+            .query(&sql)
+            .await
+            .context(|| "reading table sizes".to_owned())?
+        {
             sizes.push(row.get::<u64>(0).context(|| "reading table sizes".to_owned())?);
         }
     }
@@ -208,8 +254,13 @@ pub async fn sizes(session: &mut Session, relations: &[CatalogRelation]) -> Resu
 pub async fn databases(session: &mut Session) -> Result<Vec<String>, DumpError> {
     let sql = "SELECT datname FROM pg_catalog.pg_database
         WHERE datallowconn AND datname NOT IN ('template0', 'template1') ORDER BY datname <> 'postgres', datname";
-    let rows = session.query(sql).await.context(|| "listing the databases".to_owned())?;
-    rows.iter().map(|row| row.get(0).context(|| "listing the databases".to_owned())).collect()
+    let rows = session
+        .query(sql)
+        .await
+        .context(|| "listing the databases".to_owned())?;
+    rows.iter()
+        .map(|row| row.get(0).context(|| "listing the databases".to_owned()))
+        .collect()
 }
 
 /// `pg_control_system().system_identifier`.
@@ -220,7 +271,9 @@ pub async fn system_identifier(session: &mut Session) -> Result<u64, DumpError> 
     let context = || "reading the cluster's system identifier".to_owned();
     let sql = "SELECT system_identifier FROM pg_catalog.pg_control_system()";
     let rows = session.query(sql).await.context(context)?;
-    let row = rows.first().ok_or_else(|| DumpError::Internal("no system identifier".to_owned()))?;
+    let row = rows
+        .first()
+        .ok_or_else(|| DumpError::Internal("no system identifier".to_owned()))?;
     row.get(0).context(context)
 }
 
@@ -250,8 +303,16 @@ pub async fn extensions(session: &mut Session) -> Result<Vec<ExtensionInfo>, Dum
 pub async fn database_properties(session: &mut Session) -> Result<DatabaseProperties, DumpError> {
     let context = || "reading the database's properties".to_owned();
     // daticulocale became datlocale in 17; datlocprovider came with 15, daticurules with 16.
-    let locale = if session.server_version_num() >= 170_000 { "d.datlocale" } else { "d.daticulocale" };
-    let rules = if session.server_version_num() >= 160_000 { "d.daticurules" } else { "NULL" };
+    let locale = if session.server_version_num() >= 170_000 {
+        "d.datlocale"
+    } else {
+        "d.daticulocale"
+    };
+    let rules = if session.server_version_num() >= 160_000 {
+        "d.daticurules"
+    } else {
+        "NULL"
+    };
     let sql = format!(
         "SELECT pg_catalog.pg_get_userbyid(d.datdba), pg_catalog.pg_encoding_to_char(d.encoding), d.datlocprovider,
            d.datcollate, d.datctype, {locale}, {rules}, d.datconnlimit, d.datistemplate,
@@ -259,7 +320,9 @@ pub async fn database_properties(session: &mut Session) -> Result<DatabaseProper
          FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database()"
     );
     let rows = session.query(&sql).await.context(context)?;
-    let row = rows.first().ok_or_else(|| DumpError::Internal("the database isn't in pg_database".to_owned()))?;
+    let row = rows
+        .first()
+        .ok_or_else(|| DumpError::Internal("the database isn't in pg_database".to_owned()))?;
     let has_privileges: bool = row.get(10).context(context)?;
     Ok(DatabaseProperties {
         owner: row.get(0).context(context)?,
@@ -273,7 +336,11 @@ pub async fn database_properties(session: &mut Session) -> Result<DatabaseProper
         is_template: row.get(8).context(context)?,
         comment: row.get(9).context(context)?,
         settings: database_settings(session).await?,
-        privileges: if has_privileges { Some(database_privileges(session).await?) } else { None },
+        privileges: if has_privileges {
+            Some(database_privileges(session).await?)
+        } else {
+            None
+        },
     })
 }
 
@@ -290,10 +357,16 @@ async fn database_settings(session: &mut Session) -> Result<Vec<DatabaseSetting>
     let mut settings = Vec::new();
     for row in session.query(sql).await.context(context)? {
         let setting: String = row.get(1).context(context)?;
-        let Some((name, value)) = setting.split_once('=') else { continue };
+        let Some((name, value)) = setting.split_once('=') else {
+            continue;
+        };
         if name != SETTINGS_NOT_KEPT {
             let role = row.get(0).context(context)?;
-            settings.push(DatabaseSetting { role, name: name.to_owned(), value: value.to_owned() });
+            settings.push(DatabaseSetting {
+                role,
+                name: name.to_owned(),
+                value: value.to_owned(),
+            });
         }
     }
     Ok(settings)
@@ -334,7 +407,10 @@ pub async fn sequences_script(session: &mut Session) -> Result<Option<String>, D
     const BATCH: usize = 200;
     let mut names = Vec::new();
     for row in session.query(sql).await.context(context)? {
-        names.push((row.get::<String>(0).context(context)?, row.get::<String>(1).context(context)?));
+        names.push((
+            row.get::<String>(0).context(context)?,
+            row.get::<String>(1).context(context)?,
+        ));
     }
     let mut script = String::new();
     for batch in names.chunks(BATCH) {
@@ -342,14 +418,22 @@ pub async fn sequences_script(session: &mut Session) -> Result<Option<String>, D
             .iter()
             .enumerate()
             .map(|(place, (schema, name))| {
-                format!("SELECT {place}, last_value, is_called FROM {}", quote_qualified(schema, name))
+                format!(
+                    "SELECT {place}, last_value, is_called FROM {}",
+                    quote_qualified(schema, name)
+                )
             })
             .collect();
-        let rows = session.query(&format!("{} ORDER BY 1", selects.join(" UNION ALL "))).await.context(context)?;
+        let rows = session
+            .query(&format!("{} ORDER BY 1", selects.join(" UNION ALL ")))
+            .await
+            .context(context)?;
         for (row, (schema, name)) in rows.iter().zip(batch) {
             let (value, called): (i64, bool) = (row.get(1).context(context)?, row.get(2).context(context)?);
             let sequence = quote_literal(&quote_qualified(schema, name));
-            script.push_str(&format!("SELECT pg_catalog.setval({sequence}, {value}, {called});\n"));
+            script.push_str(&format!(
+                "SELECT pg_catalog.setval({sequence}, {value}, {called});\n"
+            ));
         }
     }
     Ok((!script.is_empty()).then_some(script))
@@ -382,7 +466,10 @@ pub async fn materialized_views(session: &mut Session) -> Result<Vec<QualifiedNa
     );
     let mut views = Vec::new();
     for row in session.query(&sql).await.context(context)? {
-        views.push(QualifiedName { schema: row.get(0).context(context)?, name: row.get(1).context(context)? });
+        views.push(QualifiedName {
+            schema: row.get(0).context(context)?,
+            name: row.get(1).context(context)?,
+        });
     }
     Ok(views)
 }
@@ -406,7 +493,10 @@ pub async fn dependents(session: &mut Session) -> Result<String, DumpError> {
         JOIN pg_class c ON c.oid = entry.relation JOIN pg_namespace n ON n.oid = c.relnamespace
         WHERE n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'";
     let context = || "listing what belongs to the tables".to_owned();
-    session.execute("SET search_path = pg_catalog").await.context(context)?;
+    session
+        .execute("SET search_path = pg_catalog")
+        .await
+        .context(context)?;
     let rows = session.query(sql).await;
     session.execute("SET search_path = ''").await.context(context)?;
     let mut text = String::new();
@@ -444,7 +534,11 @@ pub async fn settings_for_all(session: &mut Session) -> Result<Vec<DatabaseSetti
     for row in session.query(sql).await.context(context)? {
         let setting: String = row.get(0).context(context)?;
         if let Some((name, value)) = setting.split_once('=') {
-            settings.push(DatabaseSetting { role: None, name: name.to_owned(), value: value.to_owned() });
+            settings.push(DatabaseSetting {
+                role: None,
+                name: name.to_owned(),
+                value: value.to_owned(),
+            });
         }
     }
     Ok(settings)

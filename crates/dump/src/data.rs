@@ -98,7 +98,10 @@ impl Shared {
     }
 
     fn next_task(&self) -> Option<Task> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
+        self.queue
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop_front()
     }
 
     fn object_name(&self) -> String {
@@ -183,8 +186,15 @@ async fn worker(shared: Arc<Shared>) -> Result<DataRead, DumpError> {
         match read_task(&shared, &mut session, &mut pipeline, &task).await {
             Ok(()) => {}
             Err(TaskError::NotLocked) => {
-                session.execute("ROLLBACK").await.context(|| "handing a table back".to_owned())?;
-                shared.handed_back.lock().unwrap_or_else(PoisonError::into_inner).push(task);
+                session
+                    .execute("ROLLBACK")
+                    .await
+                    .context(|| "handing a table back".to_owned())?;
+                shared
+                    .handed_back
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .push(task);
             }
             Err(TaskError::Pipeline) => return Err(pipeline.failure().await),
             Err(TaskError::Failed(error)) => return Err(error),
@@ -205,7 +215,9 @@ async fn read_handed_back(
         match read_relations(shared, session, &mut pipeline, &task).await {
             Ok(()) => {}
             Err(TaskError::Pipeline) => return Err(pipeline.failure().await),
-            Err(TaskError::NotLocked) => return Err(DumpError::Internal("the holder lost its locks".to_owned())),
+            Err(TaskError::NotLocked) => {
+                return Err(DumpError::Internal("the holder lost its locks".to_owned()));
+            }
             Err(TaskError::Failed(error)) => return Err(error),
         }
     }
@@ -234,21 +246,32 @@ async fn read_task(
 ) -> Result<(), TaskError> {
     let context = || "importing the snapshot".to_owned();
     let import = format!("SET TRANSACTION SNAPSHOT '{}'", shared.phase.snapshot_id);
-    session.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await.context(context)?;
+    session
+        .execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        .await
+        .context(context)?;
     session.execute(&import).await.context(context)?;
     let mut relations = Vec::with_capacity(task.len());
     for place in task {
         relations.push(shared.relation(*place)?.clone());
     }
-    let locked = session.execute(&snapshot::lock_statement(&relations, "NOWAIT")).await;
+    let locked = session
+        .execute(&snapshot::lock_statement(&relations, "NOWAIT"))
+        .await;
     if let Err(error) = locked {
         if error.sqlstate() == Some(SQLSTATE_LOCK_NOT_AVAILABLE) {
             return Err(TaskError::NotLocked);
         }
-        return Err(TaskError::Failed(DumpError::Pg { context: "locking tables for reading".to_owned(), source: error }));
+        return Err(TaskError::Failed(DumpError::Pg {
+            context: "locking tables for reading".to_owned(),
+            source: error,
+        }));
     }
     read_relations(shared, session, pipeline, task).await?;
-    session.execute("COMMIT").await.context(|| "ending the reading of tables".to_owned())?;
+    session
+        .execute("COMMIT")
+        .await
+        .context(|| "ending the reading of tables".to_owned())?;
     Ok(())
 }
 
@@ -261,7 +284,12 @@ async fn read_relations(
     for place in task {
         let relation = shared.relation(*place)?;
         let copy_line = copy_in_line(relation);
-        pipeline.send(PackInput::Begin { relation: *place, copy_line }).await?;
+        pipeline
+            .send(PackInput::Begin {
+                relation: *place,
+                copy_line,
+            })
+            .await?;
         let rows = read_relation(shared, session, pipeline, relation).await?;
         pipeline.send(PackInput::End).await?;
         pipeline.counted.insert(*place, rows);
@@ -279,8 +307,17 @@ async fn read_relation(
     pipeline: &mut Pipeline,
     relation: &CatalogRelation,
 ) -> Result<u64, TaskError> {
-    let context = || format!("reading table {} of database '{}'", relation.name, shared.phase.target.database());
-    let mut copy = session.copy_out(&copy_out_statement(relation)).await.context(context)?;
+    let context = || {
+        format!(
+            "reading table {} of database '{}'",
+            relation.name,
+            shared.phase.target.database()
+        )
+    };
+    let mut copy = session
+        .copy_out(&copy_out_statement(relation))
+        .await
+        .context(context)?;
     loop {
         let mut buffer = pipeline.buffer();
         let more = copy.read_into(&mut buffer, BLOCK_BYTES).await.context(context)?;
@@ -296,14 +333,27 @@ fn copy_out_statement(relation: &CatalogRelation) -> String {
     let name = relation.name.quoted();
     if relation.condition.is_empty() {
         // A table without columns takes no list.
-        let list = if relation.columns.is_empty() { String::new() } else { format!(" ({})", relation.columns) };
+        let list = if relation.columns.is_empty() {
+            String::new()
+        } else {
+            format!(" ({})", relation.columns)
+        };
         return format!("COPY {name}{list} TO STDOUT");
     }
-    format!("COPY (SELECT {} FROM ONLY {name} {}) TO STDOUT", relation.columns, relation.condition)
+    format!(
+        "COPY (SELECT {} FROM ONLY {name} {}) TO STDOUT",
+        relation.columns, relation.condition
+    )
 }
 
 fn copy_in_line(relation: &CatalogRelation) -> String {
-    format!("{};", copy_statement(relation.load_into.as_ref().unwrap_or(&relation.name), &relation.columns))
+    format!(
+        "{};",
+        copy_statement(
+            relation.load_into.as_ref().unwrap_or(&relation.name),
+            &relation.columns
+        )
+    )
 }
 
 /// A worker's later stages.
@@ -322,13 +372,22 @@ impl Pipeline {
         let (used, buffers) = mpsc::channel(BUFFERS_WAITING_MAX + 2);
         let access = shared.phase.repository.shared_access();
         let (encoding, limits) = (shared.phase.client_encoding.clone(), shared.limits);
-        tokio::task::spawn_blocking(move || pack::run(access, &encoding, limits, pack_input, pack_output, used));
+        tokio::task::spawn_blocking(move || {
+            pack::run(access, &encoding, limits, pack_input, pack_output, used)
+        });
         let uploader = tokio::spawn(upload(Arc::clone(shared), objects));
-        Self { input, buffers, uploader, counted: BTreeMap::new() }
+        Self {
+            input,
+            buffers,
+            uploader,
+            counted: BTreeMap::new(),
+        }
     }
 
     fn buffer(&mut self) -> Vec<u8> {
-        self.buffers.try_recv().unwrap_or_else(|_| Vec::with_capacity(BLOCK_BYTES + BLOCK_BYTES / 4))
+        self.buffers
+            .try_recv()
+            .unwrap_or_else(|_| Vec::with_capacity(BLOCK_BYTES + BLOCK_BYTES / 4))
     }
 
     async fn send(&self, input: PackInput) -> Result<(), TaskError> {
@@ -348,12 +407,19 @@ impl Pipeline {
     /// Waits for everything to be stored, and compares what the server counted with what was packed.
     async fn finish(self) -> Result<DataRead, DumpError> {
         drop(self.input);
-        let read = self.uploader.await.map_err(|error| DumpError::Internal(format!("the uploader died: {error}")))??;
+        let read = self
+            .uploader
+            .await
+            .map_err(|error| DumpError::Internal(format!("the uploader died: {error}")))??;
         for (place, expected) in &self.counted {
             let found = read.relations.get(place).map(|relation| relation.rows);
             if found != Some(*expected) {
                 let what = format!("rows packed of relation {place}");
-                return Err(DumpError::CountMismatch { what, found: found.unwrap_or(0), expected: *expected });
+                return Err(DumpError::CountMismatch {
+                    what,
+                    found: found.unwrap_or(0),
+                    expected: *expected,
+                });
             }
         }
         Ok(read)
@@ -368,8 +434,14 @@ async fn upload(shared: Arc<Shared>, mut objects: mpsc::Receiver<PackOutput>) ->
                 let object = store_object(&shared, sealed, segments).await?;
                 read.objects.push(object);
             }
-            PackOutput::RelationDone { relation, rows, bytes, hash } => {
-                read.relations.insert(relation, RelationRead { rows, bytes, hash });
+            PackOutput::RelationDone {
+                relation,
+                rows,
+                bytes,
+                hash,
+            } => {
+                read.relations
+                    .insert(relation, RelationRead { rows, bytes, hash });
             }
             PackOutput::Failed(error) => return Err(error.into()),
         }
@@ -383,7 +455,11 @@ async fn store_object(
     segments: Vec<Segment>,
 ) -> Result<DataObject, DumpError> {
     let name = shared.object_name();
-    let object = shared.phase.repository.put_sealed(&shared.phase.prefix, &name, sealed).await?;
+    let object = shared
+        .phase
+        .repository
+        .put_sealed(&shared.phase.prefix, &name, sealed)
+        .await?;
     Progress::add(&shared.phase.progress.bytes_stored, object.stored_bytes);
     Ok(DataObject { object, segments })
 }

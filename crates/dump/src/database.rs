@@ -45,7 +45,10 @@ pub(crate) async fn dump(run: &Run<'_>, name: &str, folder: &str) -> Result<Dump
     let large_objects = large_objects(run, &target, &mut snapshot, folder).await?;
     phase("reading tables");
     let read = read_data(run, &target, &mut snapshot, &relations, folder).await?;
-    let (relations, data) = (describe(&mut snapshot.session, &relations, &read).await?, read.objects);
+    let (relations, data) = (
+        describe(&mut snapshot.session, &relations, &read).await?,
+        read.objects,
+    );
     let context = || format!("ending the snapshot of database '{name}'");
     snapshot.session.execute("COMMIT").await.context(context)?;
     let (snapshot_at, snapshot_lsn) = (snapshot.taken_at, snapshot.lsn);
@@ -70,12 +73,18 @@ pub(crate) async fn dump(run: &Run<'_>, name: &str, folder: &str) -> Result<Dump
         filters: run.options.filters.clone(),
     };
     let other_objects = write_scripts(run, &manifest).await?;
-    Ok(Dumped { manifest, other_objects })
+    Ok(Dumped {
+        manifest,
+        other_objects,
+    })
 }
 
 fn timescale_error(database: &str) -> impl Fn(pgkeep_timescale::TimescaleError) -> DumpError {
     let database = database.to_owned();
-    move |source| DumpError::Timescale { database: database.clone(), source }
+    move |source| DumpError::Timescale {
+        database: database.clone(),
+        source,
+    }
 }
 
 pub(crate) async fn inventory(session: &mut Session, database: &str) -> Result<Option<Inventory>, DumpError> {
@@ -93,23 +102,45 @@ pub(crate) async fn owners_query(filters: &Filters, target: &Target) -> Result<S
         return Ok(none.to_owned());
     }
     let mut session = snapshot::reading_session(target).await?;
-    let Some(inventory) = inventory(&mut session, target.database()).await? else { return Ok(none.to_owned()) };
+    let Some(inventory) = inventory(&mut session, target.database()).await? else {
+        return Ok(none.to_owned());
+    };
     session.close().await;
     let mut rows = Vec::new();
-    for hypertable in inventory.hypertables.iter().filter(|table| table.kind != HypertableKind::Compressed) {
+    for hypertable in inventory
+        .hypertables
+        .iter()
+        .filter(|table| table.kind != HypertableKind::Compressed)
+    {
         for chunk in &hypertable.chunks {
-            let compressed = chunk.compressed_relation.as_ref().map(|relation| (&relation.schema, &relation.name));
-            for (schema, name) in [Some((&chunk.schema, &chunk.name)), compressed].into_iter().flatten() {
+            let compressed = chunk
+                .compressed_relation
+                .as_ref()
+                .map(|relation| (&relation.schema, &relation.name));
+            for (schema, name) in [Some((&chunk.schema, &chunk.name)), compressed]
+                .into_iter()
+                .flatten()
+            {
                 // A chunk that is dropped meanwhile has no oid then, and fits nothing.
-                let relid = format!("pg_catalog.to_regclass({})::oid", quote_literal(&quote_qualified(schema, name)));
-                rows.push(format!("({relid}, {}, {})", quote_literal(&hypertable.schema), quote_literal(&hypertable.name)));
+                let relid = format!(
+                    "pg_catalog.to_regclass({})::oid",
+                    quote_literal(&quote_qualified(schema, name))
+                );
+                rows.push(format!(
+                    "({relid}, {}, {})",
+                    quote_literal(&hypertable.schema),
+                    quote_literal(&hypertable.name)
+                ));
             }
         }
     }
     if rows.is_empty() {
         return Ok(none.to_owned());
     }
-    Ok(format!("SELECT * FROM (VALUES {}) AS v(relid, schema_name, table_name)", rows.join(", ")))
+    Ok(format!(
+        "SELECT * FROM (VALUES {}) AS v(relid, schema_name, table_name)",
+        rows.join(", ")
+    ))
 }
 
 /// The snapshot, and the schema under it. pg_dump can be kept from its locks only by a session that queued for an
@@ -125,7 +156,8 @@ async fn snapshot_and_schema(
     loop {
         let options = run.options;
         let mut snapshot = snapshot::take(target, &options.filters, owners, options.lock_timeout).await?;
-        run.progress.set_phase(format!("{}: reading the schema", target.database()));
+        run.progress
+            .set_phase(format!("{}: reading the schema", target.database()));
         let lock_timeout_ms = SCHEMA_LOCK_TIMEOUT.as_millis();
         let mut command = schema::pg_dump(&run.programs, target, &snapshot.id, lock_timeout_ms);
         command.arg("--schema-only");
@@ -141,10 +173,16 @@ async fn snapshot_and_schema(
                 if begun.elapsed() >= SCHEMA_LOCK_TIMEOUT && attempt < SCHEMA_ATTEMPTS_MAX =>
             {
                 tracing::debug!(%error, "pg_dump could not lock the tables; starting over");
-                snapshot.session.execute("ROLLBACK").await.context(|| "starting over".to_owned())?;
+                snapshot
+                    .session
+                    .execute("ROLLBACK")
+                    .await
+                    .context(|| "starting over".to_owned())?;
                 attempt += 1;
             }
-            Err(error) => return Err(error.within(&format!("the schema of database '{}'", target.database()))),
+            Err(error) => {
+                return Err(error.within(&format!("the schema of database '{}'", target.database())));
+            }
         }
     }
 }
@@ -160,17 +198,31 @@ async fn ordered_relations(
     // The chunks of a hypertable of compressed relations are those relations, which their chunks name as well.
     let hypertables = hypertables.filter(|table| table.kind != HypertableKind::Compressed);
     for chunk in hypertables.flat_map(|table| &table.chunks) {
-        let name = QualifiedName { schema: chunk.schema.clone(), name: chunk.name.clone() };
+        let name = QualifiedName {
+            schema: chunk.schema.clone(),
+            name: chunk.name.clone(),
+        };
         kinds.insert(name, RelationKind::Chunk);
         if let Some(compressed) = &chunk.compressed_relation {
-            let name = QualifiedName { schema: compressed.schema.clone(), name: compressed.name.clone() };
+            let name = QualifiedName {
+                schema: compressed.schema.clone(),
+                name: compressed.name.clone(),
+            };
             kinds.insert(name, RelationKind::CompressedChunk);
         }
     }
     let order = catalog::configuration_order(&mut snapshot.session).await?;
-    let places: HashMap<u32, usize> = order.iter().enumerate().map(|(place, oid)| (*oid, place)).collect();
-    let mut relations: Vec<(CatalogRelation, u64)> =
-        snapshot.relations.iter().cloned().zip(snapshot.sizes.iter().copied()).collect();
+    let places: HashMap<u32, usize> = order
+        .iter()
+        .enumerate()
+        .map(|(place, oid)| (*oid, place))
+        .collect();
+    let mut relations: Vec<(CatalogRelation, u64)> = snapshot
+        .relations
+        .iter()
+        .cloned()
+        .zip(snapshot.sizes.iter().copied())
+        .collect();
     relations.retain(|(relation, _)| relation.has_rows);
     for (relation, _) in &mut relations {
         if let (RelationKind::Table, Some(kind)) = (relation.kind, kinds.get(&relation.name)) {
@@ -178,7 +230,11 @@ async fn ordered_relations(
         }
     }
     relations.sort_by_key(|(relation, _)| match relation.kind {
-        RelationKind::Configuration => (0, places.get(&relation.oid).copied().unwrap_or(usize::MAX), relation.oid),
+        RelationKind::Configuration => (
+            0,
+            places.get(&relation.oid).copied().unwrap_or(usize::MAX),
+            relation.oid,
+        ),
         _ => (1, 0, relation.oid),
     });
     Ok(relations)
@@ -202,7 +258,9 @@ async fn read_catalog(
     let session = &mut snapshot.session;
     let suffix = sealed_suffix(run.repository);
     let put = |name: String, text: String| async move {
-        run.repository.put_contents(&run.prefix, &name, Bytes::from(text)).await
+        run.repository
+            .put_contents(&run.prefix, &name, Bytes::from(text))
+            .await
     };
     let sequences = match catalog::sequences_script(session).await? {
         Some(script) => Some(put(format!("{folder}/sequences.sql{suffix}"), script).await?),
@@ -232,12 +290,21 @@ async fn large_objects(
     let context = || "looking for large objects".to_owned();
     let sql = "SELECT EXISTS (SELECT FROM pg_catalog.pg_largeobject_metadata)";
     let rows = snapshot.session.query(sql).await.context(context)?;
-    let any = rows.first().map(|row| row.get::<bool>(0)).transpose().context(context)?;
+    let any = rows
+        .first()
+        .map(|row| row.get::<bool>(0))
+        .transpose()
+        .context(context)?;
     if any != Some(true) || run.options.filters.selects_a_part() {
         return Ok(Vec::new());
     }
     let suffix = sealed_suffix(run.repository);
-    let mut command = schema::pg_dump(&run.programs, target, &snapshot.id, SCHEMA_LOCK_TIMEOUT.as_millis());
+    let mut command = schema::pg_dump(
+        &run.programs,
+        target,
+        &snapshot.id,
+        SCHEMA_LOCK_TIMEOUT.as_millis(),
+    );
     command.args(["--data-only", "--blobs", "--exclude-table=*.*"]);
     let name = |number| format!("{folder}/large_objects.{number:04}.dump{suffix}");
     let stored = schema::store_output(run.repository, &run.prefix, name, command).await;
@@ -253,9 +320,17 @@ async fn read_data(
 ) -> Result<DataRead, DumpError> {
     let (relations, sizes): (Vec<CatalogRelation>, Vec<u64>) = relations.iter().cloned().unzip();
     let progress = run.progress;
-    progress.bytes_total.fetch_add(sizes.iter().sum(), Ordering::Relaxed);
-    progress.relations_total.fetch_add(relations.len() as u64, Ordering::Relaxed);
-    let encoding = snapshot.session.parameter("client_encoding").unwrap_or("UTF8").to_owned();
+    progress
+        .bytes_total
+        .fetch_add(sizes.iter().sum(), Ordering::Relaxed);
+    progress
+        .relations_total
+        .fetch_add(relations.len() as u64, Ordering::Relaxed);
+    let encoding = snapshot
+        .session
+        .parameter("client_encoding")
+        .unwrap_or("UTF8")
+        .to_owned();
     let phase = DataPhase {
         repository: run.repository.clone(),
         prefix: run.prefix.clone(),
@@ -281,10 +356,15 @@ async fn describe(
     for (place, (relation, _)) in (0_u32..).zip(relations) {
         let found = read.relations.get(&place);
         if found.is_none() && !relation.data_excluded {
-            return Err(DumpError::Internal(format!("table {} was never read", relation.name)));
+            return Err(DumpError::Internal(format!(
+                "table {} was never read",
+                relation.name
+            )));
         }
         let compressed_rows = match relation.kind {
-            RelationKind::CompressedChunk if found.is_some() => compressed_rows(session, &relation.name).await?,
+            RelationKind::CompressedChunk if found.is_some() => {
+                compressed_rows(session, &relation.name).await?
+            }
             _ => None,
         };
         described.push(Relation {
@@ -296,7 +376,10 @@ async fn describe(
             partition_of: relation.partition_of.clone(),
             rows: found.map_or(0, |found| found.rows),
             compressed_rows,
-            hash: found.map_or_else(|| blake3::hash(b""), |found| found.hash).to_hex().to_string(),
+            hash: found
+                .map_or_else(|| blake3::hash(b""), |found| found.hash)
+                .to_hex()
+                .to_string(),
             plain_bytes: found.map_or(0, |found| found.bytes),
             data_excluded: relation.data_excluded,
         });
@@ -309,23 +392,38 @@ async fn compressed_rows(session: &mut Session, name: &QualifiedName) -> Result<
     let context = || format!("counting the rows compressed in {name}");
     let sql = pgkeep_timescale::compressed_row_count_sql(&name.schema, &name.name);
     let rows = session.query(&sql).await.context(context)?;
-    rows.first().map(|row| row.get(0)).transpose().context(context).map(Option::flatten)
+    rows.first()
+        .map(|row| row.get(0))
+        .transpose()
+        .context(context)
+        .map(Option::flatten)
 }
 
 /// The scripts for whoever restores without pgkeep.
 async fn write_scripts(run: &Run<'_>, database: &DatabaseManifest) -> Result<Vec<ObjectRef>, DumpError> {
     let suffix = sealed_suffix(run.repository);
-    let create = sql::create_database(&database.name, &database.properties, Some(&database.properties.owner));
+    let create = sql::create_database(
+        &database.name,
+        &database.properties,
+        Some(&database.properties.owner),
+    );
     let settings = sql::database_settings(&database.name, &database.properties, |_| true);
     let mut objects = Vec::new();
     for (name, text) in [
         ("create.sql", sql::script(&[create])),
         ("settings.sql", sql::script(&settings)),
         ("before.sql", sql::before_script(database.timescaledb.as_ref())),
-        ("after.sql", sql::after_script(database.timescaledb.as_ref(), &database.materialized_views)),
+        (
+            "after.sql",
+            sql::after_script(database.timescaledb.as_ref(), &database.materialized_views),
+        ),
     ] {
         let name = format!("{}/{name}{suffix}", database.folder);
-        objects.push(run.repository.put_contents(&run.prefix, &name, Bytes::from(text)).await?);
+        objects.push(
+            run.repository
+                .put_contents(&run.prefix, &name, Bytes::from(text))
+                .await?,
+        );
     }
     Ok(objects)
 }

@@ -139,7 +139,10 @@ impl DumpError {
     #[must_use]
     pub(crate) fn within(self, what: &str) -> Self {
         match self {
-            Self::Program { context, source } => Self::Program { context: format!("{context} for {what}"), source },
+            Self::Program { context, source } => Self::Program {
+                context: format!("{context} for {what}"),
+                source,
+            },
             other => other,
         }
     }
@@ -196,18 +199,27 @@ pub(crate) trait Context<T> {
 
 impl<T> Context<T> for Result<T, PgError> {
     fn context(self, context: impl FnOnce() -> String) -> Result<T, DumpError> {
-        self.map_err(|source| DumpError::Pg { context: context(), source })
+        self.map_err(|source| DumpError::Pg {
+            context: context(),
+            source,
+        })
     }
 }
 
 impl<T> Context<T> for Result<T, ProgramError> {
     fn context(self, context: impl FnOnce() -> String) -> Result<T, DumpError> {
-        self.map_err(|source| DumpError::Program { context: context(), source })
+        self.map_err(|source| DumpError::Program {
+            context: context(),
+            source,
+        })
     }
 }
 
 impl<T> Context<T> for std::io::Result<T> {
     fn context(self, context: impl FnOnce() -> String) -> Result<T, DumpError> {
-        self.map_err(|source| DumpError::Io { context: context(), source })
+        self.map_err(|source| DumpError::Io {
+            context: context(),
+            source,
+        })
     }
 }

@@ -88,7 +88,13 @@ pub async fn write_files(
 ) -> Result<FileReport, DumpError> {
     let begun = Instant::now();
     progress.set_phase("connecting");
-    let context = || format!("connecting to database '{}' at {}", target.database(), target.endpoint());
+    let context = || {
+        format!(
+            "connecting to database '{}' at {}",
+            target.database(),
+            target.endpoint()
+        )
+    };
     let mut session = Session::connect(target).await.context(context)?;
     let server_version_num = check_server(&session)?;
     let databases = choose_databases(&mut session, &options.databases).await?;
@@ -96,12 +102,19 @@ pub async fn write_files(
     session.close().await;
     if options.format != FileFormat::Plain && databases.len() != 1 {
         return Err(DumpError::Usage {
-            message: "the custom and the directory format hold one database, and several would be dumped".to_owned(),
+            message: "the custom and the directory format hold one database, and several would be dumped"
+                .to_owned(),
             hint: Some(format!("choose one with --database: {}", databases.join(", "))),
         });
     }
     let programs = ClientPrograms::find(server_version_num, &options.programs).await?;
-    let mut writing = Writing { target, options, programs, progress, attention: Vec::new() };
+    let mut writing = Writing {
+        target,
+        options,
+        programs,
+        progress,
+        attention: Vec::new(),
+    };
     let work = async {
         match options.format {
             FileFormat::Directory => writing.directory(&databases).await,
@@ -113,7 +126,13 @@ pub async fn write_files(
         () = cancelled => return Err(DumpError::Interrupted),
     };
     let attention = writing.attention;
-    Ok(FileReport { output: options.output.clone(), databases, bytes, attention, elapsed: begun.elapsed() })
+    Ok(FileReport {
+        output: options.output.clone(),
+        databases,
+        bytes,
+        attention,
+        elapsed: begun.elapsed(),
+    })
 }
 
 struct Writing<'a> {
@@ -129,7 +148,8 @@ impl Writing<'_> {
         self.progress.set_phase(format!("{name}: locking tables"));
         let target = self.target.with_database(name);
         let owners = owners_query(&self.options.filters, &target).await?;
-        let snapshot = snapshot::take(&target, &self.options.filters, &owners, self.options.lock_timeout).await?;
+        let snapshot =
+            snapshot::take(&target, &self.options.filters, &owners, self.options.lock_timeout).await?;
         self.progress.set_phase(format!("{name}: reading with pg_dump"));
         Ok((target, snapshot))
     }
@@ -138,8 +158,14 @@ impl Writing<'_> {
     /// `--table HYPERTABLE` holds no rows at all.
     fn pg_dump(&self, target: &Target, snapshot: &LockedSnapshot, format: &str) -> Command {
         let mut command = self.programs.pg_dump.command(Some(target));
-        command.arg(format!("--format={format}")).arg("--no-password").arg(format!("--snapshot={}", snapshot.id));
-        command.arg(format!("--lock-wait-timeout={}", self.options.lock_timeout.as_millis()));
+        command
+            .arg(format!("--format={format}"))
+            .arg("--no-password")
+            .arg(format!("--snapshot={}", snapshot.id));
+        command.arg(format!(
+            "--lock-wait-timeout={}",
+            self.options.lock_timeout.as_millis()
+        ));
         let filters = &self.options.filters;
         for (option, patterns) in [
             ("--table", &filters.tables),
@@ -170,13 +196,22 @@ impl Writing<'_> {
         let (target, mut snapshot) = self.snapshot(name).await?;
         let removed = RemovedUnlessKept(Some(partial.clone()));
         let mut command = self.pg_dump(&target, &snapshot, "directory");
-        command.arg(format!("--jobs={}", self.options.jobs.max(1))).arg("--file").arg(&partial);
-        let limits = RunLimits { deadline: PROGRAM_DEADLINE, stdout_bytes_max: 1 << 20 };
+        command
+            .arg(format!("--jobs={}", self.options.jobs.max(1)))
+            .arg("--file")
+            .arg(&partial);
+        let limits = RunLimits {
+            deadline: PROGRAM_DEADLINE,
+            stdout_bytes_max: 1 << 20,
+        };
         let context = || format!("dumping database '{name}'");
-        pgkeep_pg::programs::run(command, &limits).await.context(context)?;
+        pgkeep_pg::programs::run(command, &limits)
+            .await
+            .context(context)?;
         snapshot.session.execute("COMMIT").await.context(context)?;
         let bytes = sync_tree(partial.clone()).await?;
-        std::fs::rename(&partial, &path).context(|| format!("renaming {} to {}", partial.display(), path.display()))?;
+        std::fs::rename(&partial, &path)
+            .context(|| format!("renaming {} to {}", partial.display(), path.display()))?;
         removed.keep();
         Ok(bytes)
     }
@@ -188,13 +223,16 @@ impl Writing<'_> {
             // pg_dump compresses inside its own format.
             _ => Compression::None,
         };
-        let mut output = Output::create(&options.output, &options.store, compression, &options.encryption).await?;
-        let cluster = options.format == FileFormat::Plain && (options.databases.is_empty() || databases.len() > 1);
+        let mut output =
+            Output::create(&options.output, &options.store, compression, &options.encryption).await?;
+        let cluster =
+            options.format == FileFormat::Plain && (options.databases.is_empty() || databases.len() > 1);
         if cluster {
             self.progress.set_phase("roles and other globals");
             let (globals, with_passwords) = schema::globals(&self.programs, self.target).await?;
             if !with_passwords {
-                self.attention.push("not in the dump: the roles' passwords: reading them needs a superuser".to_owned());
+                self.attention
+                    .push("not in the dump: the roles' passwords: reading them needs a superuser".to_owned());
             }
             output.write(globals).await?;
             output.write(Bytes::from(sql::script(settings_for_all))).await?;
@@ -205,25 +243,39 @@ impl Writing<'_> {
             let plain = options.format == FileFormat::Plain;
             if cluster {
                 let properties = catalog::database_properties(&mut snapshot.session).await?;
-                output.write(Bytes::from(create_script(name, &properties))).await?;
+                output
+                    .write(Bytes::from(create_script(name, &properties)))
+                    .await?;
             }
             if let (Some(inventory), true) = (&timescaledb, plain) {
-                output.write(Bytes::from(sql::before_script(Some(inventory)))).await?;
+                output
+                    .write(Bytes::from(sql::before_script(Some(inventory))))
+                    .await?;
                 self.note_foreign_keys(&mut snapshot, name).await?;
             }
             let format = if plain { "plain" } else { "custom" };
             copy_program(self.pg_dump(&target, &snapshot, format), &mut output, name).await?;
             if let (Some(inventory), true) = (&timescaledb, plain) {
                 // pg_dump refreshes materialized views itself.
-                output.write(Bytes::from(sql::after_script(Some(inventory), &[]))).await?;
+                output
+                    .write(Bytes::from(sql::after_script(Some(inventory), &[])))
+                    .await?;
             }
-            snapshot.session.execute("COMMIT").await.context(|| format!("ending the snapshot of '{name}'"))?;
+            snapshot
+                .session
+                .execute("COMMIT")
+                .await
+                .context(|| format!("ending the snapshot of '{name}'"))?;
             snapshot.session.close().await;
         }
         output.finish().await
     }
 
-    async fn note_foreign_keys(&mut self, snapshot: &mut LockedSnapshot, name: &str) -> Result<(), DumpError> {
+    async fn note_foreign_keys(
+        &mut self,
+        snapshot: &mut LockedSnapshot,
+        name: &str,
+    ) -> Result<(), DumpError> {
         let keys = catalog::foreign_keys_to_hypertables(&mut snapshot.session).await?;
         if !keys.is_empty() {
             self.attention.push(format!(
@@ -241,7 +293,10 @@ fn create_script(name: &str, properties: &DatabaseProperties) -> String {
     let settings = sql::script(&sql::database_settings(name, properties, |_| true));
     // psql takes a connection string here, and doubles quotes as SQL does.
     let connection = schema::quote_conninfo(name).replace('\'', "''");
-    format!("\n{create};\n{settings}\\connect -reuse-previous=on '{connection}'\n-- database {}\n", quote_identifier(name).replace('\n', " "))
+    format!(
+        "\n{create};\n{settings}\\connect -reuse-previous=on '{connection}'\n-- database {}\n",
+        quote_identifier(name).replace('\n', " ")
+    )
 }
 
 async fn copy_program(command: Command, output: &mut Output, name: &str) -> Result<(), DumpError> {

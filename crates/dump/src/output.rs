@@ -27,7 +27,10 @@ impl Compression {
     /// By the ending, before an `.age` if there is one.
     pub fn of_name(name: &str) -> Self {
         let name = name.strip_suffix(".age").unwrap_or(name);
-        match Path::new(name).extension().and_then(|extension| extension.to_str()) {
+        match Path::new(name)
+            .extension()
+            .and_then(|extension| extension.to_str())
+        {
             Some("gz") => Self::Gzip,
             Some("zst") => Self::Zstd,
             _ => Self::None,
@@ -60,9 +63,14 @@ impl Output {
         let (input, input_blocks) = mpsc::channel(BLOCKS_WAITING_MAX);
         let (output, output_blocks) = mpsc::channel(BLOCKS_WAITING_MAX);
         let encryption = encryption.clone();
-        let encoder =
-            tokio::task::spawn_blocking(move || encode(compression, &encryption, input_blocks, ChannelWriter(output)));
-        Ok(Self { input, encoder, sink: tokio::spawn(sink.take_all(output_blocks)) })
+        let encoder = tokio::task::spawn_blocking(move || {
+            encode(compression, &encryption, input_blocks, ChannelWriter(output))
+        });
+        Ok(Self {
+            input,
+            encoder,
+            sink: tokio::spawn(sink.take_all(output_blocks)),
+        })
     }
 
     /// Adds contents.
@@ -128,17 +136,22 @@ fn encode(
         Compression::None => pump(input, encrypted)?,
         Compression::Gzip => {
             let encoder = flate2::write::GzEncoder::new(encrypted, flate2::Compression::default());
-            pump(input, encoder)?.map(flate2::write::GzEncoder::finish).transpose()?
+            pump(input, encoder)?
+                .map(flate2::write::GzEncoder::finish)
+                .transpose()?
         }
         Compression::Zstd => {
             let encoder = zstd::stream::write::Encoder::new(encrypted, ZSTD_LEVEL)?;
-            pump(input, encoder)?.map(zstd::stream::write::Encoder::finish).transpose()?
+            pump(input, encoder)?
+                .map(zstd::stream::write::Encoder::finish)
+                .transpose()?
         }
     };
     // Cut off: the sink must not take it for the end.
     let Some(encrypted) = finished else { return Ok(()) };
     encrypted.finish()?.flush()?;
-    end.blocking_send(None).map_err(|_| std::io::Error::other("the writing stage is gone"))
+    end.blocking_send(None)
+        .map_err(|_| std::io::Error::other("the writing stage is gone"))
 }
 
 /// Gives the writer back when the input ended, and nothing when it was cut off.
@@ -153,7 +166,11 @@ fn pump<W: Write>(mut input: mpsc::Receiver<Option<Bytes>>, mut writer: W) -> st
 }
 
 enum Sink {
-    File { file: tokio::fs::File, partial: PathBuf, path: PathBuf },
+    File {
+        file: tokio::fs::File,
+        partial: PathBuf,
+        path: PathBuf,
+    },
     Object(Box<ObjectWriter>),
 }
 
@@ -162,7 +179,9 @@ impl Sink {
         if let Some((parent, name)) = place.rsplit_once('/').filter(|_| place.contains("://")) {
             let from_store = |error| DumpError::Repository(pgkeep_repository::RepositoryError::Store(error));
             let store = Store::open(parent, options).await.map_err(from_store)?;
-            return Ok(Self::Object(Box::new(store.put_stream(name).await.map_err(from_store)?)));
+            return Ok(Self::Object(Box::new(
+                store.put_stream(name).await.map_err(from_store)?,
+            )));
         }
         let path = PathBuf::from(place);
         refuse_existing(&path)?;
@@ -170,14 +189,18 @@ impl Sink {
         let mut open = tokio::fs::OpenOptions::new();
         // A dump holds everything: nobody else may read it.
         open.write(true).create(true).truncate(true).mode(0o600);
-        let file = open.open(&partial).await.context(|| format!("creating {}", partial.display()))?;
+        let file = open
+            .open(&partial)
+            .await
+            .context(|| format!("creating {}", partial.display()))?;
         Ok(Self::File { file, partial, path })
     }
 
     async fn take_all(self, mut blocks: mpsc::Receiver<Option<Bytes>>) -> Result<u64, DumpError> {
         match self {
             Self::Object(mut writer) => {
-                let from_store = |error| DumpError::Repository(pgkeep_repository::RepositoryError::Store(error));
+                let from_store =
+                    |error| DumpError::Repository(pgkeep_repository::RepositoryError::Store(error));
                 while let Some(block) = blocks.recv().await {
                     match block {
                         Some(block) => writer.write(block).await.map_err(from_store)?,
@@ -187,7 +210,11 @@ impl Sink {
                 writer.abort().await;
                 Err(cut_off())
             }
-            Self::File { mut file, partial, path } => {
+            Self::File {
+                mut file,
+                partial,
+                path,
+            } => {
                 let written = write_file(&mut file, &partial, &path, &mut blocks).await;
                 if written.is_err() {
                     let _ = tokio::fs::remove_file(&partial).await;
@@ -216,10 +243,16 @@ async fn write_file(
             file.flush().await.context(context)?;
             file.sync_all().await.context(context)?;
             // Never over a file that came in the meantime.
-            std::fs::hard_link(partial, path).context(|| format!("naming the finished file {}", path.display()))?;
+            std::fs::hard_link(partial, path)
+                .context(|| format!("naming the finished file {}", path.display()))?;
             std::fs::remove_file(partial).context(context)?;
-            let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-            std::fs::File::open(folder).and_then(|folder| folder.sync_all()).context(context)?;
+            let folder = path
+                .parent()
+                .filter(|folder| !folder.as_os_str().is_empty())
+                .unwrap_or(Path::new("."));
+            std::fs::File::open(folder)
+                .and_then(|folder| folder.sync_all())
+                .context(context)?;
             return Ok(bytes);
         };
         file.write_all(&block).await.context(context)?;

@@ -97,8 +97,16 @@ pub fn run(
     buffers: mpsc::Sender<Vec<u8>>,
 ) {
     let preamble = preamble(client_encoding);
-    let mut packer =
-        Packer { access, preamble, limits, output, buffers, object: None, block_open: false, current: None };
+    let mut packer = Packer {
+        access,
+        preamble,
+        limits,
+        output,
+        buffers,
+        object: None,
+        block_open: false,
+        current: None,
+    };
     while let Some(message) = input.blocking_recv() {
         if let Err(error) = packer.take(message) {
             // Nobody listens any more when the dump has failed elsewhere.
@@ -113,7 +121,13 @@ impl Packer {
         match message {
             PackInput::Begin { relation, copy_line } => {
                 let hasher = blake3::Hasher::new();
-                self.current = Some(Current { relation, copy_line, hasher, rows: 0, bytes: 0 });
+                self.current = Some(Current {
+                    relation,
+                    copy_line,
+                    hasher,
+                    rows: 0,
+                    bytes: 0,
+                });
                 Ok(())
             }
             PackInput::Rows(mut rows) => {
@@ -125,9 +139,17 @@ impl Packer {
             }
             PackInput::End => {
                 self.close_block()?;
-                let current = self.current.take().ok_or_else(|| internal("a relation ends that never began"))?;
+                let current = self
+                    .current
+                    .take()
+                    .ok_or_else(|| internal("a relation ends that never began"))?;
                 let (rows, bytes, hash) = (current.rows, current.bytes, current.hasher.finalize());
-                self.send(PackOutput::RelationDone { relation: current.relation, rows, bytes, hash })
+                self.send(PackOutput::RelationDone {
+                    relation: current.relation,
+                    rows,
+                    bytes,
+                    hash,
+                })
             }
             PackInput::Cut => self.cut(),
         }
@@ -141,13 +163,21 @@ impl Packer {
         // In COPY's text format a line feed ends a row and nothing else: one inside a value is written as \n.
         let count = memchr::memchr_iter(b'\n', rows).count() as u64;
         let bytes = rows.len() as u64;
-        let current = self.current.as_mut().ok_or_else(|| internal("rows of no relation"))?;
+        let current = self
+            .current
+            .as_mut()
+            .ok_or_else(|| internal("rows of no relation"))?;
         current.hasher.update(rows);
         current.rows += count;
         current.bytes += bytes;
-        let (sealer, segments) = self.object.as_mut().ok_or_else(|| internal("rows outside an object"))?;
+        let (sealer, segments) = self
+            .object
+            .as_mut()
+            .ok_or_else(|| internal("rows outside an object"))?;
         sealer.write(rows)?;
-        let segment = segments.last_mut().ok_or_else(|| internal("rows outside a block"))?;
+        let segment = segments
+            .last_mut()
+            .ok_or_else(|| internal("rows outside a block"))?;
         segment.rows += count;
         segment.bytes += bytes;
         let full = sealer.sealed_bytes() >= self.limits.stored_bytes_max
@@ -161,15 +191,25 @@ impl Packer {
         if self.block_open {
             return Ok(());
         }
-        let current = self.current.as_ref().ok_or_else(|| internal("a block of no relation"))?;
+        let current = self
+            .current
+            .as_ref()
+            .ok_or_else(|| internal("a block of no relation"))?;
         if self.object.is_none() {
             let mut sealer = Sealer::new(&self.access)?;
             sealer.write(self.preamble.as_bytes())?;
             self.object = Some((sealer, Vec::new()));
         }
-        let (sealer, segments) = self.object.as_mut().ok_or_else(|| internal("a block outside an object"))?;
+        let (sealer, segments) = self
+            .object
+            .as_mut()
+            .ok_or_else(|| internal("a block outside an object"))?;
         sealer.write(format!("{}\n", current.copy_line).as_bytes())?;
-        segments.push(Segment { relation: current.relation, rows: 0, bytes: 0 });
+        segments.push(Segment {
+            relation: current.relation,
+            rows: 0,
+            bytes: 0,
+        });
         self.block_open = true;
         Ok(())
     }
@@ -186,13 +226,17 @@ impl Packer {
 
     fn cut(&mut self) -> Result<(), RepositoryError> {
         self.close_block()?;
-        let Some((sealer, segments)) = self.object.take() else { return Ok(()) };
+        let Some((sealer, segments)) = self.object.take() else {
+            return Ok(());
+        };
         let sealed = sealer.finish()?;
         self.send(PackOutput::Object { sealed, segments })
     }
 
     fn send(&self, output: PackOutput) -> Result<(), RepositoryError> {
-        self.output.blocking_send(output).map_err(|_| internal("the stage after the packer is gone"))
+        self.output
+            .blocking_send(output)
+            .map_err(|_| internal("the stage after the packer is gone"))
     }
 }
 

@@ -24,9 +24,14 @@ impl Pattern {
         let name_regex = parts.pop().unwrap_or_default();
         let schema_regex = parts.pop();
         if !parts.is_empty() {
-            return Err(format!("'{text}' has too many dots: write schema.table, and quote a dot that is part of a name"));
+            return Err(format!(
+                "'{text}' has too many dots: write schema.table, and quote a dot that is part of a name"
+            ));
         }
-        Ok(Self { schema_regex, name_regex })
+        Ok(Self {
+            schema_regex,
+            name_regex,
+        })
     }
 
     /// Reads a pattern for schemas: no dots.
@@ -51,7 +56,10 @@ impl Pattern {
             let regex = regex::Regex::new(&format!("(?s){regex}")).map_err(|error| error.to_string())?;
             Ok::<bool, String>(regex.is_match(text))
         };
-        let schema_fits = self.schema_regex.as_ref().map_or(Ok(true), |regex| fits(regex, schema))?;
+        let schema_fits = self
+            .schema_regex
+            .as_ref()
+            .map_or(Ok(true), |regex| fits(regex, schema))?;
         Ok(schema_fits && fits(&self.name_regex, name)?)
     }
 
@@ -68,7 +76,10 @@ impl Pattern {
 
 /// `expression ~ regex`, with PostgreSQL's own operator and a fixed collation.
 pub fn regex_condition(expression: &str, regex: &str) -> String {
-    format!("({expression} OPERATOR(pg_catalog.~) {} COLLATE pg_catalog.\"C\")", quote_literal(regex))
+    format!(
+        "({expression} OPERATOR(pg_catalog.~) {} COLLATE pg_catalog.\"C\")",
+        quote_literal(regex)
+    )
 }
 
 /// Splits at dots outside quotes and makes an anchored regular expression of each part.
@@ -102,7 +113,9 @@ fn split(text: &str) -> Result<Vec<String>, String> {
         }
     }
     if quoted {
-        return Err(format!("'{text}' has an opening double quote without a closing one"));
+        return Err(format!(
+            "'{text}' has an opening double quote without a closing one"
+        ));
     }
     parts.push(part);
     Ok(parts.into_iter().map(|part| format!("^({part})$")).collect())
@@ -118,10 +131,15 @@ mod tests {
         assert_eq!(games.schema_regex.as_deref(), Some("^(public)$"));
         assert_eq!(games.name_regex, "^(game.*)$");
         let odd = Pattern::relation("\"Odd.Name \"\"x\"\"*\"").unwrap();
-        assert_eq!((odd.schema_regex.clone(), odd.name_regex.as_str()), (None, "^(Odd\\.Name \"x\"\\*)$"));
+        assert_eq!(
+            (odd.schema_regex.clone(), odd.name_regex.as_str()),
+            (None, "^(Odd\\.Name \"x\"\\*)$")
+        );
         assert_eq!(Pattern::schema("a|b").unwrap(), "^(a|b)$");
         assert!(games.fits("public", "games") == Ok(true) && games.fits("app", "games") == Ok(false));
-        assert!(odd.clone().fits("any", "Odd.Name \"x\"*") == Ok(true) && odd.fits("any", "odd") == Ok(false));
+        assert!(
+            odd.clone().fits("any", "Odd.Name \"x\"*") == Ok(true) && odd.fits("any", "odd") == Ok(false)
+        );
         for bad in ["", "a.b.c", "\"open"] {
             assert!(Pattern::relation(bad).is_err(), "{bad}");
         }

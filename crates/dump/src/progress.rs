@@ -22,12 +22,18 @@ pub struct Progress {
 impl Progress {
     /// Names what is going on, in the present tense.
     pub fn set_phase(&self, phase: impl Into<String>) {
-        *self.phase.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = phase.into();
+        *self
+            .phase
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner) = phase.into();
     }
 
     /// What is going on.
     pub fn phase(&self) -> String {
-        self.phase.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+        self.phase
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .clone()
     }
 
     pub(crate) fn add(counter: &AtomicU64, amount: u64) {

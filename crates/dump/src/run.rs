@@ -62,7 +62,11 @@ pub struct DumpReport {
 
 /// How the names of sealed objects end: they tell which tools open them.
 pub fn sealed_suffix(repository: &Repository) -> &'static str {
-    if repository.access().encryption.is_encrypted() { ".zst.age" } else { ".zst" }
+    if repository.access().encryption.is_encrypted() {
+        ".zst.age"
+    } else {
+        ".zst"
+    }
 }
 
 pub(crate) struct Run<'a> {
@@ -92,7 +96,13 @@ pub async fn dump(
 ) -> Result<DumpReport, DumpError> {
     let begun = Instant::now();
     progress.set_phase("connecting");
-    let context = || format!("connecting to database '{}' at {}", target.database(), target.endpoint());
+    let context = || {
+        format!(
+            "connecting to database '{}' at {}",
+            target.database(),
+            target.endpoint()
+        )
+    };
     let mut session = Session::connect(target).await.context(context)?;
     let server_version_num = check_server(&session)?;
     let server_version = session.parameter("server_version").unwrap_or_default().to_owned();
@@ -102,7 +112,9 @@ pub async fn dump(
     session.close().await;
     let programs = ClientPrograms::find(server_version_num, &options.programs).await?;
 
-    repository.claim_identity(system_identifier, options.accept_new_identity).await?;
+    repository
+        .claim_identity(system_identifier, options.accept_new_identity)
+        .await?;
     let lease = Lease::acquire(repository, "pgkeep dump", options.lease_duration).await?;
     let swept = sweep_quietly(repository).await;
     let id = BackupId::new(BackupKind::Dump, repository.now())
@@ -136,7 +148,13 @@ pub async fn dump(
         tracing::warn!(%error, "the lease stays until it runs out");
     }
     let (manifest, attention) = result?;
-    Ok(DumpReport { id, manifest, attention, elapsed: begun.elapsed(), swept })
+    Ok(DumpReport {
+        id,
+        manifest,
+        attention,
+        elapsed: begun.elapsed(),
+        swept,
+    })
 }
 
 pub(crate) fn check_server(session: &Session) -> Result<u32, DumpError> {
@@ -151,7 +169,10 @@ pub(crate) fn check_server(session: &Session) -> Result<u32, DumpError> {
     Ok(found)
 }
 
-pub(crate) async fn choose_databases(session: &mut Session, named: &[String]) -> Result<Vec<String>, DumpError> {
+pub(crate) async fn choose_databases(
+    session: &mut Session,
+    named: &[String],
+) -> Result<Vec<String>, DumpError> {
     let all = catalog::databases(session).await?;
     if named.is_empty() {
         return Ok(all);
@@ -180,14 +201,20 @@ async fn sweep_quietly(repository: &Repository) -> Swept {
 }
 
 impl Run<'_> {
-    async fn all(&self, databases: &[String], lease: &Lease) -> Result<(DumpManifest, Vec<String>), DumpError> {
+    async fn all(
+        &self,
+        databases: &[String],
+        lease: &Lease,
+    ) -> Result<(DumpManifest, Vec<String>), DumpError> {
         let mut omissions = Vec::new();
         self.progress.set_phase("roles and other globals");
         let (globals, with_passwords) = schema::globals(&self.programs, self.target).await?;
         if !with_passwords {
             omissions.push("the roles' passwords: reading them needs a superuser".to_owned());
         }
-        let globals = [globals, Bytes::from(sql::script(&self.settings_for_all))].concat().into();
+        let globals = [globals, Bytes::from(sql::script(&self.settings_for_all))]
+            .concat()
+            .into();
         let name = format!("globals.sql{}", sealed_suffix(self.repository));
         let globals = self.repository.put_contents(&self.prefix, &name, globals).await?;
         let mut dumped = Vec::new();
@@ -217,7 +244,11 @@ impl Run<'_> {
         let mut objects = object_refs(&manifest);
         objects.extend(dumped.into_iter().flat_map(|dumped| dumped.other_objects));
         self.finish(&mut manifest, objects, lease).await?;
-        let attention = manifest.omissions.iter().map(|omission| format!("not in the dump: {omission}")).collect();
+        let attention = manifest
+            .omissions
+            .iter()
+            .map(|omission| format!("not in the dump: {omission}"))
+            .collect();
         Ok((manifest, attention))
     }
 
@@ -230,19 +261,36 @@ impl Run<'_> {
     ) -> Result<(), DumpError> {
         let suffix = sealed_suffix(self.repository);
         let index = Bytes::from(way_out::index(manifest));
-        objects.push(self.repository.put_contents(&self.prefix, &format!("index.tsv{suffix}"), index).await?);
+        objects.push(
+            self.repository
+                .put_contents(&self.prefix, &format!("index.tsv{suffix}"), index)
+                .await?,
+        );
         for (name, text) in [
-            ("RESTORE.md", way_out::readme(manifest, self.repository.access().encryption.is_encrypted())),
+            (
+                "RESTORE.md",
+                way_out::readme(manifest, self.repository.access().encryption.is_encrypted()),
+            ),
             ("restore.sh", way_out::RESTORE_SCRIPT.to_owned()),
         ] {
-            objects.push(self.repository.put_plain(&self.prefix, name, Bytes::from(text)).await?);
+            objects.push(
+                self.repository
+                    .put_plain(&self.prefix, name, Bytes::from(text))
+                    .await?,
+            );
         }
         manifest.totals = totals(manifest, &objects);
         manifest.finished_at = self.repository.now();
         let summary = serialize(&summary(manifest, self.options))?;
-        objects.push(self.repository.put_contents(&self.prefix, layout::SUMMARY, summary).await?);
+        objects.push(
+            self.repository
+                .put_contents(&self.prefix, layout::SUMMARY, summary)
+                .await?,
+        );
         let checksums = integrity::format_checksums(objects.iter());
-        self.repository.put_plain(&self.prefix, layout::CHECKSUMS, checksums).await?;
+        self.repository
+            .put_plain(&self.prefix, layout::CHECKSUMS, checksums)
+            .await?;
         let sealed = self.repository.seal(serialize(manifest)?).await?;
         lease.check()?;
         self.repository.commit(&self.id, sealed).await?;
@@ -251,19 +299,27 @@ impl Run<'_> {
 }
 
 fn serialize<T: serde::Serialize>(value: &T) -> Result<Bytes, DumpError> {
-    let text = serde_json::to_vec(value).map_err(|error| DumpError::Internal(format!("writing JSON: {error}")))?;
+    let text =
+        serde_json::to_vec(value).map_err(|error| DumpError::Internal(format!("writing JSON: {error}")))?;
     Ok(Bytes::from(text))
 }
 
 /// Every object the manifest names.
 pub fn object_refs(manifest: &DumpManifest) -> Vec<ObjectRef> {
     let of_database = |database: &DatabaseManifest| {
-        let single = [Some(&database.dependents), database.sequences.as_ref()].into_iter().flatten();
+        let single = [Some(&database.dependents), database.sequences.as_ref()]
+            .into_iter()
+            .flatten();
         let several = database.schema.iter().chain(&database.large_objects);
         let data = database.data.iter().map(|data| &data.object);
         single.chain(several).chain(data).cloned().collect::<Vec<_>>()
     };
-    manifest.globals.iter().cloned().chain(manifest.databases.iter().flat_map(of_database)).collect()
+    manifest
+        .globals
+        .iter()
+        .cloned()
+        .chain(manifest.databases.iter().flat_map(of_database))
+        .collect()
 }
 
 fn totals(manifest: &DumpManifest, objects: &[ObjectRef]) -> Totals {
@@ -278,12 +334,19 @@ fn totals(manifest: &DumpManifest, objects: &[ObjectRef]) -> Totals {
 }
 
 fn summary(manifest: &DumpManifest, options: &DumpOptions) -> DumpSummary {
-    let timescaledb = manifest.databases.iter().find_map(|database| database.timescaledb.as_ref());
+    let timescaledb = manifest
+        .databases
+        .iter()
+        .find_map(|database| database.timescaledb.as_ref());
     DumpSummary {
         finished_at: manifest.finished_at,
         system_identifier: manifest.system_identifier.clone(),
         server_version: manifest.server_version.clone(),
-        databases: manifest.databases.iter().map(|database| database.name.clone()).collect(),
+        databases: manifest
+            .databases
+            .iter()
+            .map(|database| database.name.clone())
+            .collect(),
         timescaledb: timescaledb.map(|inventory| inventory.version.clone()),
         annotations: manifest.annotations.clone(),
         totals: manifest.totals,

@@ -39,7 +39,9 @@ impl ClientPrograms {
         let context = || format!("looking for the client programs of PostgreSQL {major}");
         Ok(Self {
             pg_dump: programs::find("pg_dump", major, search).await.context(context)?,
-            pg_dumpall: programs::find("pg_dumpall", major, search).await.context(context)?,
+            pg_dumpall: programs::find("pg_dumpall", major, search)
+                .await
+                .context(context)?,
         })
     }
 }
@@ -73,7 +75,9 @@ pub async fn store_output(
         Ok::<_, DumpError>(objects)
     };
     let (stored, ran) = tokio::join!(storing, feed_blocks(command, blocks));
-    let sealed = sealing.await.map_err(|error| DumpError::Internal(format!("the sealing thread died: {error}")))?;
+    let sealed = sealing
+        .await
+        .map_err(|error| DumpError::Internal(format!("the sealing thread died: {error}")))?;
     // The cause first: when storing fails, the stages before it only see their output closed.
     let objects = stored?;
     ran?;
@@ -125,7 +129,12 @@ fn seal_blocks(
 }
 
 /// `pg_dump` on the exported snapshot, in its custom format without compression of its own.
-pub fn pg_dump(programs: &ClientPrograms, target: &Target, snapshot_id: &str, lock_timeout_ms: u128) -> Command {
+pub fn pg_dump(
+    programs: &ClientPrograms,
+    target: &Target,
+    snapshot_id: &str,
+    lock_timeout_ms: u128,
+) -> Command {
     let mut command = programs.pg_dump.command(Some(target));
     command
         .arg("--format=custom")
@@ -142,11 +151,17 @@ pub fn pg_dump(programs: &ClientPrograms, target: &Target, snapshot_id: &str, lo
 /// # Errors
 /// `pg_dumpall` fails even so.
 pub async fn globals(programs: &ClientPrograms, target: &Target) -> Result<(Bytes, bool), DumpError> {
-    let limits = RunLimits { deadline: GLOBALS_DEADLINE, stdout_bytes_max: GLOBALS_BYTES_MAX };
+    let limits = RunLimits {
+        deadline: GLOBALS_DEADLINE,
+        stdout_bytes_max: GLOBALS_BYTES_MAX,
+    };
     let command = |with_passwords: bool| {
         let mut command = programs.pg_dumpall.command(Some(target));
         let database = quote_conninfo(target.database());
-        command.arg("--globals-only").arg("--no-password").arg(format!("--database={database}"));
+        command
+            .arg("--globals-only")
+            .arg("--no-password")
+            .arg(format!("--database={database}"));
         if !with_passwords {
             command.arg("--no-role-passwords");
         }

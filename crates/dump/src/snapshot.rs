@@ -44,13 +44,26 @@ pub struct LockedSnapshot {
 /// # Errors
 /// PostgreSQL's.
 pub async fn reading_session(target: &Target) -> Result<Session, DumpError> {
-    let context = || format!("connecting to database '{}' at {}", target.database(), target.endpoint());
+    let context = || {
+        format!(
+            "connecting to database '{}' at {}",
+            target.database(),
+            target.endpoint()
+        )
+    };
     let mut session = Session::connect(target).await.context(context)?;
     // SQL_ASCII means that nobody knows the encoding: then bytes must pass as they are.
     let raw = session.parameter("server_encoding") == Some("SQL_ASCII");
-    let encoding = if raw { "SET client_encoding = 'SQL_ASCII'; " } else { "SET client_encoding = 'UTF8'; " };
+    let encoding = if raw {
+        "SET client_encoding = 'SQL_ASCII'; "
+    } else {
+        "SET client_encoding = 'UTF8'; "
+    };
     let versioned = catalog::versioned_settings(session.server_version_num());
-    session.execute(&format!("{encoding}{READ_SETTINGS}{versioned}")).await.context(context)?;
+    session
+        .execute(&format!("{encoding}{READ_SETTINGS}{versioned}"))
+        .await
+        .context(context)?;
     Ok(session)
 }
 
@@ -82,18 +95,31 @@ pub async fn take(
             Err(error) if error.sqlstate() == Some(SQLSTATE_LOCK_NOT_AVAILABLE) => {
                 let blockers = blockers(target, &listed).await;
                 let database = target.database().to_owned();
-                return Err(DumpError::LockTimeout { database, waited_seconds: lock_timeout.as_secs(), blockers });
+                return Err(DumpError::LockTimeout {
+                    database,
+                    waited_seconds: lock_timeout.as_secs(),
+                    blockers,
+                });
             }
             Err(error) => return Err(error),
         }
         tracing::debug!(attempt, %change, "the tables changed between listing and locking; starting over");
-        session.execute("ROLLBACK").await.context(|| "starting over".to_owned())?;
+        session
+            .execute("ROLLBACK")
+            .await
+            .context(|| "starting over".to_owned())?;
     }
-    Err(DumpError::Unstable { database: target.database().to_owned(), attempts: ATTEMPTS_MAX, change })
+    Err(DumpError::Unstable {
+        database: target.database().to_owned(),
+        attempts: ATTEMPTS_MAX,
+        change,
+    })
 }
 
 fn starts_over(error: &PgError) -> bool {
-    error.sqlstate().is_some_and(|state| SQLSTATES_STARTING_OVER.contains(&state))
+    error
+        .sqlstate()
+        .is_some_and(|state| SQLSTATES_STARTING_OVER.contains(&state))
 }
 
 async fn lock_and_export(
@@ -102,22 +128,45 @@ async fn lock_and_export(
     deadline: Instant,
 ) -> Result<String, DumpError> {
     let context = || "locking the tables for reading".to_owned();
-    session.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await.context(context)?;
+    session
+        .execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        .await
+        .context(context)?;
     for batch in listed.chunks(LOCK_BATCH) {
-        let left_ms = deadline.saturating_duration_since(Instant::now()).as_millis().max(1);
-        session.execute(&format!("SET LOCAL lock_timeout = {left_ms}")).await.context(context)?;
-        session.execute(&lock_statement(batch, "")).await.context(context)?;
+        let left_ms = deadline
+            .saturating_duration_since(Instant::now())
+            .as_millis()
+            .max(1);
+        session
+            .execute(&format!("SET LOCAL lock_timeout = {left_ms}"))
+            .await
+            .context(context)?;
+        session
+            .execute(&lock_statement(batch, ""))
+            .await
+            .context(context)?;
     }
-    session.execute("SET LOCAL lock_timeout = 0").await.context(context)?;
-    let rows = session.query("SELECT pg_catalog.pg_export_snapshot()").await.context(|| "exporting the snapshot".to_owned())?;
-    let row = rows.first().ok_or_else(|| DumpError::Internal("no snapshot id".to_owned()))?;
+    session
+        .execute("SET LOCAL lock_timeout = 0")
+        .await
+        .context(context)?;
+    let rows = session
+        .query("SELECT pg_catalog.pg_export_snapshot()")
+        .await
+        .context(|| "exporting the snapshot".to_owned())?;
+    let row = rows
+        .first()
+        .ok_or_else(|| DumpError::Internal("no snapshot id".to_owned()))?;
     row.get(0).context(|| "exporting the snapshot".to_owned())
 }
 
 /// `LOCK TABLE` for reading; `suffix` may be `NOWAIT`. ONLY: a table's children are in the list themselves, or were
 /// left out.
 pub fn lock_statement(relations: &[CatalogRelation], suffix: &str) -> String {
-    let names: Vec<String> = relations.iter().map(|relation| format!("ONLY {}", relation.name.quoted())).collect();
+    let names: Vec<String> = relations
+        .iter()
+        .map(|relation| format!("ONLY {}", relation.name.quoted()))
+        .collect();
     format!("LOCK TABLE {} IN ACCESS SHARE MODE {suffix}", names.join(", "))
 }
 
@@ -132,18 +181,31 @@ async fn finish(
         CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn()
              ELSE pg_catalog.pg_current_wal_lsn() END";
     let rows = session.query(sql).await.context(context)?;
-    let row = rows.first().ok_or_else(|| DumpError::Internal("no snapshot time".to_owned()))?;
+    let row = rows
+        .first()
+        .ok_or_else(|| DumpError::Internal("no snapshot time".to_owned()))?;
     let text: String = row.get(0).context(context)?;
-    let taken_at = text.parse().map_err(|error| DumpError::Internal(format!("the server's time {text}: {error}")))?;
+    let taken_at = text
+        .parse()
+        .map_err(|error| DumpError::Internal(format!("the server's time {text}: {error}")))?;
     let lsn = row.get(1).context(context)?;
     let sizes = catalog::sizes(&mut session, &relations).await?;
-    Ok(LockedSnapshot { session, id, relations, sizes, taken_at, lsn })
+    Ok(LockedSnapshot {
+        session,
+        id,
+        relations,
+        sizes,
+        taken_at,
+        lsn,
+    })
 }
 
 /// The first difference between two lists, in words.
 fn difference(before: &[CatalogRelation], after: &[CatalogRelation]) -> Option<String> {
     let find = |list: &[CatalogRelation], oid: u32| {
-        list.binary_search_by_key(&oid, |relation| relation.oid).ok().and_then(|place| list.get(place).cloned())
+        list.binary_search_by_key(&oid, |relation| relation.oid)
+            .ok()
+            .and_then(|place| list.get(place).cloned())
     };
     for relation in after {
         match find(before, relation.oid) {
@@ -152,7 +214,10 @@ fn difference(before: &[CatalogRelation], after: &[CatalogRelation]) -> Option<S
             Some(_) => {}
         }
     }
-    before.iter().find(|old| find(after, old.oid).is_none()).map(|old| format!("{} was dropped", old.name))
+    before
+        .iter()
+        .find(|old| find(after, old.oid).is_none())
+        .map(|old| format!("{} was dropped", old.name))
 }
 
 /// Which sessions hold locks that reading conflicts with; best effort, for the error message.

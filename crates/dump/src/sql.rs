@@ -29,7 +29,11 @@ pub fn create_database(name: &str, properties: &DatabaseProperties, owner: Optio
         quote_literal(&properties.ctype)
     );
     if let Some(locale) = &properties.locale {
-        let option = if provider == "builtin" { "BUILTIN_LOCALE" } else { "ICU_LOCALE" };
+        let option = if provider == "builtin" {
+            "BUILTIN_LOCALE"
+        } else {
+            "ICU_LOCALE"
+        };
         let _ = write!(sql, " {option} {}", quote_literal(locale));
     }
     if let Some(rules) = &properties.icu_rules {
@@ -51,10 +55,16 @@ pub fn database_settings(
     let database = quote_identifier(name);
     let mut statements = Vec::new();
     if let Some(comment) = &properties.comment {
-        statements.push(format!("COMMENT ON DATABASE {database} IS {}", quote_literal(comment)));
+        statements.push(format!(
+            "COMMENT ON DATABASE {database} IS {}",
+            quote_literal(comment)
+        ));
     }
     if properties.connection_limit != -1 {
-        statements.push(format!("ALTER DATABASE {database} CONNECTION LIMIT {}", properties.connection_limit));
+        statements.push(format!(
+            "ALTER DATABASE {database} CONNECTION LIMIT {}",
+            properties.connection_limit
+        ));
     }
     if properties.is_template {
         statements.push(format!("ALTER DATABASE {database} IS_TEMPLATE true"));
@@ -64,7 +74,10 @@ pub fn database_settings(
         match &setting.role {
             None => statements.push(format!("ALTER DATABASE {database} {set}")),
             Some(role) if role_exists(role) => {
-                statements.push(format!("ALTER ROLE {} IN DATABASE {database} {set}", quote_identifier(role)));
+                statements.push(format!(
+                    "ALTER ROLE {} IN DATABASE {database} {set}",
+                    quote_identifier(role)
+                ));
             }
             Some(_) => {}
         }
@@ -77,8 +90,15 @@ pub fn database_settings(
                 Some(role) if role_exists(role) => quote_identifier(role),
                 Some(_) => continue,
             };
-            let option = if privilege.grantable { " WITH GRANT OPTION" } else { "" };
-            statements.push(format!("GRANT {} ON DATABASE {database} TO {grantee}{option}", privilege.privilege));
+            let option = if privilege.grantable {
+                " WITH GRANT OPTION"
+            } else {
+                ""
+            };
+            statements.push(format!(
+                "GRANT {} ON DATABASE {database} TO {grantee}{option}",
+                privilege.privilege
+            ));
         }
     }
     statements
@@ -97,18 +117,30 @@ const LIST_SETTINGS: [&str; 6] = [
 
 /// `SET name TO value`
 fn set_clause(setting: &DatabaseSetting) -> String {
-    let name = setting.name.split('.').map(quote_identifier).collect::<Vec<_>>().join(".");
+    let name = setting
+        .name
+        .split('.')
+        .map(quote_identifier)
+        .collect::<Vec<_>>()
+        .join(".");
     format!("SET {name} TO {}", setting_value(&setting.name, &setting.value))
 }
 
 /// Settings for all roles in all databases.
 pub fn settings_for_all(settings: &[DatabaseSetting]) -> Vec<String> {
-    settings.iter().map(|setting| format!("ALTER ROLE ALL {}", set_clause(setting))).collect()
+    settings
+        .iter()
+        .map(|setting| format!("ALTER ROLE ALL {}", set_clause(setting)))
+        .collect()
 }
 
 fn setting_value(name: &str, value: &str) -> String {
     if LIST_SETTINGS.contains(&name.to_ascii_lowercase().as_str()) {
-        if value.is_empty() { "''".to_owned() } else { value.to_owned() }
+        if value.is_empty() {
+            "''".to_owned()
+        } else {
+            value.to_owned()
+        }
     } else {
         quote_literal(value)
     }
@@ -116,12 +148,17 @@ fn setting_value(name: &str, value: &str) -> String {
 
 /// `REFRESH MATERIALIZED VIEW` for each, in the given order.
 pub fn refresh(views: &[QualifiedName]) -> Vec<String> {
-    views.iter().map(|view| format!("REFRESH MATERIALIZED VIEW {}", view.quoted())).collect()
+    views
+        .iter()
+        .map(|view| format!("REFRESH MATERIALIZED VIEW {}", view.quoted()))
+        .collect()
 }
 
 /// What a restore without pgkeep runs in the new database before the schema.
 pub fn before_script(timescaledb: Option<&Inventory>) -> String {
-    let Some(timescaledb) = timescaledb else { return "-- nothing to prepare\n".to_owned() };
+    let Some(timescaledb) = timescaledb else {
+        return "-- nothing to prepare\n".to_owned();
+    };
     format!(
         "CREATE SCHEMA IF NOT EXISTS {schema};\n\
          CREATE EXTENSION timescaledb WITH SCHEMA {schema} VERSION {version};\n\\connect\n\
@@ -150,10 +187,18 @@ pub fn after_script(timescaledb: Option<&Inventory>, materialized_views: &[Quali
              -- have checked the data. Turn one on with: SELECT alter_job(ID, scheduled => true);\n\
              {HOLD_JOBS}\nSELECT {schema}.timescaledb_post_restore();\n\\connect\n"
         );
-        let held: Vec<String> =
-            timescaledb.jobs.iter().filter(|job| job.scheduled && job.id >= 1000).map(|job| job.id.to_string()).collect();
+        let held: Vec<String> = timescaledb
+            .jobs
+            .iter()
+            .filter(|job| job.scheduled && job.id >= 1000)
+            .map(|job| job.id.to_string())
+            .collect();
         if !held.is_empty() {
-            let _ = writeln!(script, "\\warn TimescaleDB jobs are off until you turn them on: {}", held.join(", "));
+            let _ = writeln!(
+                script,
+                "\\warn TimescaleDB jobs are off until you turn them on: {}",
+                held.join(", ")
+            );
         }
     }
     for statement in refresh(materialized_views) {
@@ -186,9 +231,21 @@ mod tests {
             locale: Some("de-DE".to_owned()),
             connection_limit: -1,
             settings: vec![
-                DatabaseSetting { role: None, name: "search_path".to_owned(), value: "\"$user\", app".to_owned() },
-                DatabaseSetting { role: Some("gone".to_owned()), name: "work_mem".to_owned(), value: "1MB".to_owned() },
-                DatabaseSetting { role: None, name: "app.motto".to_owned(), value: "it's".to_owned() },
+                DatabaseSetting {
+                    role: None,
+                    name: "search_path".to_owned(),
+                    value: "\"$user\", app".to_owned(),
+                },
+                DatabaseSetting {
+                    role: Some("gone".to_owned()),
+                    name: "work_mem".to_owned(),
+                    value: "1MB".to_owned(),
+                },
+                DatabaseSetting {
+                    role: None,
+                    name: "app.motto".to_owned(),
+                    value: "it's".to_owned(),
+                },
             ],
             privileges: Some(vec![DatabasePrivilege {
                 grantee: None,

@@ -44,7 +44,10 @@ pub fn index(manifest: &DumpManifest) -> String {
 
 /// For `printf %b`, so that a name may hold tabs and line feeds.
 fn escape(name: &str) -> String {
-    name.replace('\\', "\\\\").replace('\t', "\\t").replace('\n', "\\n").replace('\r', "\\r")
+    name.replace('\\', "\\\\")
+        .replace('\t', "\\t")
+        .replace('\n', "\\n")
+        .replace('\r', "\\r")
 }
 
 /// `RESTORE.md`, filled in.
@@ -74,15 +77,28 @@ pub fn readme(manifest: &DumpManifest, encrypted: bool) -> String {
         ("{{server_version}}", manifest.server_version.as_str()),
         ("{{id}}", manifest.id.as_str()),
         ("{{major}}", &major),
-        ("{{age_tool}}", if encrypted { ", `age` and the private key file" } else { "" }),
+        (
+            "{{age_tool}}",
+            if encrypted {
+                ", `age` and the private key file"
+            } else {
+                ""
+            },
+        ),
         ("{{key_option}}", if encrypted { " -i KEYFILE" } else { "" }),
         ("{{suffix}}", suffix),
         ("{{timescaledb_server}}", &timescaledb_server),
         ("{{timescaledb_note}}", &timescaledb_note),
         (
             "{{open_command}}",
-            if encrypted { " `age -d -i KEYFILE OBJECT | zstd -dc`" } else { " `zstd -dc OBJECT`" },
+            if encrypted {
+                " `age -d -i KEYFILE OBJECT | zstd -dc`"
+            } else {
+                " `zstd -dc OBJECT`"
+            },
         ),
     ];
-    values.iter().fold(README.to_owned(), |text, (name, value)| text.replace(name, value))
+    values
+        .iter()
+        .fold(README.to_owned(), |text, (name, value)| text.replace(name, value))
 }

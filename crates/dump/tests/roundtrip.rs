@@ -9,11 +9,20 @@ use pgkeep_testkit::{Cluster, ClusterOptions, require};
 async fn there_and_back(source: &Cluster, destination: &Cluster, encrypted: bool) {
     let folder = tempfile::tempdir().unwrap();
     let repository = common::repository(folder.path(), encrypted).await;
-    let report = common::dump(&repository, source, &common::dump_options(source)).await.unwrap();
+    let report = common::dump(&repository, source, &common::dump_options(source))
+        .await
+        .unwrap();
     assert!(report.attention.is_empty(), "{:?}", report.attention);
     let options = common::restore_options(destination);
-    let restored = common::restore(&repository, &report.id, destination, &options).await.unwrap();
-    assert!(restored.databases.iter().all(|database| database.counted > 0 || database.name == "postgres"));
+    let restored = common::restore(&repository, &report.id, destination, &options)
+        .await
+        .unwrap();
+    assert!(
+        restored
+            .databases
+            .iter()
+            .all(|database| database.counted > 0 || database.name == "postgres")
+    );
     let same_version = source.major() == destination.major();
     let compared = InventoryOptions {
         pg_bin: Some(destination.pg_bin().to_path_buf()),
@@ -32,14 +41,18 @@ async fn there_and_back(source: &Cluster, destination: &Cluster, encrypted: bool
 }
 
 async fn plain(from: u32, to: u32) {
-    let Some((source, destination)) = servers(ClusterOptions::new(from), ClusterOptions::new(to)) else { return };
+    let Some((source, destination)) = servers(ClusterOptions::new(from), ClusterOptions::new(to)) else {
+        return;
+    };
     GameData::new(Events::Partitions).load(&source);
     there_and_back(&source, &destination, true).await;
 }
 
 async fn timescaledb(major: u32) {
     let options = || ClusterOptions::new(major).timescaledb();
-    let Some((source, destination)) = servers(options(), options()) else { return };
+    let Some((source, destination)) = servers(options(), options()) else {
+        return;
+    };
     GameData::new(Events::Hypertables).load(&source);
     there_and_back(&source, &destination, false).await;
 }

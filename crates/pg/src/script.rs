@@ -151,7 +151,7 @@ impl<'a> Pieces<'a> {
             self.at = self.skip_blank(self.at)?;
             match self.byte(self.at) {
                 None => return Ok(None),
-                Some(b'\\') => return Ok(Some(self.meta_command())),
+                Some(b'\\') => return self.meta_command().map(Some),
                 // An empty statement.
                 Some(b';') => self.at += 1,
                 Some(_) => return self.statement().map(Some),
@@ -190,17 +190,20 @@ impl<'a> Pieces<'a> {
         Ok(at)
     }
 
-    fn meta_command(&mut self) -> Piece<'a> {
-        let rest = self.rest(self.at);
-        let line = rest.lines().next().unwrap_or_default();
-        self.at += line.len();
+    fn meta_command(&mut self) -> Result<Piece<'a>, ScriptError> {
+        let line = self.rest(self.at).lines().next().unwrap_or_default();
         let command = line.trim_start_matches('\\').trim_end();
         let (name, arguments) = command.split_once(char::is_whitespace).unwrap_or((command, ""));
         let arguments = arguments.trim();
-        match name {
-            "connect" | "c" => Piece::Connect(connect_database(arguments)),
+        let piece = match name {
+            "connect" | "c" => {
+                let database = connect_database(arguments);
+                Piece::Connect(database.ok_or_else(|| self.error("the \\connect names no database"))?)
+            }
             _ => Piece::MetaCommand(name, arguments),
-        }
+        };
+        self.at += line.len();
+        Ok(piece)
     }
 
     fn statement(&mut self) -> Result<Piece<'a>, ScriptError> {
@@ -350,7 +353,7 @@ fn is_copy_from_stdin(statement: &str) -> bool {
 
 /// The database of `\connect name`, `\connect "Name"` or `\connect -reuse-previous=on "dbname='name'"`
 /// (`appendPsqlMetaConnect`).
-fn connect_database(arguments: &str) -> String {
+fn connect_database(arguments: &str) -> Option<String> {
     let (conninfo, argument) = match arguments.strip_prefix("-reuse-previous=on") {
         Some(rest) => (true, rest.trim()),
         None => (false, arguments),
@@ -360,10 +363,147 @@ fn connect_database(arguments: &str) -> String {
         .and_then(|inner| inner.strip_suffix('"'));
     let text = quoted.map_or_else(|| argument.to_owned(), |inner| inner.replace("\"\"", "\""));
     if !conninfo {
-        return text;
+        return (!text.is_empty()).then_some(text);
     }
     crate::Conninfo::parse(&text)
-        .ok()
-        .and_then(|parsed| parsed.setting("dbname").map(str::to_owned))
-        .unwrap_or(text)
+        .ok()?
+        .setting("dbname")
+        .map(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn split(text: &str) -> Vec<&str> {
+        statements(text).unwrap_or_else(|error| panic!("{text}: {error}"))
+    }
+
+    #[test]
+    fn what_hides_a_semicolon() {
+        for statement in [
+            "SELECT 1",
+            "SELECT ';', 'it''s;', E'\\';', e'\\\\', N';', U&'\\0061;'",
+            "SELECT 'a'\n  ';' , E'a'\n  '\\';'",
+            "SELECT \";\", \"a\"\";\"",
+            "SELECT $$;$$, $tag$ ; $$ ; $tag$, $ü1$;$ü1$, a$b$c",
+            "SELECT 1 -- ;\n, 2 /* ; /* ; */ ; */, 3",
+            "PREPARE x AS SELECT $1, $2",
+            "CREATE RULE r AS ON INSERT TO t DO (SELECT 1; SELECT 2)",
+            "CREATE FUNCTION f() RETURNS int BEGIN ATOMIC SELECT CASE WHEN true THEN 1 END; SELECT 2; END",
+            "CREATE OR REPLACE PROCEDURE p(a int) BEGIN ATOMIC INSERT INTO t VALUES (1); INSERT INTO t VALUES (2); END",
+            "CREATE FUNCTION f() RETURNS int LANGUAGE sql AS 'select 1;'",
+            "SELECT 1e5, 2.e, a.\"b;\"",
+        ] {
+            assert_eq!(
+                split(&format!(
+                    "-- comment\n{statement};\n\n/* x */ {statement} ; ;\n{statement}"
+                )),
+                [statement; 3]
+            );
+        }
+        assert_eq!(
+            split("BEGIN; SELECT 1; END; ;; COMMIT"),
+            ["BEGIN", "SELECT 1", "END", "COMMIT"]
+        );
+        assert!(split("").is_empty() && split("-- x").is_empty() && split(" ; \n;").is_empty());
+    }
+
+    #[test]
+    fn strings_follow_standard_conforming_strings() {
+        let text = "SET standard_conforming_strings = off; SELECT '\\';'; SET standard_conforming_strings = on; SELECT '\\'; SELECT 1";
+        assert_eq!(split(text).len(), 5);
+    }
+
+    #[test]
+    fn commands_of_psql_are_told_apart() {
+        let text = "\\restrict abc\nSELECT 1;\n\\connect app\nSELECT 2;\n\\connect \"My \"\"db\"\n\
+                    \\connect -reuse-previous=on \"dbname='a b\"\"c\\'d'\"\n\\unrestrict abc\n";
+        let found: Vec<_> = pieces(text).map(Result::unwrap).collect();
+        assert_eq!(
+            found,
+            [
+                Piece::MetaCommand("restrict", "abc"),
+                Piece::Statement("SELECT 1"),
+                Piece::Connect("app".to_owned()),
+                Piece::Statement("SELECT 2"),
+                Piece::Connect("My \"db".to_owned()),
+                Piece::Connect("a b\"c'd".to_owned()),
+                Piece::MetaCommand("unrestrict", "abc"),
+            ]
+        );
+        assert_eq!(split("\\restrict x\nSELECT 1;\n\\unrestrict x\n"), ["SELECT 1"]);
+        assert!(statements(text).is_err());
+    }
+
+    #[test]
+    fn what_has_no_end_is_told_with_its_line() {
+        for (text, line) in [
+            ("SELECT 1;\nSELECT 'x;", 2),
+            ("SELECT \"x", 1),
+            ("\n\n/* x /* */", 3),
+            ("SELECT $a$ $b$", 1),
+            ("SELECT (1;", 1),
+            ("CREATE FUNCTION f() BEGIN ATOMIC SELECT 1;", 1),
+            ("SELECT 1 \\gexec", 1),
+            ("SELECT 1;\nCOPY public.t (a, b) FROM stdin;\n1\t2\n\\.\n", 2),
+        ] {
+            assert_eq!(statements(text).unwrap_err().line, line, "{text}");
+        }
+    }
+
+    #[test]
+    fn it_takes_linear_time() {
+        // Each of these is quadratic in a careless scanner; then this would take hours.
+        for piece in [
+            "$1 ",
+            "'a'\n",
+            "SELECT 1; ",
+            "/*",
+            "-- \n",
+            ";",
+            "$a",
+            "((",
+            "begin ",
+        ] {
+            let text = piece.repeat(200_000);
+            let _ = pieces(&text).count();
+        }
+    }
+
+    fn fragment() -> impl Strategy<Value = String> {
+        prop_oneof![
+            "[a-z0-9 ,.]{0,10}",
+            "[;'\"\\\\\n()$-/*]{0,6}".prop_map(|text| format!("'{}'", text.replace('\'', "''"))),
+            "[;'\"\\\\\n()$-/*]{0,6}".prop_map(|text| format!("\"{}\"", text.replace('"', "\"\""))),
+            "[;'\"\\\\\n()$/*-]{0,6}"
+                .prop_map(|text| { format!(" E'{}'", text.replace('\\', "\\\\").replace('\'', "\\'")) }),
+            "[;'\"\\\\\n()/*-]{0,6}".prop_map(|text| format!(" $q${text}$q$")),
+            "[;'\"\\\\$()]{0,6}".prop_map(|text| format!("--{text}\n")),
+            "[;'\"\\\\$()\n]{0,6}".prop_map(|text| format!("/*{text}*/")),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_split_or_refused(text in any::<String>(), sql in "[a-z;'\"$()/*\\\\ \n-]{0,60}") {
+            for text in [text, sql] {
+                let bytes: usize = pieces(&text).map_while(Result::ok).map(|piece| match piece {
+                    Piece::Statement(statement) => statement.len(),
+                    _ => 0,
+                }).sum();
+                prop_assert!(bytes <= text.len());
+            }
+        }
+
+        #[test]
+        fn statements_come_back_whole(bodies in prop::collection::vec(prop::collection::vec(fragment(), 0..6), 0..6)) {
+            let written: Vec<String> =
+                bodies.iter().map(|fragments| format!("SELECT {} x", fragments.join(" "))).collect();
+            let script = written.iter().map(|statement| format!("{statement};\n")).collect::<String>();
+            prop_assert_eq!(statements(&script).unwrap(), written);
+        }
+    }
 }

@@ -287,3 +287,137 @@ impl Wire {
         while matches!(self.stream.read(&mut scrap).await, Ok(read) if read > 0) {}
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::UnixStream;
+
+    use super::*;
+    use crate::error::ServerError;
+    use crate::row::{Row, column_names};
+
+    async fn wire(data: Vec<u8>) -> Wire {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        tokio::spawn(async move {
+            let _ = theirs.write_all(&data).await;
+        });
+        let mut wire = Wire::new(Stream::Unix(ours));
+        wire.authenticated();
+        wire
+    }
+
+    fn message(tag: u8, body: &[u8]) -> Vec<u8> {
+        let length = u32::try_from(body.len() + 4).unwrap();
+        [&[tag], length.to_be_bytes().as_slice(), body].concat()
+    }
+
+    fn run<T>(work: impl Future<Output = T>) -> T {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap()
+            .block_on(work)
+    }
+
+    /// Everything that reads outside bytes, on the bodies of all frames until the end or the first error.
+    async fn read_everything(data: Vec<u8>) {
+        let mut wire = wire(data).await;
+        while let Ok(frame) = wire.next_frame().await {
+            let body = wire.body(frame);
+            let _ = ServerError::from_body(body).to_string();
+            let _ = crate::session::parameter_status(body);
+            let _ = crate::session::affected_rows(body);
+            let columns = column_names(body).unwrap_or_else(|_| std::sync::Arc::new([]));
+            if let Ok(row) = Row::from_body(&columns, body) {
+                for index in 0..=row.len() {
+                    let _ = (
+                        row.text(index),
+                        row.get::<i64>(index),
+                        row.get::<Option<bool>>(index),
+                    );
+                }
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read_or_refused(data in prop::collection::vec(any::<u8>(), 0..200)) {
+            run(read_everything(data));
+        }
+
+        #[test]
+        fn any_bodies_are_read_or_refused(bodies in prop::collection::vec((any::<u8>(), prop::collection::vec(0_u8..6, 0..40)), 0..6)) {
+            run(read_everything(bodies.iter().flat_map(|(tag, body)| message(*tag, body)).collect()));
+        }
+
+        #[test]
+        fn copy_data_comes_out_as_it_went_in(
+            sizes in prop::collection::vec(prop_oneof![0..50_usize, 130_000..140_000_usize, 500_000..600_000_usize], 0..12),
+            bytes_min in prop_oneof![1..100_usize, 1..2_000_000_usize],
+        ) {
+            let bodies: Vec<Vec<u8>> =
+                sizes.iter().enumerate().map(|(index, size)| vec![u8::try_from(index).unwrap(); *size]).collect();
+            let mut data = bodies.iter().map(|body| message(b'd', body)).collect::<Vec<_>>().concat();
+            data.extend(message(b'c', &[]));
+            let received = run(async {
+                let mut wire = wire(data).await;
+                let (mut all, mut buffer) = (Vec::new(), Vec::new());
+                loop {
+                    match wire.append_copy_data(&mut buffer, bytes_min).unwrap() {
+                        CopyStep::Enough => all.append(&mut buffer),
+                        CopyStep::NeedMore => wire.fill().await.unwrap(),
+                        CopyStep::Direct(missing) => wire.read_direct(&mut buffer, missing).await.unwrap(),
+                        CopyStep::Other => break,
+                    }
+                }
+                all.append(&mut buffer);
+                assert_eq!(wire.next_frame().await.unwrap().tag, b'c');
+                all
+            });
+            prop_assert_eq!(received, bodies.concat());
+        }
+    }
+
+    #[test]
+    fn a_length_beyond_the_limit_is_refused_before_memory_is_taken() {
+        run(async {
+            for length in [u32::MAX, 0x7fff_ffff, 0x5000_0000, 3, 0] {
+                let mut header = vec![b'd'];
+                header.extend(length.to_be_bytes());
+                let mut wire = wire(header).await;
+                assert!(
+                    matches!(wire.next_frame().await, Err(PgError::Protocol(_))),
+                    "{length}"
+                );
+                assert!(wire.input.len() <= INPUT_BYTES);
+            }
+            // A claimed gigabyte that never comes.
+            let mut wire =
+                wire([&[b'd'], 0x4000_0000_u32.to_be_bytes().as_slice(), &[0; 1000]].concat()).await;
+            assert!(matches!(wire.next_frame().await, Err(PgError::Closed)));
+            assert!(wire.input.len() <= 2 * INPUT_BYTES);
+        });
+    }
+
+    #[test]
+    fn a_large_message_leaves_no_large_buffer_behind() {
+        run(async {
+            let data = [
+                message(b'D', &vec![7; 20 << 20]),
+                message(b'Z', b"I"),
+                message(b'Z', b"I"),
+            ]
+            .concat();
+            let mut wire = wire(data).await;
+            let frame = wire.next_frame().await.unwrap();
+            assert_eq!(wire.body(frame).len(), 20 << 20);
+            wire.next_frame().await.unwrap();
+            wire.next_frame().await.unwrap();
+            assert!(wire.next_frame().await.is_err());
+            assert_eq!(wire.input.len(), INPUT_BYTES);
+        });
+    }
+}

@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::str::FromStr;
+use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use pgkeep_base::{BackupId, BackupKind};
@@ -23,6 +24,9 @@ pub const COMMIT_DEADLINE: SignedDuration = SignedDuration::from_hours(72);
 
 /// Tombstones stay this long: well beyond [`COMMIT_DEADLINE`] and any clock's error.
 const TOMBSTONE_LIFETIME: SignedDuration = SignedDuration::from_hours(14 * 24);
+
+/// A part of an object that nobody has written to for this long has lost its writer.
+const LEFTOVER_IDLE: Duration = Duration::from_secs(3600);
 
 /// What a tombstone begins with; a manifest begins with age's or zstd's magic.
 const TOMBSTONE_FIRST_BYTE: u8 = b'{';
@@ -101,14 +105,30 @@ impl Repository {
     /// Whatever the store says.
     pub async fn backups(&self, kind: BackupKind) -> Result<Vec<BackupEntry>, RepositoryError> {
         let mut pins = self.newest_of::<Pin>(&layout::pins_prefix(&self.cluster)).await?;
-        let mut evidence = self.newest_of::<Evidence>(&layout::evidence_prefix(&self.cluster)).await?;
+        let mut evidence = self
+            .newest_of::<Evidence>(&layout::evidence_prefix(&self.cluster))
+            .await?;
         let mut entries = Vec::new();
-        for name in self.store.list_directories(&layout::kind_prefix(&self.cluster, kind)).await? {
+        for name in self
+            .store
+            .list_directories(&layout::kind_prefix(&self.cluster, kind))
+            .await?
+        {
             // A folder that isn't ours is left alone.
-            let Ok(id) = BackupId::from_str(&name) else { continue };
+            let Ok(id) = BackupId::from_str(&name) else {
+                continue;
+            };
             let state = self.state(&id).await?;
+            if state == BackupState::Incomplete && self.is_empty(&id).await? {
+                continue;
+            }
             let pin = pins.remove(&id).filter(|pin| pin.pinned);
-            entries.push(BackupEntry { state, pin, evidence: evidence.remove(&id), id });
+            entries.push(BackupEntry {
+                state,
+                pin,
+                evidence: evidence.remove(&id),
+                id,
+            });
         }
         entries.sort_by(|a, b| a.id.cmp(&b.id));
         Ok(entries)
@@ -135,8 +155,13 @@ impl Repository {
     pub async fn find(&self, kind: BackupKind, text: &str) -> Result<BackupId, RepositoryError> {
         let mut complete = Vec::new();
         let prefix = layout::kind_prefix(&self.cluster, kind);
-        let mut ids: Vec<BackupId> =
-            self.store.list_directories(&prefix).await?.iter().filter_map(|name| name.parse().ok()).collect();
+        let mut ids: Vec<BackupId> = self
+            .store
+            .list_directories(&prefix)
+            .await?
+            .iter()
+            .filter_map(|name| name.parse().ok())
+            .collect();
         ids.sort();
         for id in ids.into_iter().rev() {
             let fits = text == "latest" || id.to_string().starts_with(text);
@@ -155,7 +180,10 @@ impl Repository {
                 known: if text == "latest" {
                     None
                 } else {
-                    Box::pin(self.find(kind, "latest")).await.ok().map(|id| id.to_string())
+                    Box::pin(self.find(kind, "latest"))
+                        .await
+                        .ok()
+                        .map(|id| id.to_string())
                 },
             }),
             _ => Err(RepositoryError::AmbiguousId {
@@ -186,14 +214,22 @@ impl Repository {
     /// # Errors
     /// Whatever the store says; what remains is an orphan, which a sweep removes.
     pub async fn remove(&self, id: &BackupId) -> Result<u64, RepositoryError> {
-        self.store.delete(&layout::backup_object(&self.cluster, id, layout::MANIFEST)).await?;
+        self.store
+            .delete(&layout::backup_object(&self.cluster, id, layout::MANIFEST))
+            .await?;
         let mut keys = Vec::new();
         for prefix in [
             layout::backup_prefix(&self.cluster, id),
             layout::pin_prefix(&self.cluster, id),
             layout::backup_evidence_prefix(&self.cluster, id),
         ] {
-            keys.extend(self.store.list(&prefix).await?.into_iter().map(|object| object.key));
+            keys.extend(
+                self.store
+                    .list(&prefix)
+                    .await?
+                    .into_iter()
+                    .map(|object| object.key),
+            );
         }
         Ok(1 + self.store.delete_all(keys).await?)
     }
@@ -205,10 +241,22 @@ impl Repository {
     /// Whatever the store says.
     pub async fn sweep(&self, kind: BackupKind) -> Result<Swept, RepositoryError> {
         let mut swept = Swept::default();
-        for name in self.store.list_directories(&layout::kind_prefix(&self.cluster, kind)).await? {
-            let Ok(id) = BackupId::from_str(&name) else { continue };
+        // What killed writers left of objects that were never whole; only local directories have such.
+        swept.objects += self
+            .store
+            .remove_leftovers(&format!("{}/", self.cluster), LEFTOVER_IDLE)
+            .await?;
+        for name in self
+            .store
+            .list_directories(&layout::kind_prefix(&self.cluster, kind))
+            .await?
+        {
+            let Ok(id) = BackupId::from_str(&name) else {
+                continue;
+            };
             match self.state(&id).await? {
                 BackupState::Complete => {}
+                BackupState::Incomplete if self.is_empty(&id).await? => {}
                 BackupState::Incomplete => {
                     swept.objects += self.sweep_one(&id, "orphan").await?;
                     swept.backups.push(id);
@@ -219,13 +267,25 @@ impl Repository {
         Ok(swept)
     }
 
+    /// Some stores go on naming a folder whose last object is gone.
+    async fn is_empty(&self, id: &BackupId) -> Result<bool, RepositoryError> {
+        let seen = self
+            .store
+            .list_each(&layout::backup_prefix(&self.cluster, id), |_| false)
+            .await?;
+        Ok(seen == 0)
+    }
+
     /// Gives one unfinished backup up: tombstone, then the rest.
     ///
     /// # Errors
     /// Whatever the store says.
     pub async fn sweep_one(&self, id: &BackupId, reason: &str) -> Result<u64, RepositoryError> {
         let key = layout::backup_object(&self.cluster, id, layout::MANIFEST);
-        let tombstone = Tombstone { swept_at: self.now(), reason: reason.to_owned() };
+        let tombstone = Tombstone {
+            swept_at: self.now(),
+            reason: reason.to_owned(),
+        };
         let outcome = self.store.put_new(&key, to_json(&tombstone)?).await?;
         if outcome == PutOutcome::AlreadyExists && self.state(id).await? == BackupState::Complete {
             // Committed between looking and sweeping: it is a backup now.
@@ -237,7 +297,11 @@ impl Repository {
     async fn finish_sweep(&self, id: &BackupId) -> Result<u64, RepositoryError> {
         let manifest = layout::backup_object(&self.cluster, id, layout::MANIFEST);
         let objects = self.store.list(&layout::backup_prefix(&self.cluster, id)).await?;
-        let keys: Vec<String> = objects.into_iter().map(|object| object.key).filter(|key| *key != manifest).collect();
+        let keys: Vec<String> = objects
+            .into_iter()
+            .map(|object| object.key)
+            .filter(|key| *key != manifest)
+            .collect();
         let removed = self.store.delete_all(keys).await?;
         if self.now().duration_since(id.started_at()) > TOMBSTONE_LIFETIME {
             self.store.delete(&manifest).await?;
@@ -250,8 +314,13 @@ impl Repository {
     /// # Errors
     /// Whatever the store says.
     pub async fn set_pin(&self, id: &BackupId, pinned: bool, reason: &str) -> Result<(), RepositoryError> {
-        let pin = Pin { pinned, reason: reason.to_owned(), at: self.now() };
-        self.put_numbered(&layout::pin_prefix(&self.cluster, id), &pin).await
+        let pin = Pin {
+            pinned,
+            reason: reason.to_owned(),
+            at: self.now(),
+        };
+        self.put_numbered(&layout::pin_prefix(&self.cluster, id), &pin)
+            .await
     }
 
     /// Records what a verification found.
@@ -259,14 +328,18 @@ impl Repository {
     /// # Errors
     /// Whatever the store says.
     pub async fn record_evidence(&self, id: &BackupId, evidence: &Evidence) -> Result<(), RepositoryError> {
-        self.put_numbered(&layout::backup_evidence_prefix(&self.cluster, id), evidence).await
+        self.put_numbered(&layout::backup_evidence_prefix(&self.cluster, id), evidence)
+            .await
     }
 
     /// Puts the next object of a numbered series, of which the highest counts.
     async fn put_numbered<T: Serialize>(&self, prefix: &str, value: &T) -> Result<(), RepositoryError> {
         const RACES_MAX: u32 = 16;
         let last = self.store.list(prefix).await?.into_iter().filter_map(|object| {
-            object.key.strip_prefix(prefix).and_then(|name| name.parse::<u64>().ok())
+            object
+                .key
+                .strip_prefix(prefix)
+                .and_then(|name| name.parse::<u64>().ok())
         });
         let mut number = last.max().unwrap_or(0);
         for _ in 0..RACES_MAX {
@@ -276,7 +349,9 @@ impl Repository {
                 return Ok(());
             }
         }
-        Err(RepositoryError::ObjectExists { key: format!("{prefix}{number:06}") })
+        Err(RepositoryError::ObjectExists {
+            key: format!("{prefix}{number:06}"),
+        })
     }
 
     /// The newest object of each backup's numbered series under a folder.
@@ -287,7 +362,10 @@ impl Repository {
         let mut newest: BTreeMap<BackupId, String> = BTreeMap::new();
         // Sorted by key, so the last of each folder is the newest.
         for object in self.store.list(prefix).await? {
-            let folder = object.key.strip_prefix(prefix).and_then(|rest| rest.split_once('/'));
+            let folder = object
+                .key
+                .strip_prefix(prefix)
+                .and_then(|rest| rest.split_once('/'));
             if let Some(id) = folder.and_then(|(folder, _)| folder.parse().ok()) {
                 newest.insert(id, object.key);
             }

@@ -58,7 +58,9 @@ pub enum RepositoryError {
     #[error("no recipients are configured, and encryption is on")]
     NoRecipients,
     /// Another database cluster writes under this name.
-    #[error("'{cluster}' at {url} belongs to another database cluster (system identifier {found}, this one has {ours})")]
+    #[error(
+        "'{cluster}' at {url} belongs to another database cluster (system identifier {found}, this one has {ours})"
+    )]
     OtherIdentity {
         /// The cluster's name in the repository.
         cluster: String,
@@ -137,9 +139,10 @@ impl Classified for RepositoryError {
             Self::Store(error) => error.retry_class(),
             Self::Open { source, .. } => source.retry_class(),
             Self::Seal(error) => error.retry_class(),
-            Self::NoRecipients | Self::NoSuchBackup { .. } | Self::AmbiguousId { .. } | Self::NotARepository { .. } => {
-                RetryClass::Usage
-            }
+            Self::NoRecipients
+            | Self::NoSuchBackup { .. }
+            | Self::AmbiguousId { .. }
+            | Self::NotARepository { .. } => RetryClass::Usage,
             Self::OtherIdentity { .. } => RetryClass::Refused,
             Self::LeaseHeld { .. } | Self::LeaseLost { .. } | Self::Fenced { .. } => RetryClass::Transient,
             _ => RetryClass::Permanent,
@@ -153,17 +156,23 @@ impl Classified for RepositoryError {
             Self::Seal(error) => return error.hint(),
             Self::NewerFormat { .. } => "install the pgkeep that wrote it, or a later one".to_owned(),
             Self::Malformed { .. } | Self::HashMismatch { .. } => {
-                "check the whole repository with 'pgkeep verify all', and restore from another backup".to_owned()
+                "check the whole repository with 'pgkeep verify all', and restore from another backup"
+                    .to_owned()
             }
             Self::NotARepository { .. } => {
-                "check the repository's URL; the first 'pgkeep dump' makes a repository where there is none".to_owned()
+                "check the repository's URL; the first 'pgkeep dump' makes a repository where there is none"
+                    .to_owned()
             }
-            Self::NoRecipients => "make a key pair with 'pgkeep key new' and put its public key into recipients = [...], \
+            Self::NoRecipients => {
+                "make a key pair with 'pgkeep key new' and put its public key into recipients = [...], \
                 or write encryption = \"none\" if the backups shall be readable by anyone who reaches them"
-                .to_owned(),
-            Self::OtherIdentity { .. } => "choose another name with --cluster, or, if this is the same data after a \
+                    .to_owned()
+            }
+            Self::OtherIdentity { .. } => {
+                "choose another name with --cluster, or, if this is the same data after a \
                 restore or pg_upgrade, run the command once more with --accept-new-identity"
-                .to_owned(),
+                    .to_owned()
+            }
             Self::LeaseHeld { until, .. } => {
                 format!("wait for it to end; if that process is gone, the lease runs out at {until}")
             }

@@ -49,12 +49,18 @@ pub fn parse_checksums(text: &str) -> Result<Vec<Checksum>, String> {
     let mut checksums = Vec::new();
     for line in text.lines() {
         let parsed = line.split_once("  ").filter(|(hash, name)| {
-            let hexadecimal = hash.len() == HASH_HEX_LENGTH && hash.bytes().all(|byte| byte.is_ascii_hexdigit());
+            let hexadecimal =
+                hash.len() == HASH_HEX_LENGTH && hash.bytes().all(|byte| byte.is_ascii_hexdigit());
             let inside = !name.is_empty() && name.split('/').all(|part| !matches!(part, "" | "." | ".."));
             hexadecimal && inside
         });
-        let Some((hash, name)) = parsed else { return Err(format!("'{line}' is not a checksum")) };
-        checksums.push(Checksum { hash: hash.to_owned(), name: name.to_owned() });
+        let Some((hash, name)) = parsed else {
+            return Err(format!("'{line}' is not a checksum"));
+        };
+        checksums.push(Checksum {
+            hash: hash.to_owned(),
+            name: name.to_owned(),
+        });
     }
     Ok(checksums)
 }
@@ -76,7 +82,10 @@ impl Repository {
     pub async fn checksums(&self, id: &BackupId) -> Result<Vec<Checksum>, RepositoryError> {
         let key = layout::backup_object(&self.cluster, id, layout::CHECKSUMS);
         let body = self.store.get(&key, CHECKSUMS_BYTES_MAX).await?;
-        let malformed = |reason: String| RepositoryError::Malformed { key: key.clone(), reason };
+        let malformed = |reason: String| RepositoryError::Malformed {
+            key: key.clone(),
+            reason,
+        };
         let text = std::str::from_utf8(&body).map_err(|error| malformed(error.to_string()))?;
         parse_checksums(text).map_err(malformed)
     }
@@ -100,11 +109,18 @@ impl Repository {
                 let reason = match self.hash_stored(&key, progress).await {
                     Ok(found) if found.to_hex().as_str() == checksum.hash => return Ok(None),
                     Ok(found) => format!("its BLAKE3 hash is {}, not {}", found.to_hex(), checksum.hash),
-                    Err(RepositoryError::Store(error)) if error.kind() == StoreErrorKind::NotFound => "it is missing".to_owned(),
-                    Err(RepositoryError::Store(error)) if error.kind() == StoreErrorKind::ShortBody => error.to_string(),
+                    Err(RepositoryError::Store(error)) if error.kind() == StoreErrorKind::NotFound => {
+                        "it is missing".to_owned()
+                    }
+                    Err(RepositoryError::Store(error)) if error.kind() == StoreErrorKind::ShortBody => {
+                        error.to_string()
+                    }
                     Err(error) => return Err(error),
                 };
-                Ok(Some(Damage { name: checksum.name.clone(), reason }))
+                Ok(Some(Damage {
+                    name: checksum.name.clone(),
+                    reason,
+                }))
             }
         });
         let mut damages = Vec::new();
@@ -141,8 +157,19 @@ mod tests {
         };
         let text = format_checksums([&object].into_iter());
         let parsed = parse_checksums(std::str::from_utf8(&text).unwrap()).unwrap();
-        assert_eq!(parsed, [Checksum { hash: object.hash.clone(), name: object.name }]);
-        for bad in ["x", &format!("{}  ../x", object.hash), &format!("{}  /etc/passwd", object.hash), "zz  name"] {
+        assert_eq!(
+            parsed,
+            [Checksum {
+                hash: object.hash.clone(),
+                name: object.name
+            }]
+        );
+        for bad in [
+            "x",
+            &format!("{}  ../x", object.hash),
+            &format!("{}  /etc/passwd", object.hash),
+            "zz  name",
+        ] {
             assert!(parse_checksums(bad).is_err(), "{bad}");
         }
     }

@@ -62,7 +62,11 @@ impl Lease {
     ///
     /// # Errors
     /// [`RepositoryError::LeaseHeld`] when a live process holds it.
-    pub async fn acquire(repository: &Repository, purpose: &str, duration: Duration) -> Result<Self, RepositoryError> {
+    pub async fn acquire(
+        repository: &Repository,
+        purpose: &str,
+        duration: Duration,
+    ) -> Result<Self, RepositoryError> {
         let mut held: Option<LeaseBody> = None;
         for _ in 0..ACQUIRE_ATTEMPTS_MAX {
             let state = read_state(repository).await?;
@@ -91,8 +95,19 @@ impl Lease {
 
     fn held(repository: &Repository, generation: u64, body: LeaseBody, duration: Duration) -> Self {
         let lost = Arc::new(AtomicBool::new(false));
-        let renewer = tokio::spawn(renew(repository.clone(), generation, body, duration, Arc::clone(&lost)));
-        Self { repository: repository.clone(), generation, lost, renewer }
+        let renewer = tokio::spawn(renew(
+            repository.clone(),
+            generation,
+            body,
+            duration,
+            Arc::clone(&lost),
+        ));
+        Self {
+            repository: repository.clone(),
+            generation,
+            lost,
+            renewer,
+        }
     }
 
     /// Whether this process still holds it, as far as it knows.
@@ -118,9 +133,17 @@ impl Lease {
         if self.lost.load(Ordering::Acquire) {
             return Ok(());
         }
-        let key = format!("{}{:010}-released", layout::lease_prefix(&self.repository.cluster), self.generation);
+        let key = format!(
+            "{}{:010}-released",
+            layout::lease_prefix(&self.repository.cluster),
+            self.generation
+        );
         // A generation is released by its holder alone.
-        let _ = self.repository.store.put_new(&key, to_json(&self.repository.now())?).await?;
+        let _ = self
+            .repository
+            .store
+            .put_new(&key, to_json(&self.repository.now())?)
+            .await?;
         sweep_before(&self.repository, self.generation).await;
         Ok(())
     }
@@ -156,14 +179,28 @@ impl LeaseBody {
 
 async fn read_state(repository: &Repository) -> Result<State, RepositoryError> {
     let prefix = layout::lease_prefix(&repository.cluster);
-    let mut state = State { generation: 0, newest: None, released: true };
+    let mut state = State {
+        generation: 0,
+        newest: None,
+        released: true,
+    };
     for object in repository.store.list(&prefix).await? {
-        let Some((generation, rest)) = object.key.strip_prefix(&prefix).and_then(|name| name.split_once('-')) else {
+        let Some((generation, rest)) = object
+            .key
+            .strip_prefix(&prefix)
+            .and_then(|name| name.split_once('-'))
+        else {
             continue;
         };
-        let Ok(generation) = generation.parse::<u64>() else { continue };
+        let Ok(generation) = generation.parse::<u64>() else {
+            continue;
+        };
         if generation > state.generation {
-            state = State { generation, newest: None, released: false };
+            state = State {
+                generation,
+                newest: None,
+                released: false,
+            };
         }
         if generation == state.generation {
             if rest == "released" {
@@ -178,13 +215,19 @@ async fn read_state(repository: &Repository) -> Result<State, RepositoryError> {
 
 /// The live holder of the newest generation, if there is one.
 async fn holder(repository: &Repository, state: &State) -> Result<Option<LeaseBody>, RepositoryError> {
-    let (false, Some(key)) = (state.released, &state.newest) else { return Ok(None) };
+    let (false, Some(key)) = (state.released, &state.newest) else {
+        return Ok(None);
+    };
     let body = match repository.store.get(key, SMALL_OBJECT_BYTES_MAX).await {
         Ok(body) => body,
         // Renewed and swept between listing and reading: alive.
         Err(error) if error.kind() == StoreErrorKind::NotFound => {
             let now = repository.now();
-            return Ok(Some(LeaseBody::ours("another process", now, LEASE_DURATION_DEFAULT)?));
+            return Ok(Some(LeaseBody::ours(
+                "another process",
+                now,
+                LEASE_DURATION_DEFAULT,
+            )?));
         }
         Err(error) => return Err(error.into()),
     };
@@ -194,7 +237,10 @@ async fn holder(repository: &Repository, state: &State) -> Result<Option<LeaseBo
 }
 
 fn key(repository: &Repository, generation: u64, renewal: u64) -> String {
-    format!("{}{generation:010}-{renewal:06}", layout::lease_prefix(&repository.cluster))
+    format!(
+        "{}{generation:010}-{renewal:06}",
+        layout::lease_prefix(&repository.cluster)
+    )
 }
 
 async fn renew(
@@ -240,11 +286,22 @@ async fn renew_once(
     body: &mut LeaseBody,
     duration: Duration,
 ) -> Result<bool, RepositoryError> {
-    if repository.store.head(&key(repository, generation + 1, 0)).await?.is_some() {
+    if repository
+        .store
+        .head(&key(repository, generation + 1, 0))
+        .await?
+        .is_some()
+    {
         return Ok(false);
     }
-    let renewed = LeaseBody { since: body.since, ..LeaseBody::ours(&body.purpose, repository.now(), duration)? };
-    let outcome = repository.store.put_new(&key(repository, generation, renewal), to_json(&renewed)?).await?;
+    let renewed = LeaseBody {
+        since: body.since,
+        ..LeaseBody::ours(&body.purpose, repository.now(), duration)?
+    };
+    let outcome = repository
+        .store
+        .put_new(&key(repository, generation, renewal), to_json(&renewed)?)
+        .await?;
     *body = renewed;
     Ok(outcome == PutOutcome::Created)
 }
@@ -252,10 +309,13 @@ async fn renew_once(
 /// Removes the leases of earlier generations, where that is allowed.
 async fn sweep_before(repository: &Repository, generation: u64) {
     let prefix = layout::lease_prefix(&repository.cluster);
-    let Ok(objects) = repository.store.list(&prefix).await else { return };
+    let Ok(objects) = repository.store.list(&prefix).await else {
+        return;
+    };
     let old = objects.into_iter().map(|object| object.key).filter(|key| {
         let name = key.strip_prefix(&prefix).and_then(|name| name.split_once('-'));
-        name.and_then(|(number, _)| number.parse::<u64>().ok()).is_some_and(|number| number < generation)
+        name.and_then(|(number, _)| number.parse::<u64>().ok())
+            .is_some_and(|number| number < generation)
     });
     if let Err(error) = repository.store.delete_all(old.collect()).await {
         tracing::debug!(%error, "old leases stay");
@@ -263,12 +323,17 @@ async fn sweep_before(repository: &Repository, generation: u64) {
 }
 
 fn host_name() -> String {
-    nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default()
+    nix::unistd::gethostname()
+        .ok()
+        .and_then(|name| name.into_string().ok())
+        .unwrap_or_default()
 }
 
 /// <https://docs.kernel.org/admin-guide/sysctl/kernel.html#random>
 fn boot_id() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim().to_owned()).unwrap_or_default()
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
+        .map(|id| id.trim().to_owned())
+        .unwrap_or_default()
 }
 
 /// Field 22 of `/proc/<pid>/stat` (proc(5)); the command's name before it may hold anything, so it is cut at the last
@@ -288,9 +353,18 @@ mod tests {
         let now = Timestamp::now();
         let ours = LeaseBody::ours("dump", now, LEASE_DURATION_DEFAULT).unwrap();
         assert!(!ours.holder_is_dead());
-        let reused = LeaseBody { pid_start_ticks: ours.pid_start_ticks + 1, ..ours.clone() };
+        let reused = LeaseBody {
+            pid_start_ticks: ours.pid_start_ticks + 1,
+            ..ours.clone()
+        };
         assert!(reused.holder_is_dead());
-        let elsewhere = LeaseBody { host: "elsewhere".to_owned(), ..reused };
-        assert!(!elsewhere.holder_is_dead(), "a process on another host can't be judged");
+        let elsewhere = LeaseBody {
+            host: "elsewhere".to_owned(),
+            ..reused
+        };
+        assert!(
+            !elsewhere.holder_is_dead(),
+            "a process on another host can't be judged"
+        );
     }
 }

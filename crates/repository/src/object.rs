@@ -60,13 +60,22 @@ const SINK_BLOCK_BYTES: usize = 1 << 20;
 
 impl Write for Sink {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        let full = self.blocks.last().is_none_or(|block| block.len() == block.capacity());
+        let full = self
+            .blocks
+            .last()
+            .is_none_or(|block| block.len() == block.capacity());
         if full {
             // Small objects stay small.
-            let capacity = if self.blocks.is_empty() { FIRST_SINK_BLOCK_BYTES } else { SINK_BLOCK_BYTES };
+            let capacity = if self.blocks.is_empty() {
+                FIRST_SINK_BLOCK_BYTES
+            } else {
+                SINK_BLOCK_BYTES
+            };
             self.blocks.push(Vec::with_capacity(capacity));
         }
-        let Some(block) = self.blocks.last_mut() else { return Ok(0) };
+        let Some(block) = self.blocks.last_mut() else {
+            return Ok(0);
+        };
         let length = bytes.len().min(block.capacity() - block.len());
         block.extend_from_slice(bytes.get(..length).unwrap_or_default());
         self.length.fetch_add(length, Ordering::Relaxed);
@@ -85,9 +94,16 @@ impl Sealer {
     /// No recipients, or the compressor could not be made.
     pub fn new(access: &Access) -> Result<Self, RepositoryError> {
         let sealed_bytes = Arc::new(AtomicUsize::new(0));
-        let sink = Sink { blocks: Vec::new(), length: Arc::clone(&sealed_bytes) };
+        let sink = Sink {
+            blocks: Vec::new(),
+            length: Arc::clone(&sealed_bytes),
+        };
         let writer = encryption::seal_writer(&access.encryption, access.compression_level, sink)?;
-        Ok(Self { writer, sealed_bytes, plain_bytes: 0 })
+        Ok(Self {
+            writer,
+            sealed_bytes,
+            plain_bytes: 0,
+        })
     }
 
     /// Adds contents.
@@ -120,7 +136,11 @@ impl Sealer {
             hasher.update(block);
         }
         let body = blocks.into_iter().map(Bytes::from).collect();
-        Ok(SealedObject { body, hash: hasher.finalize(), plain_bytes: self.plain_bytes })
+        Ok(SealedObject {
+            body,
+            hash: hasher.finalize(),
+            plain_bytes: self.plain_bytes,
+        })
     }
 }
 
@@ -139,7 +159,9 @@ impl Contents {
     pub async fn next(&mut self) -> Result<Option<Bytes>, RepositoryError> {
         match self.blocks.recv().await {
             Some(next) => next,
-            None => Err(RepositoryError::Internal("the thread that opens an object died".to_owned())),
+            None => Err(RepositoryError::Internal(
+                "the thread that opens an object died".to_owned(),
+            )),
         }
     }
 
@@ -219,7 +241,12 @@ impl Repository {
     ///
     /// # Errors
     /// As [`Repository::put_sealed`].
-    pub async fn put_plain(&self, prefix: &str, name: &str, contents: Bytes) -> Result<ObjectRef, RepositoryError> {
+    pub async fn put_plain(
+        &self,
+        prefix: &str,
+        name: &str,
+        contents: Bytes,
+    ) -> Result<ObjectRef, RepositoryError> {
         let sealed = SealedObject {
             hash: blake3::hash(&contents),
             plain_bytes: contents.len() as u64,
@@ -240,7 +267,8 @@ impl Repository {
         hash: Option<&str>,
     ) -> Result<Contents, RepositoryError> {
         let mut stored = self.store.get_stream(key).await?;
-        let (stored_sender, stored_receiver) = mpsc::channel::<Result<Bytes, RepositoryError>>(BLOCKS_WAITING_MAX);
+        let (stored_sender, stored_receiver) =
+            mpsc::channel::<Result<Bytes, RepositoryError>>(BLOCKS_WAITING_MAX);
         let (plain_sender, plain_receiver) = mpsc::channel(BLOCKS_WAITING_MAX);
         tokio::spawn(async move {
             loop {
@@ -264,7 +292,9 @@ impl Repository {
             // A reader that has given up needs no last word.
             let _ = plain_sender.blocking_send(opened.map(|()| None));
         });
-        Ok(Contents { blocks: plain_receiver })
+        Ok(Contents {
+            blocks: plain_receiver,
+        })
     }
 }
 
@@ -313,7 +343,12 @@ impl Opening {
         blocks: mpsc::Receiver<Result<Bytes, RepositoryError>>,
         plain: &PlainSender,
     ) -> Result<(), RepositoryError> {
-        let mut stored = StoredReader { blocks, current: Bytes::new(), hasher: blake3::Hasher::new(), error: None };
+        let mut stored = StoredReader {
+            blocks,
+            current: Bytes::new(),
+            hasher: blake3::Hasher::new(),
+            error: None,
+        };
         let opened = self.open_into(&mut stored, plain);
         if opened.is_err() && plain.is_closed() {
             return opened;
@@ -339,13 +374,19 @@ impl Opening {
     }
 
     fn open_into(&self, stored: &mut StoredReader, plain: &PlainSender) -> Result<(), RepositoryError> {
-        let failed = |source: EncryptionError| RepositoryError::Open { key: self.key.clone(), source };
+        let failed = |source: EncryptionError| RepositoryError::Open {
+            key: self.key.clone(),
+            source,
+        };
         let recipients = match &self.access.encryption {
             Encryption::Age { recipients } => recipients.as_slice(),
             Encryption::None => &[],
         };
-        let options =
-            OpenOptions { identities: &self.access.identities, recipients, bytes_max: self.bytes_max };
+        let options = OpenOptions {
+            identities: &self.access.identities,
+            recipients,
+            bytes_max: self.bytes_max,
+        };
         let mut reader = encryption::open_reader_with(stored, &options).map_err(failed)?;
         loop {
             let mut block = vec![0; BLOCK_BYTES];
@@ -361,7 +402,9 @@ impl Opening {
             }
             block.truncate(filled);
             if plain.blocking_send(Ok(Some(Bytes::from(block)))).is_err() {
-                return Err(RepositoryError::Internal("the reader of an object's contents gave up".to_owned()));
+                return Err(RepositoryError::Internal(
+                    "the reader of an object's contents gave up".to_owned(),
+                ));
             }
         }
     }

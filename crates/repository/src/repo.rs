@@ -60,7 +60,9 @@ impl Repository {
     pub async fn open(store: Store, cluster: &str, access: Access) -> Result<Self, RepositoryError> {
         let marker = read_marker(&store)
             .await?
-            .ok_or_else(|| RepositoryError::NotARepository { url: store.url().to_owned() })?;
+            .ok_or_else(|| RepositoryError::NotARepository {
+                url: store.url().to_owned(),
+            })?;
         Ok(Self::assemble(store, cluster, access, marker))
     }
 
@@ -68,7 +70,11 @@ impl Repository {
     ///
     /// # Errors
     /// As [`Repository::open`], and [`RepositoryError::NoRecipients`] when nobody could read what is written.
-    pub async fn open_or_create(store: Store, cluster: &str, access: Access) -> Result<Self, RepositoryError> {
+    pub async fn open_or_create(
+        store: Store,
+        cluster: &str,
+        access: Access,
+    ) -> Result<Self, RepositoryError> {
         if let Encryption::Age { recipients } = &access.encryption
             && recipients.is_empty()
         {
@@ -87,15 +93,25 @@ impl Repository {
         let marker = match store.put_new(layout::MARKER, to_json(&marker)?).await? {
             PutOutcome::Created => marker,
             // Somebody else made it in the same moment: theirs counts.
-            PutOutcome::AlreadyExists => read_marker(&store)
-                .await?
-                .ok_or_else(|| RepositoryError::NotARepository { url: store.url().to_owned() })?,
+            PutOutcome::AlreadyExists => {
+                read_marker(&store)
+                    .await?
+                    .ok_or_else(|| RepositoryError::NotARepository {
+                        url: store.url().to_owned(),
+                    })?
+            }
         };
         Ok(Self::assemble(store, cluster, access, marker))
     }
 
     fn assemble(store: Store, cluster: &str, access: Access, marker: RepositoryMarker) -> Self {
-        Self { store, cluster: cluster.to_owned(), access: Arc::new(access), clock: Arc::new(SystemClock), marker }
+        Self {
+            store,
+            cluster: cluster.to_owned(),
+            access: Arc::new(access),
+            clock: Arc::new(SystemClock),
+            marker,
+        }
     }
 
     /// The same repository seen through another clock, for tests.
@@ -148,7 +164,11 @@ impl Repository {
     ///
     /// # Errors
     /// [`RepositoryError::OtherIdentity`] unless `accept_new` is given.
-    pub async fn claim_identity(&self, system_identifier: u64, accept_new: bool) -> Result<(), RepositoryError> {
+    pub async fn claim_identity(
+        &self,
+        system_identifier: u64,
+        accept_new: bool,
+    ) -> Result<(), RepositoryError> {
         let prefix = layout::identity_prefix(&self.cluster);
         let mut found = Vec::new();
         for object in self.store.list(&prefix).await? {
@@ -168,9 +188,15 @@ impl Repository {
                 ours: system_identifier,
             });
         }
-        let marker = IdentityMarker { system_identifier: ours.clone(), first_seen_at: self.now() };
+        let marker = IdentityMarker {
+            system_identifier: ours.clone(),
+            first_seen_at: self.now(),
+        };
         // Another process of the same cluster may just have written it.
-        let _ = self.store.put_new(&format!("{prefix}{ours}"), to_json(&marker)?).await?;
+        let _ = self
+            .store
+            .put_new(&format!("{prefix}{ours}"), to_json(&marker)?)
+            .await?;
         Ok(())
     }
 }
@@ -192,14 +218,17 @@ async fn read_marker(store: &Store) -> Result<Option<RepositoryMarker>, Reposito
 }
 
 pub(crate) fn to_json<T: Serialize>(value: &T) -> Result<Bytes, RepositoryError> {
-    let mut body = serde_json::to_vec_pretty(value).map_err(|error| RepositoryError::Internal(error.to_string()))?;
+    let mut body =
+        serde_json::to_vec_pretty(value).map_err(|error| RepositoryError::Internal(error.to_string()))?;
     body.push(b'\n');
     Ok(Bytes::from(body))
 }
 
 pub(crate) fn from_json<'a, T: Deserialize<'a>>(key: &str, body: &'a [u8]) -> Result<T, RepositoryError> {
-    serde_json::from_slice(body)
-        .map_err(|error| RepositoryError::Malformed { key: key.to_owned(), reason: error.to_string() })
+    serde_json::from_slice(body).map_err(|error| RepositoryError::Malformed {
+        key: key.to_owned(),
+        reason: error.to_string(),
+    })
 }
 
 fn hex(bytes: &[u8]) -> String {

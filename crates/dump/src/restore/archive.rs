@@ -33,7 +33,10 @@ pub struct Entry {
 
 /// Reads the output of `pg_restore --list`: `dumpId; class oid description schema tag owner`.
 pub fn parse_entries(list: &str) -> Vec<Entry> {
-    list.lines().filter(|line| !line.starts_with(';')).filter_map(parse_entry).collect()
+    list.lines()
+        .filter(|line| !line.starts_with(';'))
+        .filter_map(parse_entry)
+        .collect()
 }
 
 fn parse_entry(line: &str) -> Option<Entry> {
@@ -41,7 +44,12 @@ fn parse_entry(line: &str) -> Option<Entry> {
     let mut parts = rest.splitn(3, ' ');
     let class = parts.next()?.parse().ok()?;
     let oid = parts.next()?.parse().ok()?;
-    Some(Entry { line: line.to_owned(), class, oid, text: parts.next()?.to_owned() })
+    Some(Entry {
+        line: line.to_owned(),
+        class,
+        oid,
+        text: parts.next()?.to_owned(),
+    })
 }
 
 /// The archive as a file, and the program that reads it.
@@ -82,7 +90,9 @@ impl Archive {
         options: ArchiveOptions,
     ) -> Result<Self, DumpError> {
         let context = || format!("looking for pg_restore of PostgreSQL {major_min} or later");
-        let program = programs::find("pg_restore", major_min, search).await.context(context)?;
+        let program = programs::find("pg_restore", major_min, search)
+            .await
+            .context(context)?;
         let work_directory = work_directory.map_or_else(std::env::temp_dir, Path::to_path_buf);
         let directory = tempfile::Builder::new()
             .prefix("pgkeep-")
@@ -90,7 +100,14 @@ impl Archive {
             .context(|| format!("making a temporary directory in {}", work_directory.display()))?;
         let file = directory.path().join("archive.dump");
         write_pieces(repository, prefix, pieces, &file).await?;
-        let mut archive = Self { program, directory, file, options: Vec::new(), session_settings: Vec::new(), entries: Vec::new() };
+        let mut archive = Self {
+            program,
+            directory,
+            file,
+            options: Vec::new(),
+            session_settings: Vec::new(),
+            entries: Vec::new(),
+        };
         for (wanted, option) in [
             (options.owners, "--no-owner"),
             (options.privileges, "--no-privileges"),
@@ -107,7 +124,10 @@ impl Archive {
     async fn list(&self) -> Result<String, DumpError> {
         let mut command = self.program.command(None);
         command.arg("--list").arg(&self.file);
-        let limits = RunLimits { deadline: LIST_DEADLINE, stdout_bytes_max: CONTENTS_BYTES_MAX };
+        let limits = RunLimits {
+            deadline: LIST_DEADLINE,
+            stdout_bytes_max: CONTENTS_BYTES_MAX,
+        };
         let context = || "reading the schema's archive".to_owned();
         let finished = programs::run(command, &limits).await.context(context)?;
         String::from_utf8(finished.stdout)
@@ -126,20 +146,31 @@ impl Archive {
         go_on_after_errors: bool,
         wanted: impl Fn(&Entry) -> bool,
     ) -> Result<Result<(), ProgramError>, DumpError> {
-        let picked: Vec<&str> =
-            self.entries.iter().filter(|entry| wanted(entry)).map(|entry| entry.line.as_str()).collect();
+        let picked: Vec<&str> = self
+            .entries
+            .iter()
+            .filter(|entry| wanted(entry))
+            .map(|entry| entry.line.as_str())
+            .collect();
         if picked.is_empty() {
             return Ok(Ok(()));
         }
-        let list = self.directory.path().join(format!("list-{}", section.unwrap_or("all")));
+        let list = self
+            .directory
+            .path()
+            .join(format!("list-{}", section.unwrap_or("all")));
         let context = || "writing the list of what to restore".to_owned();
         let mut file = tokio::fs::File::create(&list).await.context(context)?;
-        file.write_all(picked.join("\n").as_bytes()).await.context(context)?;
+        file.write_all(picked.join("\n").as_bytes())
+            .await
+            .context(context)?;
         file.write_all(b"\n").await.context(context)?;
         file.flush().await.context(context)?;
         let mut command: Command = self.program.command(Some(target));
         command.env("PGOPTIONS", session_options(target, &self.session_settings));
-        command.arg(format!("--dbname={}", schema::quote_conninfo(target.database()))).arg("--no-password");
+        command
+            .arg(format!("--dbname={}", schema::quote_conninfo(target.database())))
+            .arg("--no-password");
         command.args(&self.options).arg("--use-list").arg(&list);
         if let Some(section) = section {
             command.arg(format!("--section={section}"));
@@ -151,7 +182,10 @@ impl Archive {
             command.arg("--exit-on-error");
         }
         command.arg(&self.file);
-        let limits = RunLimits { deadline: schema::PROGRAM_DEADLINE, stdout_bytes_max: CONTENTS_BYTES_MAX };
+        let limits = RunLimits {
+            deadline: schema::PROGRAM_DEADLINE,
+            stdout_bytes_max: CONTENTS_BYTES_MAX,
+        };
         Ok(programs::run(command, &limits).await.map(|_| ()))
     }
 }
@@ -159,8 +193,15 @@ impl Archive {
 /// What the connection string set, and then ours.
 fn session_options(target: &Target, settings: &[String]) -> String {
     let environment = target.libpq_environment();
-    let given = environment.iter().find(|(name, _)| name == "PGOPTIONS").map(|(_, value)| value.expose().to_owned());
-    settings.iter().fold(given.unwrap_or_default(), |options, setting| format!("{options} -c {setting}"))
+    let given = environment
+        .iter()
+        .find(|(name, _)| name == "PGOPTIONS")
+        .map(|(_, value)| value.expose().to_owned());
+    settings
+        .iter()
+        .fold(given.unwrap_or_default(), |options, setting| {
+            format!("{options} -c {setting}")
+        })
 }
 
 async fn write_pieces(
@@ -173,7 +214,9 @@ async fn write_pieces(
     let mut file = tokio::fs::File::create(path).await.context(context)?;
     for piece in pieces {
         let key = format!("{prefix}{}", piece.name);
-        let mut contents = repository.contents(&key, piece.plain_bytes, Some(&piece.hash)).await?;
+        let mut contents = repository
+            .contents(&key, piece.plain_bytes, Some(&piece.hash))
+            .await?;
         while let Some(block) = contents.next().await? {
             file.write_all(&block).await.context(context)?;
         }
@@ -190,6 +233,9 @@ mod tests {
         let list = ";\n; Archive created at ...\n3345; 1259 16390 TABLE public games app\n17; 0 0 ACL public TABLE t app\nx\n";
         let entries = parse_entries(list);
         assert_eq!(entries.len(), 2);
-        assert_eq!((entries[0].class, entries[0].oid, entries[0].text.as_str()), (1259, 16390, "TABLE public games app"));
+        assert_eq!(
+            (entries[0].class, entries[0].oid, entries[0].text.as_str()),
+            (1259, 16390, "TABLE public games app")
+        );
     }
 }

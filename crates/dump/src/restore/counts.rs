@@ -35,7 +35,8 @@ pub async fn compare(
 ) -> Result<u64, DumpError> {
     let expectations = expectations(database, wanted);
     let counted = expectations.len() as u64;
-    let batches: VecDeque<Vec<Expectation>> = expectations.chunks(BATCH).map(<[Expectation]>::to_vec).collect();
+    let batches: VecDeque<Vec<Expectation>> =
+        expectations.chunks(BATCH).map(<[Expectation]>::to_vec).collect();
     let jobs = jobs.clamp(1, batches.len().max(1));
     let queue = Arc::new(Mutex::new(batches));
     let mut workers = JoinSet::new();
@@ -49,7 +50,9 @@ pub async fn compare(
             session.execute(settings).await.context(context)?;
             loop {
                 let next = queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-                let Some(batch) = next else { return Ok::<_, DumpError>(()) };
+                let Some(batch) = next else {
+                    return Ok::<_, DumpError>(());
+                };
                 compare_batch(&mut session, &batch).await?;
             }
         });
@@ -67,16 +70,28 @@ async fn compare_batch(session: &mut Session, batch: &[Expectation]) -> Result<(
         .enumerate()
         .map(|(place, expectation)| {
             let only = if expectation.only { "ONLY " } else { "" };
-            format!("SELECT {place}, pg_catalog.count(*) FROM {only}{}", expectation.name.quoted())
+            format!(
+                "SELECT {place}, pg_catalog.count(*) FROM {only}{}",
+                expectation.name.quoted()
+            )
         })
         .collect();
-    let rows = session.query(&selects.join(" UNION ALL ")).await.context(context)?;
+    let rows = session
+        .query(&selects.join(" UNION ALL "))
+        .await
+        .context(context)?;
     for row in rows {
         let (place, found): (u32, u64) = (row.get(0).context(context)?, row.get(1).context(context)?);
-        let Some(expectation) = batch.get(place as usize) else { continue };
+        let Some(expectation) = batch.get(place as usize) else {
+            continue;
+        };
         if found != expectation.rows {
             let what = format!("rows of {} after the restore", expectation.name);
-            return Err(DumpError::CountMismatch { what, found, expected: expectation.rows });
+            return Err(DumpError::CountMismatch {
+                what,
+                found,
+                expected: expectation.rows,
+            });
         }
     }
     Ok(())
@@ -103,14 +118,24 @@ fn expectations(database: &DatabaseManifest, wanted: Option<&BTreeSet<u32>>) -> 
             (RelationKind::CompressedChunk, _) => {
                 physical.insert(relation.name.clone(), relation.compressed_rows.unwrap_or(0));
             }
-            (RelationKind::Table, Some(root)) if !skipped => *roots.entry(root.clone()).or_default() += relation.rows,
+            (RelationKind::Table, Some(root)) if !skipped => {
+                *roots.entry(root.clone()).or_default() += relation.rows
+            }
             (RelationKind::Table, None) if !skipped && !hypertables.contains(&relation.name.quoted()) => {
-                expectations.push(Expectation { name: relation.name.clone(), only: true, rows: relation.rows });
+                expectations.push(Expectation {
+                    name: relation.name.clone(),
+                    only: true,
+                    rows: relation.rows,
+                });
             }
             _ => {}
         }
     }
-    expectations.extend(roots.into_iter().map(|(name, rows)| Expectation { name, only: false, rows }));
+    expectations.extend(roots.into_iter().map(|(name, rows)| Expectation {
+        name,
+        only: false,
+        rows,
+    }));
     if wanted.is_none() {
         expectations.extend(hypertable_expectations(database, &physical));
     }
@@ -122,9 +147,16 @@ fn hypertable_expectations(
     physical: &std::collections::HashMap<QualifiedName, u64>,
 ) -> Vec<Expectation> {
     let mut expectations = Vec::new();
-    for hypertable in database.timescaledb.iter().flat_map(|inventory| &inventory.hypertables) {
+    for hypertable in database
+        .timescaledb
+        .iter()
+        .flat_map(|inventory| &inventory.hypertables)
+    {
         let rows_of = |schema: &str, name: &str| {
-            let name = QualifiedName { schema: schema.to_owned(), name: name.to_owned() };
+            let name = QualifiedName {
+                schema: schema.to_owned(),
+                name: name.to_owned(),
+            };
             physical.get(&name).copied()
         };
         // A hypertable of which some chunks were left out on request can't be compared.
@@ -140,8 +172,15 @@ fn hypertable_expectations(
             })
             .sum();
         if let (Some(rows), true) = (rows, hypertable.kind != HypertableKind::Compressed) {
-            let name = QualifiedName { schema: hypertable.schema.clone(), name: hypertable.name.clone() };
-            expectations.push(Expectation { name, only: false, rows });
+            let name = QualifiedName {
+                schema: hypertable.schema.clone(),
+                name: hypertable.name.clone(),
+            };
+            expectations.push(Expectation {
+                name,
+                only: false,
+                rows,
+            });
         }
     }
     expectations

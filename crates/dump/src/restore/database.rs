@@ -31,7 +31,13 @@ pub(crate) async fn restore(
     restore.progress.set_phase(format!("{target_name}: preparing"));
     let target = restore.target.with_database(target_name);
     let mark = prepare::prepare(restore, session, database, target_name).await?;
-    let one = One { restore, database, target, target_name, mark };
+    let one = One {
+        restore,
+        database,
+        target,
+        target_name,
+        mark,
+    };
     one.run(session, attention).await
 }
 
@@ -45,10 +51,16 @@ struct One<'a> {
 
 impl One<'_> {
     fn phase(&self, what: &str) {
-        self.restore.progress.set_phase(format!("{}: {what}", self.target_name));
+        self.restore
+            .progress
+            .set_phase(format!("{}: {what}", self.target_name));
     }
 
-    async fn run(&self, outside: &mut Session, attention: &mut Vec<String>) -> Result<RestoredDatabase, DumpError> {
+    async fn run(
+        &self,
+        outside: &mut Session,
+        attention: &mut Vec<String>,
+    ) -> Result<RestoredDatabase, DumpError> {
         let mut archive = self.archive().await?;
         if !self.mark.has(Step::PreData) {
             self.pre_data(&archive).await?;
@@ -64,11 +76,17 @@ impl One<'_> {
         let mut session = self.session().await?;
         for statement in sql::refresh(&self.database.materialized_views) {
             self.phase("refreshing materialized views");
-            session.execute(&statement).await.context(|| format!("running {statement}"))?;
+            session
+                .execute(&statement)
+                .await
+                .context(|| format!("running {statement}"))?;
         }
         if self.restore.options.analyze {
             self.phase("collecting statistics");
-            session.execute("ANALYZE").await.context(|| "collecting the planner's statistics".to_owned())?;
+            session
+                .execute("ANALYZE")
+                .await
+                .context(|| "collecting the planner's statistics".to_owned())?;
         }
         session.close().await;
         self.phase("counting rows");
@@ -93,7 +111,10 @@ impl One<'_> {
     }
 
     fn timescale_error(&self, source: pgkeep_timescale::TimescaleError) -> DumpError {
-        DumpError::Timescale { database: self.target_name.to_owned(), source }
+        DumpError::Timescale {
+            database: self.target_name.to_owned(),
+            source,
+        }
     }
 
     async fn archive(&self) -> Result<Archive, DumpError> {
@@ -109,14 +130,21 @@ impl One<'_> {
             let error = |source| self.timescale_error(source);
             let mut session = connect(&self.target).await?;
             let found = pgkeep_timescale::detect(&mut session).await.map_err(error)?;
-            if found.is_some_and(|found| found.version != inventory.version || found.schema != inventory.schema) {
+            if found
+                .is_some_and(|found| found.version != inventory.version || found.schema != inventory.schema)
+            {
                 // The database is empty; images of the vendor put the extension into template1.
                 let drop = "DROP EXTENSION timescaledb";
-                session.execute(drop).await.context(|| "removing another version of TimescaleDB".to_owned())?;
+                session
+                    .execute(drop)
+                    .await
+                    .context(|| "removing another version of TimescaleDB".to_owned())?;
                 session.close().await;
                 session = connect(&self.target).await?;
             }
-            pgkeep_timescale::create_extension(&mut session, &inventory.version, &inventory.schema).await.map_err(error)?;
+            pgkeep_timescale::create_extension(&mut session, &inventory.version, &inventory.schema)
+                .await
+                .map_err(error)?;
             session.close().await;
             let mut session = connect(&self.target).await?;
             pgkeep_timescale::pre_restore(&mut session).await.map_err(error)?;
@@ -126,7 +154,9 @@ impl One<'_> {
         let restored = archive.restore(&self.target, Some("pre-data"), 1, false, |entry| {
             !(timescaledb && is_timescaledb_extension(entry))
         });
-        restored.await?.context(|| format!("making the tables of database '{}'", self.target_name))?;
+        restored
+            .await?
+            .context(|| format!("making the tables of database '{}'", self.target_name))?;
         let mut session = connect(&self.target).await?;
         mark::note(&mut session, Step::PreData).await?;
         session.close().await;
@@ -171,33 +201,54 @@ impl One<'_> {
             special.insert((row.get(0).context(context)?, row.get(1).context(context)?));
         }
         let places = (0_u32..).zip(&self.database.relations).filter(|(_, relation)| {
-            !special.is_empty() && special.contains(&(relation.name.schema.clone(), relation.name.name.clone()))
+            !special.is_empty()
+                && special.contains(&(relation.name.schema.clone(), relation.name.name.clone()))
         });
         Ok(places.map(|(place, _)| place).collect())
     }
 
     async fn sequences(&self, session: &mut Session) -> Result<(), DumpError> {
-        let (Some(object), false) = (&self.database.sequences, self.mark.has(Step::Sequences)) else { return Ok(()) };
+        let (Some(object), false) = (&self.database.sequences, self.mark.has(Step::Sequences)) else {
+            return Ok(());
+        };
         self.phase("setting sequences");
         let key = format!("{}{}", self.restore.prefix, object.name);
-        let contents = self.restore.repository.contents(&key, object.plain_bytes, Some(&object.hash)).await?;
-        let script = String::from_utf8(contents.collect(&key, SCRIPT_BYTES_MAX).await?)
-            .map_err(|_| DumpError::Object { name: object.name.clone(), reason: "it isn't UTF-8".to_owned() })?;
-        session.execute(&script).await.context(|| "setting sequences".to_owned())?;
+        let contents = self
+            .restore
+            .repository
+            .contents(&key, object.plain_bytes, Some(&object.hash))
+            .await?;
+        let script = String::from_utf8(contents.collect(&key, SCRIPT_BYTES_MAX).await?).map_err(|_| {
+            DumpError::Object {
+                name: object.name.clone(),
+                reason: "it isn't UTF-8".to_owned(),
+            }
+        })?;
+        session
+            .execute(&script)
+            .await
+            .context(|| "setting sequences".to_owned())?;
         mark::note(session, Step::Sequences).await
     }
 
     /// Memory for index builds, by the server's own size: a quarter of its memory is a usual `shared_buffers`.
     async fn index_settings(&self, session: &mut Session) -> Result<Vec<String>, DumpError> {
         let context = || "reading the server's memory settings".to_owned();
-        let sql = "SELECT (SELECT setting::bigint * 8 FROM pg_catalog.pg_settings WHERE name = 'shared_buffers'),
+        let sql =
+            "SELECT (SELECT setting::bigint * 8 FROM pg_catalog.pg_settings WHERE name = 'shared_buffers'),
             (SELECT setting::bigint FROM pg_catalog.pg_settings WHERE name = 'maintenance_work_mem')";
         let rows = session.query(sql).await.context(context)?;
-        let row = rows.first().ok_or_else(|| DumpError::Internal("no settings".to_owned()))?;
-        let (buffers_kb, present_kb): (u64, u64) = (row.get(0).context(context)?, row.get(1).context(context)?);
+        let row = rows
+            .first()
+            .ok_or_else(|| DumpError::Internal("no settings".to_owned()))?;
+        let (buffers_kb, present_kb): (u64, u64) =
+            (row.get(0).context(context)?, row.get(1).context(context)?);
         let jobs = self.restore.options.jobs.max(1) as u64;
         let memory_kb = present_kb.max((buffers_kb / jobs).min(MAINTENANCE_MEMORY_KB_MAX));
-        let mut settings = vec![format!("maintenance_work_mem={memory_kb}kB"), "synchronous_commit=off".to_owned()];
+        let mut settings = vec![
+            format!("maintenance_work_mem={memory_kb}kB"),
+            "synchronous_commit=off".to_owned(),
+        ];
         if jobs > 1 {
             // One process for each index is the better use of the same processors.
             settings.push("max_parallel_maintenance_workers=0".to_owned());
@@ -211,7 +262,11 @@ impl One<'_> {
         }
         self.phase("building indexes and constraints");
         let mut session = connect(&self.target).await?;
-        let there = if self.mark.has(Step::PostDataBegun) { existing_post_data(&mut session).await? } else { HashSet::new() };
+        let there = if self.mark.has(Step::PostDataBegun) {
+            existing_post_data(&mut session).await?
+        } else {
+            HashSet::new()
+        };
         mark::note(&mut session, Step::PostDataBegun).await?;
         let jobs = self.restore.options.jobs;
         let restored = archive.restore(&self.target, Some("post-data"), jobs, false, |entry| {
@@ -224,7 +279,10 @@ impl One<'_> {
     }
 
     fn post_data_context(&self) -> String {
-        format!("building the indexes and constraints of database '{}'", self.target_name)
+        format!(
+            "building the indexes and constraints of database '{}'",
+            self.target_name
+        )
     }
 
     fn comes_after_restore_mode(&self, entry: &Entry) -> bool {
@@ -240,7 +298,9 @@ impl One<'_> {
         let error = |source| self.timescale_error(source);
         let mut session = connect(&self.target).await?;
         pgkeep_timescale::hold_jobs(&mut session).await.map_err(error)?;
-        pgkeep_timescale::post_restore(&mut session).await.map_err(error)?;
+        pgkeep_timescale::post_restore(&mut session)
+            .await
+            .map_err(error)?;
         session.close().await;
         let mut session = connect(&self.target).await?;
         let there = existing_post_data(&mut session).await?;
@@ -264,14 +324,22 @@ impl One<'_> {
             archive_major(self.database, self.restore.manifest.server_version_num / 10_000),
             &options.programs,
             options.work_directory.as_deref(),
-            ArchiveOptions { owners: options.owners, privileges: options.privileges, tablespaces: false },
+            ArchiveOptions {
+                owners: options.owners,
+                privileges: options.privileges,
+                tablespaces: false,
+            },
         )
         .await?;
         let mut session = connect(&self.target).await?;
         if self.mark.has(Step::PreData) {
             // A resumed restore may have some of them already.
-            let sql = "SELECT pg_catalog.count(pg_catalog.lo_unlink(oid)) FROM pg_catalog.pg_largeobject_metadata";
-            session.execute(sql).await.context(|| "removing half-restored large objects".to_owned())?;
+            let sql =
+                "SELECT pg_catalog.count(pg_catalog.lo_unlink(oid)) FROM pg_catalog.pg_largeobject_metadata";
+            session
+                .execute(sql)
+                .await
+                .context(|| "removing half-restored large objects".to_owned())?;
         }
         let restored = archive.restore(&self.target, None, 1, false, |_| true).await?;
         restored.context(|| format!("restoring the large objects of database '{}'", self.target_name))?;
@@ -294,7 +362,12 @@ impl One<'_> {
                 Err(error) if error.sqlstate().is_some() => {
                     attention.push(format!("database '{}': {statement}: {error}", self.target_name));
                 }
-                Err(source) => return Err(DumpError::Pg { context: "setting the database's properties".to_owned(), source }),
+                Err(source) => {
+                    return Err(DumpError::Pg {
+                        context: "setting the database's properties".to_owned(),
+                        source,
+                    });
+                }
             }
         }
         Ok(())
@@ -302,11 +375,16 @@ impl One<'_> {
 
     /// The counts agree: the jobs may run again, but for those that would delete what was just restored.
     async fn jobs(&self, attention: &mut Vec<String>) -> Result<(), DumpError> {
-        let Some(inventory) = &self.database.timescaledb else { return Ok(()) };
+        let Some(inventory) = &self.database.timescaledb else {
+            return Ok(());
+        };
         let error = |source| self.timescale_error(source);
         let mut session = connect(&self.target).await?;
         let mut held: BTreeSet<i32> = BTreeSet::new();
-        for deletion in pgkeep_timescale::pending_deletions(&mut session).await.map_err(error)? {
+        for deletion in pgkeep_timescale::pending_deletions(&mut session)
+            .await
+            .map_err(error)?
+        {
             if deletion.chunks.is_empty() {
                 continue;
             }
@@ -335,13 +413,16 @@ impl One<'_> {
             .filter(|job| job.scheduled && !held.contains(&job.id))
             .map(|job| pgkeep_timescale::JobId(job.id))
             .collect();
-        pgkeep_timescale::release_jobs(&mut session, &release).await.map_err(error)?;
+        pgkeep_timescale::release_jobs(&mut session, &release)
+            .await
+            .map_err(error)?;
         session.close().await;
         Ok(())
     }
 
     async fn update_extensions(&self, attention: &mut Vec<String>) -> Result<(), DumpError> {
-        let (Some(inventory), true) = (&self.database.timescaledb, self.restore.options.update_extensions) else {
+        let (Some(inventory), true) = (&self.database.timescaledb, self.restore.options.update_extensions)
+        else {
             return Ok(());
         };
         let mut session = connect(&self.target).await?;
@@ -359,8 +440,14 @@ impl One<'_> {
 /// The major version of the pg_dump that wrote the archive: `pg_dump (PostgreSQL) 16.15`.
 pub(crate) fn archive_major(database: &DatabaseManifest, server_major: u32) -> u32 {
     let digits = |text: &str| text.chars().take_while(char::is_ascii_digit).collect::<String>();
-    let version = database.pg_dump_version.rsplit(' ').map(digits).find(|digits| !digits.is_empty());
-    version.and_then(|version| version.parse().ok()).unwrap_or(server_major)
+    let version = database
+        .pg_dump_version
+        .rsplit(' ')
+        .map(digits)
+        .find(|digits| !digits.is_empty());
+    version
+        .and_then(|version| version.parse().ok())
+        .unwrap_or(server_major)
 }
 
 pub(crate) fn is_timescaledb_extension(entry: &Entry) -> bool {
@@ -394,5 +481,8 @@ async fn existing_post_data(session: &mut Session) -> Result<HashSet<String>, Du
 /// every beginning is tried.
 fn is_there(there: &HashSet<String>, entry: &Entry) -> bool {
     !there.is_empty()
-        && entry.text.match_indices(' ').any(|(place, _)| entry.text.get(..place).is_some_and(|text| there.contains(text)))
+        && entry
+            .text
+            .match_indices(' ')
+            .any(|(place, _)| entry.text.get(..place).is_some_and(|text| there.contains(text)))
 }

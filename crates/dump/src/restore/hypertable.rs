@@ -38,15 +38,32 @@ pub(crate) async fn restore(
 ) -> Result<RestoredDatabase, DumpError> {
     let internal = || DumpError::Internal(format!("hypertable {name} has no inventory"));
     let inventory = database.timescaledb.as_ref().ok_or_else(internal)?;
-    let hypertable =
-        inventory.hypertables.iter().find(|table| table.schema == name.schema && table.name == name.name);
+    let hypertable = inventory
+        .hypertables
+        .iter()
+        .find(|table| table.schema == name.schema && table.name == name.name);
     let hypertable = hypertable.ok_or_else(internal)?;
-    let one = One { restore, database, target, name, hypertable, range };
-    let scratch_name = format!("pgkeep_scratch_{}", restore.id.to_string().replace('-', "_").to_lowercase());
+    let one = One {
+        restore,
+        database,
+        target,
+        name,
+        hypertable,
+        range,
+    };
+    let scratch_name = format!(
+        "pgkeep_scratch_{}",
+        restore.id.to_string().replace('-', "_").to_lowercase()
+    );
     prepare::drop_database_if_exists(outside, &scratch_name).await?;
     let create = sql::create_database(&scratch_name, &database.properties, None);
-    outside.execute(&create).await.context(|| format!("creating the scratch database '{scratch_name}'"))?;
-    let result = one.run(&restore.target.with_database(&scratch_name), attention).await;
+    outside
+        .execute(&create)
+        .await
+        .context(|| format!("creating the scratch database '{scratch_name}'"))?;
+    let result = one
+        .run(&restore.target.with_database(&scratch_name), attention)
+        .await;
     // The scratch database goes in any case; what went wrong before matters more than a failure to drop it.
     let dropped = prepare::drop_database_if_exists(outside, &scratch_name).await;
     let restored = result?;
@@ -64,7 +81,11 @@ struct One<'a> {
 }
 
 impl One<'_> {
-    async fn run(&self, scratch: &Target, attention: &mut Vec<String>) -> Result<RestoredDatabase, DumpError> {
+    async fn run(
+        &self,
+        scratch: &Target,
+        attention: &mut Vec<String>,
+    ) -> Result<RestoredDatabase, DumpError> {
         let mut inside = connect(self.target).await?;
         let places = self.places(&mut inside).await?;
         let condition = self.condition();
@@ -80,18 +101,29 @@ impl One<'_> {
         let picker = Picker::new(&archive.entries, &selection, &dependents, schemas);
         let context = || format!("making hypertable {}", self.name);
         if !exists {
-            archive.restore(self.target, Some("pre-data"), 1, false, |entry| picker.picks(entry)).await?.context(context)?;
+            archive
+                .restore(self.target, Some("pre-data"), 1, false, |entry| {
+                    picker.picks(entry)
+                })
+                .await?
+                .context(context)?;
             self.make_hypertable(&mut session, attention).await?;
         }
         let rows = self.flow(scratch, condition.as_deref()).await?;
         if !exists {
             let own = |text: &str| {
                 OWN_TRIGGERS.iter().any(|trigger| {
-                    text.starts_with(&format!("TRIGGER {} {} {trigger} ", self.name.schema, self.name.name))
+                    text.starts_with(&format!(
+                        "TRIGGER {} {} {trigger} ",
+                        self.name.schema, self.name.name
+                    ))
                 })
             };
             let picks = |entry: &crate::restore::archive::Entry| picker.picks(entry) && !own(&entry.text);
-            archive.restore(self.target, Some("post-data"), 1, false, picks).await?.context(context)?;
+            archive
+                .restore(self.target, Some("post-data"), 1, false, picks)
+                .await?
+                .context(context)?;
         }
         session.close().await;
         Ok(RestoredDatabase {
@@ -111,8 +143,16 @@ impl One<'_> {
     /// `WHERE` for the range.
     fn condition(&self) -> Option<String> {
         let column = quote_identifier(&self.dimension()?.column);
-        let from = self.range.from.as_ref().map(|from| format!("{column} >= {}", quote_literal(from)));
-        let to = self.range.to.as_ref().map(|to| format!("{column} < {}", quote_literal(to)));
+        let from = self
+            .range
+            .from
+            .as_ref()
+            .map(|from| format!("{column} >= {}", quote_literal(from)));
+        let to = self
+            .range
+            .to
+            .as_ref()
+            .map(|to| format!("{column} < {}", quote_literal(to)));
         let parts: Vec<String> = from.into_iter().chain(to).collect();
         (!parts.is_empty()).then(|| parts.join(" AND "))
     }
@@ -123,27 +163,44 @@ impl One<'_> {
         let to = self.internal_time(session, self.range.to.as_deref()).await?;
         let mut wanted: BTreeSet<QualifiedName> = BTreeSet::new();
         for chunk in &self.hypertable.chunks {
-            let before = to.zip(chunk.range_start_internal).is_some_and(|(to, start)| start >= to);
-            let after = from.zip(chunk.range_end_internal).is_some_and(|(from, end)| end <= from);
+            let before = to
+                .zip(chunk.range_start_internal)
+                .is_some_and(|(to, start)| start >= to);
+            let after = from
+                .zip(chunk.range_end_internal)
+                .is_some_and(|(from, end)| end <= from);
             if before || after {
                 continue;
             }
-            wanted.insert(QualifiedName { schema: chunk.schema.clone(), name: chunk.name.clone() });
+            wanted.insert(QualifiedName {
+                schema: chunk.schema.clone(),
+                name: chunk.name.clone(),
+            });
             wanted.extend(chunk.compressed_relation.as_ref().map(|relation| QualifiedName {
                 schema: relation.schema.clone(),
                 name: relation.name.clone(),
             }));
         }
-        let needed = (0_u32..).zip(&self.database.relations).filter(|(_, relation)| match relation.kind {
-            RelationKind::Configuration => !CONFIGURATION_NOT_NEEDED.contains(&relation.name.name.as_str()),
-            _ => wanted.contains(&relation.name),
-        });
+        let needed = (0_u32..)
+            .zip(&self.database.relations)
+            .filter(|(_, relation)| match relation.kind {
+                RelationKind::Configuration => {
+                    !CONFIGURATION_NOT_NEEDED.contains(&relation.name.name.as_str())
+                }
+                _ => wanted.contains(&relation.name),
+            });
         Ok(needed.map(|(place, _)| place).collect())
     }
 
     /// A bound of the range as TimescaleDB has it inside: microseconds since 1970, or the integer itself.
-    async fn internal_time(&self, session: &mut Session, text: Option<&str>) -> Result<Option<i64>, DumpError> {
-        let (Some(text), Some(dimension)) = (text, self.dimension()) else { return Ok(None) };
+    async fn internal_time(
+        &self,
+        session: &mut Session,
+        text: Option<&str>,
+    ) -> Result<Option<i64>, DumpError> {
+        let (Some(text), Some(dimension)) = (text, self.dimension()) else {
+            return Ok(None);
+        };
         let kind = dimension.column_type.as_str();
         let sql = if kind.starts_with("timestamp with time zone") {
             "SELECT (extract(epoch FROM $1::timestamptz) * 1000000)::bigint"
@@ -152,7 +209,12 @@ impl One<'_> {
         } else {
             "SELECT $1::bigint"
         };
-        let context = || format!("reading '{text}' as a value of {}.{}", self.name, dimension.column);
+        let context = || {
+            format!(
+                "reading '{text}' as a value of {}.{}",
+                self.name, dimension.column
+            )
+        };
         let rows = session.query_params(sql, &[Some(text)]).await.context(context)?;
         rows.first().map(|row| row.get(0)).transpose().context(context)
     }
@@ -161,14 +223,25 @@ impl One<'_> {
     async fn clear_the_way(&self, session: &mut Session, condition: Option<&str>) -> Result<bool, DumpError> {
         let context = || format!("looking at table {} in the target", self.name);
         let table = self.name.quoted();
-        let rows = session.query_params("SELECT pg_catalog.to_regclass($1)", &[Some(&table)]).await.context(context)?;
+        let rows = session
+            .query_params("SELECT pg_catalog.to_regclass($1)", &[Some(&table)])
+            .await
+            .context(context)?;
         if rows.first().and_then(|row| row.text(0)).is_none() {
             return Ok(false);
         }
-        let condition = condition.map(|condition| format!(" WHERE {condition}")).unwrap_or_default();
+        let condition = condition
+            .map(|condition| format!(" WHERE {condition}"))
+            .unwrap_or_default();
         let exists = format!("SELECT EXISTS (SELECT FROM {table}{condition})");
         let rows = session.query(&exists).await.context(context)?;
-        if rows.first().map(|row| row.get::<bool>(0)).transpose().context(context)? != Some(true) {
+        if rows
+            .first()
+            .map(|row| row.get::<bool>(0))
+            .transpose()
+            .context(context)?
+            != Some(true)
+        {
             return Ok(true);
         }
         if !self.restore.options.overwrite {
@@ -177,19 +250,29 @@ impl One<'_> {
                 hint: "give --overwrite to delete and replace them, or --target-database NAME to restore beside them".to_owned(),
             });
         }
-        session.execute(&format!("DELETE FROM {table}{condition}")).await.context(context)?;
+        session
+            .execute(&format!("DELETE FROM {table}{condition}"))
+            .await
+            .context(context)?;
         Ok(true)
     }
 
     /// The needed chunks with the catalog, readable.
     async fn fill_scratch(&self, scratch: &Target, places: &BTreeSet<u32>) -> Result<(), DumpError> {
         let restore = self.restore;
-        restore.progress.set_phase(format!("{}: preparing chunks", self.name));
-        let error = |source| DumpError::Timescale { database: scratch.database().to_owned(), source };
+        restore
+            .progress
+            .set_phase(format!("{}: preparing chunks", self.name));
+        let error = |source| DumpError::Timescale {
+            database: scratch.database().to_owned(),
+            source,
+        };
         let internal = || DumpError::Internal("no TimescaleDB inventory".to_owned());
         let inventory = self.database.timescaledb.as_ref().ok_or_else(internal)?;
         let mut session = connect(scratch).await?;
-        pgkeep_timescale::create_extension(&mut session, &inventory.version, &inventory.schema).await.map_err(error)?;
+        pgkeep_timescale::create_extension(&mut session, &inventory.version, &inventory.schema)
+            .await
+            .map_err(error)?;
         session.close().await;
         let mut session = connect(scratch).await?;
         pgkeep_timescale::pre_restore(&mut session).await.map_err(error)?;
@@ -217,13 +300,22 @@ impl One<'_> {
         session.close().await;
         load::load_all(phase).await?;
         let mut session = connect(scratch).await?;
-        pgkeep_timescale::post_restore(&mut session).await.map_err(error)?;
+        pgkeep_timescale::post_restore(&mut session)
+            .await
+            .map_err(error)?;
         session.close().await;
         Ok(())
     }
 
-    async fn make_hypertable(&self, session: &mut Session, attention: &mut Vec<String>) -> Result<(), DumpError> {
-        let error = |source| DumpError::Timescale { database: self.target.database().to_owned(), source };
+    async fn make_hypertable(
+        &self,
+        session: &mut Session,
+        attention: &mut Vec<String>,
+    ) -> Result<(), DumpError> {
+        let error = |source| DumpError::Timescale {
+            database: self.target.database().to_owned(),
+            source,
+        };
         let Some(extension) = pgkeep_timescale::detect(session).await.map_err(error)? else {
             attention.push(format!(
                 "{} is an ordinary table now: database '{}' has no TimescaleDB",
@@ -236,24 +328,36 @@ impl One<'_> {
         let table = quote_literal(&self.name.quoted());
         for (number, dimension) in self.hypertable.dimensions.iter().enumerate() {
             let column = quote_literal(&dimension.column);
-            let interval = dimension.interval_length.map(|length| interval_literal(&dimension.column_type, length));
+            let interval = dimension
+                .interval_length
+                .map(|length| interval_literal(&dimension.column_type, length));
             let statement = match (number, &interval, dimension.partitions) {
                 (0, Some(interval), _) => format!(
                     "SELECT {schema}.create_hypertable({table}, {column}, chunk_time_interval => {interval}, \
                      create_default_indexes => false)"
                 ),
                 (_, Some(interval), _) => {
-                    format!("SELECT {schema}.add_dimension({table}, {column}, chunk_time_interval => {interval})")
+                    format!(
+                        "SELECT {schema}.add_dimension({table}, {column}, chunk_time_interval => {interval})"
+                    )
                 }
                 (_, None, Some(partitions)) => {
-                    format!("SELECT {schema}.add_dimension({table}, {column}, number_partitions => {partitions})")
+                    format!(
+                        "SELECT {schema}.add_dimension({table}, {column}, number_partitions => {partitions})"
+                    )
                 }
                 (_, None, None) => continue,
             };
-            session.execute(&statement).await.context(|| format!("making {} a hypertable", self.name))?;
+            session
+                .execute(&statement)
+                .await
+                .context(|| format!("making {} a hypertable", self.name))?;
         }
         if self.hypertable.compression_enabled {
-            attention.push(format!("{} is restored uncompressed and without policies", self.name));
+            attention.push(format!(
+                "{} is restored uncompressed and without policies",
+                self.name
+            ));
         }
         Ok(())
     }
@@ -263,18 +367,36 @@ impl One<'_> {
         let restore = self.restore;
         restore.progress.set_phase(format!("{}: loading rows", self.name));
         let context = || format!("loading rows of {}", self.name);
-        let columns = self.database.relations.iter().find(|relation| relation.name == *self.name);
-        let columns = columns.map(|relation| relation.columns.clone()).unwrap_or_default();
+        let columns = self
+            .database
+            .relations
+            .iter()
+            .find(|relation| relation.name == *self.name);
+        let columns = columns
+            .map(|relation| relation.columns.clone())
+            .unwrap_or_default();
         let encoding = client_encoding(self.database);
         let mut source = connect(scratch).await?;
-        let settings = format!("SET client_encoding = {}; {}", quote_literal(encoding), catalog::READ_SETTINGS);
+        let settings = format!(
+            "SET client_encoding = {}; {}",
+            quote_literal(encoding),
+            catalog::READ_SETTINGS
+        );
         source.execute(&settings).await.context(context)?;
         let mut sink = loading_session(self.target, encoding).await?;
-        let filter = condition.map(|condition| format!(" WHERE {condition}")).unwrap_or_default();
+        let filter = condition
+            .map(|condition| format!(" WHERE {condition}"))
+            .unwrap_or_default();
         let table = self.name.quoted();
         sink.execute("BEGIN").await.context(context)?;
-        let mut read = source.copy_out(&format!("COPY (SELECT {columns} FROM {table}{filter}) TO STDOUT")).await.context(context)?;
-        let mut write = sink.copy_in(&format!("COPY {table} ({columns}) FROM STDIN")).await.context(context)?;
+        let mut read = source
+            .copy_out(&format!("COPY (SELECT {columns} FROM {table}{filter}) TO STDOUT"))
+            .await
+            .context(context)?;
+        let mut write = sink
+            .copy_in(&format!("COPY {table} ({columns}) FROM STDIN"))
+            .await
+            .context(context)?;
         let mut buffer = Vec::with_capacity(BLOCK_BYTES * 2);
         loop {
             let more = read.read_into(&mut buffer, BLOCK_BYTES).await.context(context)?;
@@ -288,7 +410,11 @@ impl One<'_> {
         let expected = read.finish().await.context(context)?;
         let found = write.finish().await.context(context)?;
         if found != expected {
-            return Err(DumpError::CountMismatch { what: format!("rows loaded into {}", self.name), found, expected });
+            return Err(DumpError::CountMismatch {
+                what: format!("rows loaded into {}", self.name),
+                found,
+                expected,
+            });
         }
         if condition.is_none() {
             self.compare_with_manifest(found)?;
@@ -301,7 +427,10 @@ impl One<'_> {
 
     fn compare_with_manifest(&self, found: u64) -> Result<(), DumpError> {
         let of = |schema: &str, name: &str| {
-            self.database.relations.iter().find(|relation| relation.name.schema == schema && relation.name.name == name)
+            self.database
+                .relations
+                .iter()
+                .find(|relation| relation.name.schema == schema && relation.name.name == name)
         };
         let expected: u64 = self
             .hypertable
@@ -309,12 +438,21 @@ impl One<'_> {
             .iter()
             .map(|chunk| {
                 let heap = of(&chunk.schema, &chunk.name).map_or(0, |relation| relation.rows);
-                let compressed = chunk.compressed_relation.as_ref().and_then(|name| of(&name.schema, &name.name));
-                heap + compressed.and_then(|relation| relation.compressed_rows).unwrap_or(0)
+                let compressed = chunk
+                    .compressed_relation
+                    .as_ref()
+                    .and_then(|name| of(&name.schema, &name.name));
+                heap + compressed
+                    .and_then(|relation| relation.compressed_rows)
+                    .unwrap_or(0)
             })
             .sum();
         if found != expected {
-            return Err(DumpError::CountMismatch { what: format!("rows of {} in the dump", self.name), found, expected });
+            return Err(DumpError::CountMismatch {
+                what: format!("rows of {} in the dump", self.name),
+                found,
+                expected,
+            });
         }
         Ok(())
     }
@@ -323,5 +461,9 @@ impl One<'_> {
 /// A chunk's length: microseconds for times, the column's own unit for integers.
 fn interval_literal(column_type: &str, length: i64) -> String {
     let time = column_type.starts_with("timestamp") || column_type == "date";
-    if time { format!("INTERVAL '{length} microseconds'") } else { format!("{length}::bigint") }
+    if time {
+        format!("INTERVAL '{length} microseconds'")
+    } else {
+        format!("{length}::bigint")
+    }
 }

@@ -49,7 +49,11 @@ pub struct LoadPhase {
 
 impl LoadPhase {
     fn wants(&self, relation: u32) -> bool {
-        !self.done.contains(&relation) && self.wanted.as_ref().is_none_or(|wanted| wanted.contains(&relation))
+        !self.done.contains(&relation)
+            && self
+                .wanted
+                .as_ref()
+                .is_none_or(|wanted| wanted.contains(&relation))
     }
 }
 
@@ -58,16 +62,29 @@ impl LoadPhase {
 /// # Errors
 /// PostgreSQL's.
 pub async fn loading_session(target: &Target, client_encoding: &str) -> Result<Session, DumpError> {
-    let context = || format!("connecting to database '{}' at {}", target.database(), target.endpoint());
+    let context = || {
+        format!(
+            "connecting to database '{}' at {}",
+            target.database(),
+            target.endpoint()
+        )
+    };
     let mut session = Session::connect(target).await.context(context)?;
     let encoding = quote_literal(client_encoding);
-    session.execute(&format!("SET client_encoding = {encoding}; {LOAD_SETTINGS}")).await.context(context)?;
+    session
+        .execute(&format!("SET client_encoding = {encoding}; {LOAD_SETTINGS}"))
+        .await
+        .context(context)?;
     Ok(session)
 }
 
 /// The encoding in which a database's rows were read.
 pub fn client_encoding(database: &DatabaseManifest) -> &'static str {
-    if database.properties.encoding == "SQL_ASCII" { "SQL_ASCII" } else { "UTF8" }
+    if database.properties.encoding == "SQL_ASCII" {
+        "SQL_ASCII"
+    } else {
+        "UTF8"
+    }
 }
 
 /// Loads the configuration tables of extensions, one after the other, in the manifest's order.
@@ -77,8 +94,17 @@ pub fn client_encoding(database: &DatabaseManifest) -> &'static str {
 pub async fn load_configuration(phase: &LoadPhase, session: &mut Session) -> Result<u64, DumpError> {
     let (mut configuration, _) = crate::database::split_data(&phase.database);
     configuration.sort_by(|a, b| a.object.name.cmp(&b.object.name));
-    let task = LoadTask { objects: configuration, plain_bytes: 0, single_relation: None };
-    let mut loader = Loader { phase, session, transaction: false, rows: 0 };
+    let task = LoadTask {
+        objects: configuration,
+        plain_bytes: 0,
+        single_relation: None,
+    };
+    let mut loader = Loader {
+        phase,
+        session,
+        transaction: false,
+        rows: 0,
+    };
     loader.run(&task).await?;
     Ok(loader.rows)
 }
@@ -106,10 +132,17 @@ pub async fn load_all(phase: LoadPhase) -> Result<u64, DumpError> {
 async fn worker(phase: &LoadPhase, queue: &Mutex<VecDeque<usize>>) -> Result<u64, DumpError> {
     let mut session = loading_session(&phase.target, client_encoding(&phase.database)).await?;
     let tasks = load_tasks(&phase.database, |relation| phase.wants(relation));
-    let mut loader = Loader { phase, session: &mut session, transaction: false, rows: 0 };
+    let mut loader = Loader {
+        phase,
+        session: &mut session,
+        transaction: false,
+        rows: 0,
+    };
     loop {
         let next = queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-        let Some(task) = next.and_then(|number| tasks.get(number)) else { break };
+        let Some(task) = next.and_then(|number| tasks.get(number)) else {
+            break;
+        };
         loader.run(task).await?;
     }
     let rows = loader.rows;
@@ -132,7 +165,10 @@ impl Loader<'_> {
         for (number, object) in task.objects.iter().enumerate() {
             let last = object.segments.last().map(|segment| segment.relation);
             self.load_object(object, freeze && number == 0, freeze).await?;
-            let continues = task.objects.get(number + 1).and_then(|next| next.segments.first());
+            let continues = task
+                .objects
+                .get(number + 1)
+                .and_then(|next| next.segments.first());
             if last.is_none() || continues.map(|segment| segment.relation) != last {
                 self.commit().await?;
             }
@@ -149,14 +185,24 @@ impl Loader<'_> {
         ordinary && !self.phase.special_storage.contains(&place)
     }
 
-    async fn load_object(&mut self, object: &DataObject, truncate: bool, freeze: bool) -> Result<(), DumpError> {
+    async fn load_object(
+        &mut self,
+        object: &DataObject,
+        truncate: bool,
+        freeze: bool,
+    ) -> Result<(), DumpError> {
         let key = format!("{}{}", self.phase.prefix, object.object.name);
         let hash = Some(object.object.hash.as_str());
-        let contents = self.phase.repository.contents(&key, object.object.plain_bytes, hash).await?;
+        let contents = self
+            .phase
+            .repository
+            .contents(&key, object.object.plain_bytes, hash)
+            .await?;
         let mut blocks = BlockReader::new(object, &self.phase.database.relations, contents);
         while let Some(piece) = blocks.next().await? {
             if let Piece::Begin(segment) = piece {
-                self.load_block(&mut blocks, segment.relation, truncate, freeze).await?;
+                self.load_block(&mut blocks, segment.relation, truncate, freeze)
+                    .await?;
             }
         }
         Progress::add(&self.phase.progress.bytes_stored, object.object.stored_bytes);
@@ -171,7 +217,12 @@ impl Loader<'_> {
         freeze: bool,
     ) -> Result<(), DumpError> {
         let internal = || DumpError::Internal(format!("there is no relation {place}"));
-        let relation = self.phase.database.relations.get(place as usize).ok_or_else(internal)?;
+        let relation = self
+            .phase
+            .database
+            .relations
+            .get(place as usize)
+            .ok_or_else(internal)?;
         let wanted = self.phase.wants(place);
         let context = || format!("loading table {}", relation.name);
         let into = relation.load_into.as_ref().unwrap_or(&relation.name);
@@ -184,9 +235,16 @@ impl Loader<'_> {
             self.transaction = true;
         }
         if wanted && truncate {
-            self.session.execute(&format!("TRUNCATE ONLY {}", into.quoted())).await.context(context)?;
+            self.session
+                .execute(&format!("TRUNCATE ONLY {}", into.quoted()))
+                .await
+                .context(context)?;
         }
-        let mut copy = if wanted { Some(self.session.copy_in(&statement).await.context(context)?) } else { None };
+        let mut copy = if wanted {
+            Some(self.session.copy_in(&statement).await.context(context)?)
+        } else {
+            None
+        };
         let expected = loop {
             match blocks.next().await? {
                 Some(Piece::Rows(rows)) => {
@@ -204,18 +262,28 @@ impl Loader<'_> {
         // Triggers of an extension may turn rows of its configuration tables into updates (TimescaleDB's metadata).
         if found != expected && relation.kind != RelationKind::Configuration {
             let what = format!("rows loaded into table {}", relation.name);
-            return Err(DumpError::CountMismatch { what, found, expected });
+            return Err(DumpError::CountMismatch {
+                what,
+                found,
+                expected,
+            });
         }
         self.rows += found;
         Progress::add(&self.phase.progress.rows, found);
         let note = mark::relation_done_statement(place, found);
-        self.session.execute(&note).await.context(|| "noting the progress".to_owned())?;
+        self.session
+            .execute(&note)
+            .await
+            .context(|| "noting the progress".to_owned())?;
         Ok(())
     }
 
     async fn commit(&mut self) -> Result<(), DumpError> {
         if self.transaction {
-            self.session.execute("COMMIT").await.context(|| "committing loaded rows".to_owned())?;
+            self.session
+                .execute("COMMIT")
+                .await
+                .context(|| "committing loaded rows".to_owned())?;
             self.transaction = false;
         }
         Ok(())

@@ -77,7 +77,10 @@ pub async fn make(session: &mut Session, dump: &str, database: &str) -> Result<(
         quote_literal(dump),
         quote_literal(database)
     );
-    session.execute(&sql).await.context(|| "marking the database as being restored".to_owned())?;
+    session
+        .execute(&sql)
+        .await
+        .context(|| "marking the database as being restored".to_owned())?;
     Ok(())
 }
 
@@ -89,7 +92,13 @@ pub async fn read(session: &mut Session) -> Result<Option<Mark>, DumpError> {
     let context = || "looking for the mark of an unfinished restore".to_owned();
     let exists = format!("SELECT pg_catalog.to_regclass('{MARK_SCHEMA}.restore') IS NOT NULL");
     let rows = session.query(&exists).await.context(context)?;
-    if rows.first().map(|row| row.get::<bool>(0)).transpose().context(context)? != Some(true) {
+    if rows
+        .first()
+        .map(|row| row.get::<bool>(0))
+        .transpose()
+        .context(context)?
+        != Some(true)
+    {
         return Ok(None);
     }
     let mut mark = Mark::default();
@@ -98,10 +107,18 @@ pub async fn read(session: &mut Session) -> Result<Option<Mark>, DumpError> {
         mark.dump = row.get(0).context(context)?;
         mark.database = row.get(1).context(context)?;
     }
-    for row in session.query(&format!("SELECT name FROM {MARK_SCHEMA}.step")).await.context(context)? {
+    for row in session
+        .query(&format!("SELECT name FROM {MARK_SCHEMA}.step"))
+        .await
+        .context(context)?
+    {
         mark.steps.insert(row.get(0).context(context)?);
     }
-    for row in session.query(&format!("SELECT DISTINCT place FROM {MARK_SCHEMA}.relation")).await.context(context)? {
+    for row in session
+        .query(&format!("SELECT DISTINCT place FROM {MARK_SCHEMA}.relation"))
+        .await
+        .context(context)?
+    {
         mark.relations.insert(row.get(0).context(context)?);
     }
     Ok(Some(mark))
@@ -116,7 +133,10 @@ pub async fn note(session: &mut Session, step: Step) -> Result<(), DumpError> {
         "INSERT INTO {MARK_SCHEMA}.step (name) VALUES ({}) ON CONFLICT DO NOTHING",
         quote_literal(step.name())
     );
-    session.execute(&sql).await.context(|| "noting the progress".to_owned())?;
+    session
+        .execute(&sql)
+        .await
+        .context(|| "noting the progress".to_owned())?;
     Ok(())
 }
 
@@ -131,6 +151,9 @@ pub fn relation_done_statement(place: u32, rows: u64) -> String {
 /// PostgreSQL's.
 pub async fn remove(session: &mut Session) -> Result<(), DumpError> {
     let sql = format!("DROP SCHEMA {MARK_SCHEMA} CASCADE");
-    session.execute(&sql).await.context(|| "taking the mark of the restore away".to_owned())?;
+    session
+        .execute(&sql)
+        .await
+        .context(|| "taking the mark of the restore away".to_owned())?;
     Ok(())
 }

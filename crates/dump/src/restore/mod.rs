@@ -47,7 +47,11 @@ pub(crate) struct Restore<'a> {
 ///
 /// # Errors
 /// The dump can't be read, or doesn't have what was asked for.
-pub fn plan(id: &BackupId, manifest: &DumpManifest, options: &RestoreOptions) -> Result<RestorePlan, DumpError> {
+pub fn plan(
+    id: &BackupId,
+    manifest: &DumpManifest,
+    options: &RestoreOptions,
+) -> Result<RestorePlan, DumpError> {
     let chosen = plan::choose(manifest, options)?;
     Ok(plan::plan(id, manifest, &chosen))
 }
@@ -114,7 +118,9 @@ pub async fn restore(
         elapsed: begun.elapsed(),
     };
     for omission in &manifest.omissions {
-        report.attention.push(format!("the dump does not hold {omission}"));
+        report
+            .attention
+            .push(format!("the dump does not hold {omission}"));
     }
     let mut cancelled = std::pin::pin!(cancelled);
     if options.roles && !options.is_partial() {
@@ -132,15 +138,29 @@ pub async fn restore(
         return Ok(report);
     }
     let chosen = plan::choose(manifest, options)?;
-    let bytes: u64 = chosen.iter().flat_map(|(database, _)| &database.relations).map(|relation| relation.plain_bytes).sum();
-    progress.bytes_total.store(bytes, std::sync::atomic::Ordering::Relaxed);
+    let bytes: u64 = chosen
+        .iter()
+        .flat_map(|(database, _)| &database.relations)
+        .map(|relation| relation.plain_bytes)
+        .sum();
+    progress
+        .bytes_total
+        .store(bytes, std::sync::atomic::Ordering::Relaxed);
     for (database, target_name) in &chosen {
-        let one = database::restore(&restore, &mut session, database, target_name, &mut report.attention);
+        let one = database::restore(
+            &restore,
+            &mut session,
+            database,
+            target_name,
+            &mut report.attention,
+        );
         let restored = tokio::select! {
             result = one => result,
             () = &mut cancelled => Err(DumpError::Interrupted),
         };
-        report.databases.push(restored.map_err(|source| unfinished(&restore, target_name, source))?);
+        report
+            .databases
+            .push(restored.map_err(|source| unfinished(&restore, target_name, source))?);
     }
     session.close().await;
     report.elapsed = begun.elapsed();
@@ -151,7 +171,9 @@ fn unfinished(restore: &Restore<'_>, target_name: &str, source: DumpError) -> Du
     if matches!(source, DumpError::Refused { .. } | DumpError::Usage { .. }) {
         return source;
     }
-    let cause = pgkeep_base::Classified::hint(&source).map(|hint| format!("{hint}; then ")).unwrap_or_default();
+    let cause = pgkeep_base::Classified::hint(&source)
+        .map(|hint| format!("{hint}; then "))
+        .unwrap_or_default();
     DumpError::Unfinished {
         database: target_name.to_owned(),
         source: Box::new(source),
@@ -165,16 +187,27 @@ fn unfinished(restore: &Restore<'_>, target_name: &str, source: DumpError) -> Du
 }
 
 pub(crate) async fn connect(target: &Target) -> Result<Session, DumpError> {
-    let context = || format!("connecting to database '{}' at {}", target.database(), target.endpoint());
+    let context = || {
+        format!(
+            "connecting to database '{}' at {}",
+            target.database(),
+            target.endpoint()
+        )
+    };
     Session::connect(target).await.context(context)
 }
 
 fn check_server(session: &Session, manifest: &DumpManifest) -> Result<(), DumpError> {
-    let (ours, theirs) = (manifest.server_version_num / 10_000, session.server_version_num() / 10_000);
+    let (ours, theirs) = (
+        manifest.server_version_num / 10_000,
+        session.server_version_num() / 10_000,
+    );
     if theirs < ours {
         return Err(DumpError::Target {
             message: format!("the target is PostgreSQL {theirs}, and the dump is of PostgreSQL {ours}"),
-            hint: Some(format!("restore into PostgreSQL {ours} or later: a schema can't be taken to an older version safely")),
+            hint: Some(format!(
+                "restore into PostgreSQL {ours} or later: a schema can't be taken to an older version safely"
+            )),
         });
     }
     Ok(())
@@ -187,15 +220,25 @@ async fn check_timescaledb(
     options: &RestoreOptions,
 ) -> Result<(), DumpError> {
     for (database, _) in chosen {
-        let Some(inventory) = &database.timescaledb else { continue };
-        let error = |source| DumpError::Timescale { database: database.name.clone(), source };
-        let findings = pgkeep_timescale::check_target(session, inventory).await.map_err(error)?;
+        let Some(inventory) = &database.timescaledb else {
+            continue;
+        };
+        let error = |source| DumpError::Timescale {
+            database: database.name.clone(),
+            source,
+        };
+        let findings = pgkeep_timescale::check_target(session, inventory)
+            .await
+            .map_err(error)?;
         for finding in findings {
             // The roles come before the database: a missing owner is about to be made.
             let role_comes = options.roles && finding.what.starts_with("the role ");
             if finding.severity == Severity::Blocking && !role_comes {
                 return Err(DumpError::Target {
-                    message: format!("the target can't take database '{}': {}: {}", database.name, finding.what, finding.why),
+                    message: format!(
+                        "the target can't take database '{}': {}: {}",
+                        database.name, finding.what, finding.why
+                    ),
                     hint: Some(finding.mend),
                 });
             }
@@ -209,10 +252,15 @@ async fn restore_roles(
     session: &mut Session,
     report: &mut RestoreReport,
 ) -> Result<(), DumpError> {
-    let Some(globals) = &restore.manifest.globals else { return Ok(()) };
+    let Some(globals) = &restore.manifest.globals else {
+        return Ok(());
+    };
     restore.progress.set_phase("roles");
     let key = format!("{}{}", restore.prefix, globals.name);
-    let contents = restore.repository.contents(&key, globals.plain_bytes, Some(&globals.hash)).await?;
+    let contents = restore
+        .repository
+        .contents(&key, globals.plain_bytes, Some(&globals.hash))
+        .await?;
     let bytes = contents.collect(&key, GLOBALS_BYTES_MAX).await?;
     let text = String::from_utf8_lossy(&bytes);
     let restored = roles::restore(session, &text).await?;

@@ -18,7 +18,11 @@ pub(crate) async fn restore(
     attention: &mut Vec<String>,
 ) -> Result<RestoredDatabase, DumpError> {
     let (database, selection) = choose(restore)?;
-    let target_name = restore.options.target_database.as_deref().unwrap_or(&database.name);
+    let target_name = restore
+        .options
+        .target_database
+        .as_deref()
+        .unwrap_or(&database.name);
     prepare::make_if_missing(restore, outside, database, target_name).await?;
     let target = restore.target.with_database(target_name);
     let mut restored = RestoredDatabase {
@@ -36,7 +40,11 @@ pub(crate) async fn restore(
     if !selection.places.is_empty() {
         add(tables::restore(restore, database, &target, &selection).await?);
     }
-    let whole = HypertableRange { pattern: String::new(), from: None, to: None };
+    let whole = HypertableRange {
+        pattern: String::new(),
+        from: None,
+        to: None,
+    };
     let range = restore.options.hypertable.as_ref().unwrap_or(&whole);
     for name in &selection.hypertables {
         add(hypertable::restore(restore, outside, database, &target, name, range, attention).await?);
@@ -61,15 +69,26 @@ fn choose<'a>(restore: &Restore<'a>) -> Result<(&'a DatabaseManifest, Selection)
     if found.len() > 1 {
         let names: Vec<&str> = found.iter().map(|(database, _)| database.name.as_str()).collect();
         return Err(DumpError::Usage {
-            message: format!("several databases of the dump have such tables: {}", names.join(", ")),
+            message: format!(
+                "several databases of the dump have such tables: {}",
+                names.join(", ")
+            ),
             hint: Some("choose one with --database".to_owned()),
         });
     }
-    let nothing = || DumpError::Usage { message: "the dump has no databases".to_owned(), hint: None };
-    let Some((database, selection)) = found.pop() else { return Err(failure.unwrap_or_else(nothing)) };
+    let nothing = || DumpError::Usage {
+        message: "the dump has no databases".to_owned(),
+        hint: None,
+    };
+    let Some((database, selection)) = found.pop() else {
+        return Err(failure.unwrap_or_else(nothing));
+    };
     if options.hypertable.is_some() && selection.hypertables.is_empty() {
         return Err(DumpError::Usage {
-            message: format!("what --hypertable names in database '{}' is not a hypertable", database.name),
+            message: format!(
+                "what --hypertable names in database '{}' is not a hypertable",
+                database.name
+            ),
             hint: Some("restore an ordinary table with --table".to_owned()),
         });
     }

@@ -50,7 +50,11 @@ pub fn choose_databases<'a>(
     manifest: &'a DumpManifest,
     named: &[String],
 ) -> Result<Vec<&'a DatabaseManifest>, DumpError> {
-    let names: Vec<&str> = manifest.databases.iter().map(|database| database.name.as_str()).collect();
+    let names: Vec<&str> = manifest
+        .databases
+        .iter()
+        .map(|database| database.name.as_str())
+        .collect();
     if let Some(missing) = named.iter().find(|name| !names.contains(&name.as_str())) {
         return Err(DumpError::Usage {
             message: format!("dump {} has no database '{missing}'", manifest.id),
@@ -58,7 +62,9 @@ pub fn choose_databases<'a>(
         });
     }
     let chosen = manifest.databases.iter();
-    Ok(chosen.filter(|database| named.is_empty() || named.contains(&database.name)).collect())
+    Ok(chosen
+        .filter(|database| named.is_empty() || named.contains(&database.name))
+        .collect())
 }
 
 /// Chooses databases and names.
@@ -72,7 +78,10 @@ pub fn choose<'a>(
     let chosen = choose_databases(manifest, &options.databases)?;
     if options.is_partial() {
         // The one database that has the tables is found later.
-        return Ok(chosen.into_iter().map(|database| (database, database.name.clone())).collect());
+        return Ok(chosen
+            .into_iter()
+            .map(|database| (database, database.name.clone()))
+            .collect());
     }
     match (&options.target_database, chosen.as_slice()) {
         (Some(name), [database]) => Ok(vec![(database, name.clone())]),
@@ -80,26 +89,45 @@ pub fn choose<'a>(
             message: "--target-database names one database, and several are to be restored".to_owned(),
             hint: Some("choose one with --database".to_owned()),
         }),
-        (None, _) => Ok(chosen.into_iter().map(|database| (database, database.name.clone())).collect()),
+        (None, _) => Ok(chosen
+            .into_iter()
+            .map(|database| (database, database.name.clone()))
+            .collect()),
     }
 }
 
 /// Sums up what is to be done.
 pub fn plan(id: &BackupId, manifest: &DumpManifest, chosen: &[(&DatabaseManifest, String)]) -> RestorePlan {
     let databases = chosen.iter().map(|(database, target_name)| {
-        let objects = database.data.iter().map(|data| &data.object).chain(&database.schema).chain(&database.large_objects);
+        let objects = database
+            .data
+            .iter()
+            .map(|data| &data.object)
+            .chain(&database.schema)
+            .chain(&database.large_objects);
         PlannedDatabase {
             name: database.name.clone(),
             target_name: target_name.clone(),
             relations: database.relations.len() as u64,
             rows: database.relations.iter().map(|relation| relation.rows).sum(),
             stored_bytes: objects.clone().map(|object| object.stored_bytes).sum(),
-            plain_bytes: database.relations.iter().map(|relation| relation.plain_bytes).sum(),
+            plain_bytes: database
+                .relations
+                .iter()
+                .map(|relation| relation.plain_bytes)
+                .sum(),
             objects: objects.count() as u64,
-            timescaledb: database.timescaledb.as_ref().map(|inventory| inventory.version.clone()),
+            timescaledb: database
+                .timescaledb
+                .as_ref()
+                .map(|inventory| inventory.version.clone()),
         }
     });
-    let taken_at = chosen.iter().map(|(database, _)| database.snapshot_at).min().unwrap_or(manifest.started_at);
+    let taken_at = chosen
+        .iter()
+        .map(|(database, _)| database.snapshot_at)
+        .min()
+        .unwrap_or(manifest.started_at);
     RestorePlan {
         id: id.clone(),
         taken_at,
@@ -147,11 +175,14 @@ pub fn load_tasks<'a>(database: &'a DatabaseManifest, wanted: impl Fn(u32) -> bo
         }
     }
     for task in &mut chains {
-        let mut relations = task.objects.iter().flat_map(|object| &object.segments).map(|segment| segment.relation);
+        let mut relations = task
+            .objects
+            .iter()
+            .flat_map(|object| &object.segments)
+            .map(|segment| segment.relation);
         let first = relations.next();
         task.single_relation = first.filter(|first| relations.all(|relation| relation == *first));
     }
     chains.sort_by_key(|task| std::cmp::Reverse(task.plain_bytes));
     chains
 }
-

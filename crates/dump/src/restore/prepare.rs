@@ -44,7 +44,12 @@ pub async fn state(
 ) -> Result<Way, DumpError> {
     let context = || format!("looking at database '{target_name}' in the target");
     let sql = "SELECT datallowconn FROM pg_catalog.pg_database WHERE datname = $1";
-    if session.query_params(sql, &[Some(target_name)]).await.context(context)?.is_empty() {
+    if session
+        .query_params(sql, &[Some(target_name)])
+        .await
+        .context(context)?
+        .is_empty()
+    {
         return Ok(Way::Create);
     }
     let mut inside = connect(&target.with_database(target_name)).await?;
@@ -60,21 +65,35 @@ pub async fn state(
                         "database '{target_name}' holds an unfinished restore of '{}' from dump {}",
                         mark.database, mark.dump
                     ),
-                    hint: format!("go on with that dump (pgkeep restore {} --resume), or replace it with --overwrite", mark.dump),
+                    hint: format!(
+                        "go on with that dump (pgkeep restore {} --resume), or replace it with --overwrite",
+                        mark.dump
+                    ),
                 });
             }
             // Without the whole pre-data section there is nothing worth keeping.
-            Ok(if mark.has(Step::PreData) { Way::Resume(mark) } else { Way::Replace })
+            Ok(if mark.has(Step::PreData) {
+                Way::Resume(mark)
+            } else {
+                Way::Replace
+            })
         }
         Some(mark) => Err(DumpError::Refused {
-            message: format!("database '{target_name}' holds an unfinished restore of dump {}", mark.dump),
+            message: format!(
+                "database '{target_name}' holds an unfinished restore of dump {}",
+                mark.dump
+            ),
             hint: "go on with --resume, or start over with --overwrite".to_owned(),
         }),
         None if holds.is_none() => Ok(Way::UseEmpty),
         None if options.overwrite => Ok(Way::Replace),
         None => Err(DumpError::Refused {
-            message: format!("database '{target_name}' is there already and holds {}", holds.unwrap_or_default()),
-            hint: "restore beside it with --target-database NAME, or give --overwrite to drop and replace it".to_owned(),
+            message: format!(
+                "database '{target_name}' is there already and holds {}",
+                holds.unwrap_or_default()
+            ),
+            hint: "restore beside it with --target-database NAME, or give --overwrite to drop and replace it"
+                .to_owned(),
         }),
     }
 }
@@ -101,9 +120,19 @@ async fn contents(session: &mut Session) -> Result<Option<String>, DumpError> {
         ours("pg_namespace", "n"),
     );
     let rows = session.query(&sql).await.context(context)?;
-    let row = rows.first().ok_or_else(|| DumpError::Internal("no counts".to_owned()))?;
+    let row = rows
+        .first()
+        .ok_or_else(|| DumpError::Internal("no counts".to_owned()))?;
     let mut parts = Vec::new();
-    for (place, what) in ["tables, views and sequences", "functions", "schemas", "large objects"].iter().enumerate() {
+    for (place, what) in [
+        "tables, views and sequences",
+        "functions",
+        "schemas",
+        "large objects",
+    ]
+    .iter()
+    .enumerate()
+    {
         let count: u64 = row.get(place).context(context)?;
         if count > 0 {
             parts.push(format!("{count} {what}"));
@@ -122,13 +151,25 @@ pub async fn prepare(
     database: &DatabaseManifest,
     target_name: &str,
 ) -> Result<Mark, DumpError> {
-    let way = state(session, restore.target, restore.id, database, target_name, restore.options).await?;
+    let way = state(
+        session,
+        restore.target,
+        restore.id,
+        database,
+        target_name,
+        restore.options,
+    )
+    .await?;
     match way {
         Way::Resume(mark) => return Ok(mark),
         Way::Create => create(restore, session, database, target_name).await?,
         Way::Replace => {
             // One can't drop the database one is connected to.
-            let outside = if restore.target.database() == target_name { "template1" } else { restore.target.database() };
+            let outside = if restore.target.database() == target_name {
+                "template1"
+            } else {
+                restore.target.database()
+            };
             let mut outside = connect(&restore.target.with_database(outside)).await?;
             drop_database(&mut outside, target_name).await?;
             create(restore, &mut outside, database, target_name).await?;
@@ -152,7 +193,10 @@ async fn create(
     let owner = Some(database.properties.owner.as_str());
     let owner = owner.filter(|owner| restore.options.owners && roles.contains(*owner));
     let sql = sql::create_database(target_name, &database.properties, owner);
-    session.execute(&sql).await.context(|| format!("creating database '{target_name}'"))?;
+    session
+        .execute(&sql)
+        .await
+        .context(|| format!("creating database '{target_name}'"))?;
     Ok(())
 }
 
@@ -176,7 +220,12 @@ async fn exists(session: &mut Session, name: &str) -> Result<bool, DumpError> {
     let context = || format!("looking for database '{name}'");
     let sql = "SELECT EXISTS (SELECT FROM pg_catalog.pg_database WHERE datname = $1)";
     let rows = session.query_params(sql, &[Some(name)]).await.context(context)?;
-    Ok(rows.first().map(|row| row.get(0)).transpose().context(context)?.unwrap_or(false))
+    Ok(rows
+        .first()
+        .map(|row| row.get(0))
+        .transpose()
+        .context(context)?
+        .unwrap_or(false))
 }
 
 /// Drops a scratch database.
@@ -184,7 +233,11 @@ async fn exists(session: &mut Session, name: &str) -> Result<bool, DumpError> {
 /// # Errors
 /// PostgreSQL's.
 pub async fn drop_database_if_exists(session: &mut Session, name: &str) -> Result<(), DumpError> {
-    if exists(session, name).await? { drop_database(session, name).await } else { Ok(()) }
+    if exists(session, name).await? {
+        drop_database(session, name).await
+    } else {
+        Ok(())
+    }
 }
 
 async fn drop_database(session: &mut Session, name: &str) -> Result<(), DumpError> {
@@ -197,7 +250,12 @@ async fn drop_database(session: &mut Session, name: &str) -> Result<(), DumpErro
                 attempt += 1;
                 tokio::time::sleep(DROP_PAUSE).await;
             }
-            Err(source) => return Err(DumpError::Pg { context: format!("dropping database '{name}'"), source }),
+            Err(source) => {
+                return Err(DumpError::Pg {
+                    context: format!("dropping database '{name}'"),
+                    source,
+                });
+            }
         }
     }
 }

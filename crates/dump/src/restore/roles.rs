@@ -23,7 +23,9 @@ enum Statement<'a> {
     /// Anything that changes a role: its attributes, settings, comment.
     ChangeRole(String),
     /// `GRANT role TO member`
-    Grant { member: String },
+    Grant {
+        member: String,
+    },
     CreateTablespace(String),
     /// About a tablespace.
     Tablespace,
@@ -38,7 +40,10 @@ enum Statement<'a> {
 /// PostgreSQL's.
 pub async fn existing(session: &mut Session) -> Result<BTreeSet<String>, DumpError> {
     let context = || "listing the target's roles".to_owned();
-    let rows = session.query("SELECT rolname FROM pg_catalog.pg_roles").await.context(context)?;
+    let rows = session
+        .query("SELECT rolname FROM pg_catalog.pg_roles")
+        .await
+        .context(context)?;
     rows.iter().map(|row| row.get(0).context(context)).collect()
 }
 
@@ -58,7 +63,9 @@ pub async fn restore(session: &mut Session, globals: &str) -> Result<RolesRestor
         let wanted = match classify(text) {
             // It would change every other database of a server that has some.
             Statement::ChangeAll if shared => {
-                restored.attention.push(format!("not done, because the server has other databases: {text}"));
+                restored.attention.push(format!(
+                    "not done, because the server has other databases: {text}"
+                ));
                 false
             }
             Statement::ChangeAll => true,
@@ -73,7 +80,9 @@ pub async fn restore(session: &mut Session, globals: &str) -> Result<RolesRestor
             Statement::Grant { member } => created.contains(&member),
             Statement::CreateTablespace(name) => {
                 if !tablespace_exists(session, &name).await? {
-                    let text = format!("tablespace '{name}' is not made: its objects go into the default tablespace");
+                    let text = format!(
+                        "tablespace '{name}' is not made: its objects go into the default tablespace"
+                    );
                     restored.attention.push(text);
                 }
                 false
@@ -87,8 +96,15 @@ pub async fn restore(session: &mut Session, globals: &str) -> Result<RolesRestor
         match session.execute(text).await {
             Ok(_) => {}
             // The statement itself may hold a password hash: only the server's answer is shown.
-            Err(error) if error.sqlstate().is_some() => restored.attention.push(format!("a role's statement was refused: {error}")),
-            Err(source) => return Err(DumpError::Pg { context: "making roles".to_owned(), source }),
+            Err(error) if error.sqlstate().is_some() => restored
+                .attention
+                .push(format!("a role's statement was refused: {error}")),
+            Err(source) => {
+                return Err(DumpError::Pg {
+                    context: "making roles".to_owned(),
+                    source,
+                });
+            }
         }
     }
     restored.created = created.into_iter().collect();
@@ -99,31 +115,54 @@ async fn has_user_databases(session: &mut Session) -> Result<bool, DumpError> {
     let context = || "listing the target's databases".to_owned();
     let sql = "SELECT EXISTS (SELECT FROM pg_catalog.pg_database WHERE datname NOT IN ('postgres', 'template0', 'template1'))";
     let rows = session.query(sql).await.context(context)?;
-    Ok(rows.first().map(|row| row.get(0)).transpose().context(context)?.unwrap_or(false))
+    Ok(rows
+        .first()
+        .map(|row| row.get(0))
+        .transpose()
+        .context(context)?
+        .unwrap_or(false))
 }
 
 async fn tablespace_exists(session: &mut Session, name: &str) -> Result<bool, DumpError> {
     let context = || "looking for a tablespace".to_owned();
     let sql = "SELECT EXISTS (SELECT FROM pg_catalog.pg_tablespace WHERE spcname = $1)";
     let rows = session.query_params(sql, &[Some(name)]).await.context(context)?;
-    Ok(rows.first().map(|row| row.get(0)).transpose().context(context)?.unwrap_or(false))
+    Ok(rows
+        .first()
+        .map(|row| row.get(0))
+        .transpose()
+        .context(context)?
+        .unwrap_or(false))
 }
 
 fn classify(text: &str) -> Statement<'_> {
     let upper: Vec<&str> = text.split_whitespace().take(4).collect();
-    let name_after = |prefix: &str| text.trim_start().strip_prefix(prefix).and_then(identifier).map(|(name, _)| name);
+    let name_after = |prefix: &str| {
+        text.trim_start()
+            .strip_prefix(prefix)
+            .and_then(identifier)
+            .map(|(name, _)| name)
+    };
     match upper.as_slice() {
-        ["CREATE", "ROLE", ..] => name_after("CREATE ROLE ").map_or(Statement::Other(text), Statement::CreateRole),
+        ["CREATE", "ROLE", ..] => {
+            name_after("CREATE ROLE ").map_or(Statement::Other(text), Statement::CreateRole)
+        }
         ["ALTER", "ROLE", "ALL", ..] => Statement::ChangeAll,
-        ["ALTER", "ROLE", ..] => name_after("ALTER ROLE ").map_or(Statement::Other(text), Statement::ChangeRole),
+        ["ALTER", "ROLE", ..] => {
+            name_after("ALTER ROLE ").map_or(Statement::Other(text), Statement::ChangeRole)
+        }
         ["COMMENT", "ON", "ROLE", ..] => {
             name_after("COMMENT ON ROLE ").map_or(Statement::Other(text), Statement::ChangeRole)
         }
         ["CREATE", "TABLESPACE", ..] => {
             name_after("CREATE TABLESPACE ").map_or(Statement::Tablespace, Statement::CreateTablespace)
         }
-        ["ALTER" | "COMMENT" | "GRANT" | "REVOKE", ..] if text.contains("TABLESPACE ") => Statement::Tablespace,
-        ["GRANT", ..] => grant_member(text).map_or(Statement::Other(text), |member| Statement::Grant { member }),
+        ["ALTER" | "COMMENT" | "GRANT" | "REVOKE", ..] if text.contains("TABLESPACE ") => {
+            Statement::Tablespace
+        }
+        ["GRANT", ..] => {
+            grant_member(text).map_or(Statement::Other(text), |member| Statement::Grant { member })
+        }
         _ => Statement::Other(text),
     }
 }
@@ -138,7 +177,9 @@ fn grant_member(text: &str) -> Option<String> {
 fn identifier(text: &str) -> Option<(String, &str)> {
     let text = text.trim_start();
     let Some(quoted) = text.strip_prefix('"') else {
-        let end = text.find(|c: char| c.is_whitespace() || c == ';').unwrap_or(text.len());
+        let end = text
+            .find(|c: char| c.is_whitespace() || c == ';')
+            .unwrap_or(text.len());
         return (end > 0).then(|| (text[..end].to_owned(), &text[end..]));
     };
     let mut name = String::new();
@@ -162,15 +203,35 @@ mod tests {
 
     #[test]
     fn statements_of_the_globals_are_told_apart() {
-        assert_eq!(classify("CREATE ROLE \"Odd \"\"x\"\"\";"), Statement::CreateRole("Odd \"x\"".to_owned()));
-        assert_eq!(classify("ALTER ROLE app WITH LOGIN PASSWORD 'x';"), Statement::ChangeRole("app".to_owned()));
+        assert_eq!(
+            classify("CREATE ROLE \"Odd \"\"x\"\"\";"),
+            Statement::CreateRole("Odd \"x\"".to_owned())
+        );
+        assert_eq!(
+            classify("ALTER ROLE app WITH LOGIN PASSWORD 'x';"),
+            Statement::ChangeRole("app".to_owned())
+        );
         assert_eq!(
             classify("GRANT readers TO \"me\" WITH INHERIT TRUE GRANTED BY postgres;"),
-            Statement::Grant { member: "me".to_owned() }
+            Statement::Grant {
+                member: "me".to_owned()
+            }
         );
-        assert_eq!(classify("CREATE TABLESPACE fast OWNER x LOCATION '/x';"), Statement::CreateTablespace("fast".to_owned()));
-        assert_eq!(classify("ALTER ROLE ALL SET work_mem TO '1MB';"), Statement::ChangeAll);
-        assert_eq!(classify("GRANT ALL ON TABLESPACE fast TO x;"), Statement::Tablespace);
-        assert!(matches!(classify("SET client_encoding = 'UTF8';"), Statement::Other(_)));
+        assert_eq!(
+            classify("CREATE TABLESPACE fast OWNER x LOCATION '/x';"),
+            Statement::CreateTablespace("fast".to_owned())
+        );
+        assert_eq!(
+            classify("ALTER ROLE ALL SET work_mem TO '1MB';"),
+            Statement::ChangeAll
+        );
+        assert_eq!(
+            classify("GRANT ALL ON TABLESPACE fast TO x;"),
+            Statement::Tablespace
+        );
+        assert!(matches!(
+            classify("SET client_encoding = 'UTF8';"),
+            Statement::Other(_)
+        ));
     }
 }

@@ -27,7 +27,10 @@ pub struct Selection {
 /// # Errors
 /// A malformed pattern; one that fits nothing.
 pub fn select(database: &DatabaseManifest, patterns: &[String]) -> Result<Selection, DumpError> {
-    let usage = |message: String| DumpError::Usage { message, hint: Some("patterns are those of pg_dump".to_owned()) };
+    let usage = |message: String| DumpError::Usage {
+        message,
+        hint: Some("patterns are those of pg_dump".to_owned()),
+    };
     let mut selection = Selection::default();
     let hypertables: Vec<QualifiedName> = user_hypertables(database);
     for text in patterns {
@@ -44,7 +47,12 @@ pub fn select(database: &DatabaseManifest, patterns: &[String]) -> Result<Select
             if relation.kind != RelationKind::Table || hypertables.contains(&relation.name) {
                 continue;
             }
-            let by_root = relation.partition_of.as_ref().map(&fits).transpose()?.unwrap_or(false);
+            let by_root = relation
+                .partition_of
+                .as_ref()
+                .map(&fits)
+                .transpose()?
+                .unwrap_or(false);
             if by_root || fits(&relation.name)? {
                 found = true;
                 selection.places.insert(place);
@@ -55,7 +63,10 @@ pub fn select(database: &DatabaseManifest, patterns: &[String]) -> Result<Select
         }
         if !found {
             return Err(DumpError::Usage {
-                message: format!("no table of database '{}' in the dump fits '{text}'", database.name),
+                message: format!(
+                    "no table of database '{}' in the dump fits '{text}'",
+                    database.name
+                ),
                 hint: Some("'pgkeep show ID --tables' lists them".to_owned()),
             });
         }
@@ -74,9 +85,16 @@ impl Selection {
 
 /// Hypertables that somebody made, not those that hold continuous aggregates or compressed rows.
 pub fn user_hypertables(database: &DatabaseManifest) -> Vec<QualifiedName> {
-    let hypertables = database.timescaledb.iter().flat_map(|inventory| &inventory.hypertables);
+    let hypertables = database
+        .timescaledb
+        .iter()
+        .flat_map(|inventory| &inventory.hypertables);
     let made = hypertables.filter(|table| table.kind == pgkeep_timescale::HypertableKind::User);
-    made.map(|table| QualifiedName { schema: table.schema.clone(), name: table.name.clone() }).collect()
+    made.map(|table| QualifiedName {
+        schema: table.schema.clone(),
+        name: table.name.clone(),
+    })
+    .collect()
 }
 
 /// What belongs to the chosen tables in the archive's table of contents.
@@ -118,7 +136,11 @@ impl Picker {
         let mut tables = selection.oids.clone();
         // Partitioned tables hold no rows, so only the archive knows their oids.
         for entry in entries.iter().filter(|entry| entry.class == CLASS_RELATION) {
-            if selection.tables.iter().any(|name| entry.text.starts_with(&format!("TABLE {} {} ", name.schema, name.name))) {
+            if selection.tables.iter().any(|name| {
+                entry
+                    .text
+                    .starts_with(&format!("TABLE {} {} ", name.schema, name.name))
+            }) {
                 tables.insert(entry.oid);
             }
         }
@@ -138,8 +160,16 @@ impl Picker {
             .collect();
         for name in &selection.tables {
             let (schema, table) = (&name.schema, &name.name);
-            for text in ["ACL {s} TABLE {t}", "COMMENT {s} TABLE {t}", "ACL {s} COLUMN {t}.", "COMMENT {s} COLUMN {t}.",
-                "ROW SECURITY {s} {t}", "TABLE ATTACH {s} {t}", "SECURITY LABEL {s} TABLE {t}", "COMMENT {s} INDEX {t}"] {
+            for text in [
+                "ACL {s} TABLE {t}",
+                "COMMENT {s} TABLE {t}",
+                "ACL {s} COLUMN {t}.",
+                "COMMENT {s} COLUMN {t}.",
+                "ROW SECURITY {s} {t}",
+                "TABLE ATTACH {s} {t}",
+                "SECURITY LABEL {s} TABLE {t}",
+                "COMMENT {s} INDEX {t}",
+            ] {
                 texts.push(text.replace("{s}", schema).replace("{t}", table));
             }
         }
@@ -148,7 +178,11 @@ impl Picker {
             texts.push(format!("SEQUENCE OWNED BY {rest}"));
             texts.push(format!("INDEX ATTACH {rest}"));
         }
-        Self { objects, texts, schemas: missing_schemas }
+        Self {
+            objects,
+            texts,
+            schemas: missing_schemas,
+        }
     }
 
     /// Whether an entry is to be restored.
@@ -157,7 +191,11 @@ impl Picker {
             return true;
         }
         let schema = entry.text.strip_prefix("SCHEMA - ");
-        if schema.is_some_and(|rest| self.schemas.iter().any(|schema| rest.starts_with(&format!("{schema} ")))) {
+        if schema.is_some_and(|rest| {
+            self.schemas
+                .iter()
+                .any(|schema| rest.starts_with(&format!("{schema} ")))
+        }) {
             return true;
         }
         entry.class == 0 && self.texts.iter().any(|text| begins_with_words(&entry.text, text))
@@ -166,7 +204,8 @@ impl Picker {
 
 /// `text` begins with `words`, and there a word ends (or `words` ends with a dot, before a column's name).
 fn begins_with_words(text: &str, words: &str) -> bool {
-    text.strip_prefix(words).is_some_and(|rest| words.ends_with('.') || rest.is_empty() || rest.starts_with(' '))
+    text.strip_prefix(words)
+        .is_some_and(|rest| words.ends_with('.') || rest.is_empty() || rest.starts_with(' '))
 }
 
 #[cfg(test)]
@@ -183,10 +222,22 @@ mod tests {
         let entries = crate::restore::archive::parse_entries(list);
         let mut selection = Selection::default();
         selection.oids.insert(10);
-        selection.tables.insert(QualifiedName { schema: "public".to_owned(), name: "games".to_owned() });
+        selection.tables.insert(QualifiedName {
+            schema: "public".to_owned(),
+            name: "games".to_owned(),
+        });
         let dependents = "1259\t12\t10\n2606\t13\t10\t11\n1259\t15\t10\n";
-        let picker = Picker::new(&entries, &selection, dependents, HashSet::from(["extra".to_owned()]));
-        let picked: Vec<&str> = entries.iter().filter(|entry| picker.picks(entry)).map(|entry| entry.text.as_str()).collect();
+        let picker = Picker::new(
+            &entries,
+            &selection,
+            dependents,
+            HashSet::from(["extra".to_owned()]),
+        );
+        let picked: Vec<&str> = entries
+            .iter()
+            .filter(|entry| picker.picks(entry))
+            .map(|entry| entry.text.as_str())
+            .collect();
         assert_eq!(
             picked,
             [

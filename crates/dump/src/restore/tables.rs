@@ -31,14 +31,21 @@ pub(crate) async fn restore(
     let mut session = connect(target).await?;
     clear_the_way(restore, &mut session, target, selection).await?;
     mark::make(&mut session, &restore.id.to_string(), &database.name).await?;
-    restore.progress.set_phase(format!("{}: making tables", target.database()));
+    restore
+        .progress
+        .set_phase(format!("{}: making tables", target.database()));
     let mut archive = fetch_archive(restore, database).await?;
     let dependents = read_text(restore, &database.dependents).await?;
     let schemas = missing_schemas(&mut session, selection).await?;
     let picker = Picker::new(&archive.entries, selection, &dependents, schemas);
     let context = || format!("making tables in database '{}'", target.database());
-    archive.restore(target, Some("pre-data"), 1, false, |entry| picker.picks(entry)).await?.context(context)?;
-    restore.progress.set_phase(format!("{}: loading rows", target.database()));
+    archive
+        .restore(target, Some("pre-data"), 1, false, |entry| picker.picks(entry))
+        .await?
+        .context(context)?;
+    restore
+        .progress
+        .set_phase(format!("{}: loading rows", target.database()));
     let phase = LoadPhase {
         repository: restore.repository.clone(),
         prefix: restore.prefix.clone(),
@@ -52,16 +59,31 @@ pub(crate) async fn restore(
     };
     let rows = load::load_all(phase).await?;
     set_sequences(restore, database, target, selection).await?;
-    restore.progress.set_phase(format!("{}: building indexes and constraints", target.database()));
+    restore
+        .progress
+        .set_phase(format!("{}: building indexes and constraints", target.database()));
     archive.session_settings = vec!["synchronous_commit=off".to_owned()];
-    let context = || format!("building indexes and constraints in database '{}'", target.database());
+    let context = || {
+        format!(
+            "building indexes and constraints in database '{}'",
+            target.database()
+        )
+    };
     let jobs = restore.options.jobs;
-    archive.restore(target, Some("post-data"), jobs, false, |entry| picker.picks(entry)).await?.context(context)?;
+    archive
+        .restore(target, Some("post-data"), jobs, false, |entry| {
+            picker.picks(entry)
+        })
+        .await?
+        .context(context)?;
     let counted = counts::compare(database, target, jobs, Some(&selection.places)).await?;
     if restore.options.analyze {
         for table in &selection.tables {
             let sql = format!("ANALYZE {}", table.quoted());
-            session.execute(&sql).await.context(|| "collecting the planner's statistics".to_owned())?;
+            session
+                .execute(&sql)
+                .await
+                .context(|| "collecting the planner's statistics".to_owned())?;
         }
     }
     mark::remove(&mut session).await?;
@@ -76,7 +98,10 @@ pub(crate) async fn restore(
 }
 
 /// The schema's archive, with owners and privileges as the options have it.
-pub(crate) async fn fetch_archive(restore: &Restore<'_>, database: &DatabaseManifest) -> Result<Archive, DumpError> {
+pub(crate) async fn fetch_archive(
+    restore: &Restore<'_>,
+    database: &DatabaseManifest,
+) -> Result<Archive, DumpError> {
     fetch_archive_as(restore, database, true).await
 }
 
@@ -108,9 +133,14 @@ pub(crate) async fn read_text(
     object: &pgkeep_repository::object::ObjectRef,
 ) -> Result<String, DumpError> {
     let key = format!("{}{}", restore.prefix, object.name);
-    let contents = restore.repository.contents(&key, object.plain_bytes, Some(&object.hash)).await?;
-    String::from_utf8(contents.collect(&key, TEXT_BYTES_MAX).await?)
-        .map_err(|_| DumpError::Object { name: object.name.clone(), reason: "it isn't UTF-8".to_owned() })
+    let contents = restore
+        .repository
+        .contents(&key, object.plain_bytes, Some(&object.hash))
+        .await?;
+    String::from_utf8(contents.collect(&key, TEXT_BYTES_MAX).await?).map_err(|_| DumpError::Object {
+        name: object.name.clone(),
+        reason: "it isn't UTF-8".to_owned(),
+    })
 }
 
 /// Tables of the same name are refused, or dropped when the user gave them up. Never with CASCADE: what depends on
@@ -125,7 +155,11 @@ async fn clear_the_way(
     if let Some(mark) = mark::read(session).await? {
         if !restore.options.overwrite {
             return Err(DumpError::Refused {
-                message: format!("database '{}' holds an unfinished restore of dump {}", target.database(), mark.dump),
+                message: format!(
+                    "database '{}' holds an unfinished restore of dump {}",
+                    target.database(),
+                    mark.dump
+                ),
                 hint: "give --overwrite to drop the tables and start over".to_owned(),
             });
         }
@@ -133,8 +167,15 @@ async fn clear_the_way(
     }
     let mut existing = Vec::new();
     for table in &selection.tables {
-        let rows = session.query_params("SELECT pg_catalog.to_regclass($1)", &[Some(&table.quoted())]).await;
-        if rows.context(context)?.first().and_then(|row| row.text(0)).is_some() {
+        let rows = session
+            .query_params("SELECT pg_catalog.to_regclass($1)", &[Some(&table.quoted())])
+            .await;
+        if rows
+            .context(context)?
+            .first()
+            .and_then(|row| row.text(0))
+            .is_some()
+        {
             existing.push(table.clone());
         }
     }
@@ -150,7 +191,10 @@ async fn clear_the_way(
         });
     }
     let sql = format!("DROP TABLE IF EXISTS {}", names.join(", "));
-    session.execute(&sql).await.context(|| "dropping the tables to be replaced".to_owned())?;
+    session
+        .execute(&sql)
+        .await
+        .context(|| "dropping the tables to be replaced".to_owned())?;
     Ok(())
 }
 
@@ -159,8 +203,15 @@ pub(crate) async fn missing_schemas(
     selection: &Selection,
 ) -> Result<HashSet<String>, DumpError> {
     let context = || "listing the schemas".to_owned();
-    let rows = session.query("SELECT nspname FROM pg_catalog.pg_namespace").await.context(context)?;
-    let mut schemas: HashSet<String> = selection.tables.iter().map(|table| table.schema.clone()).collect();
+    let rows = session
+        .query("SELECT nspname FROM pg_catalog.pg_namespace")
+        .await
+        .context(context)?;
+    let mut schemas: HashSet<String> = selection
+        .tables
+        .iter()
+        .map(|table| table.schema.clone())
+        .collect();
     for row in rows {
         schemas.remove(&row.get::<String>(0).context(context)?);
     }
@@ -174,7 +225,9 @@ async fn set_sequences(
     target: &Target,
     selection: &Selection,
 ) -> Result<(), DumpError> {
-    let Some(object) = &database.sequences else { return Ok(()) };
+    let Some(object) = &database.sequences else {
+        return Ok(());
+    };
     let context = || "setting the tables' sequences".to_owned();
     let mut session = loading_session(target, client_encoding(database)).await?;
     let script = read_text(restore, object).await?;
@@ -186,17 +239,31 @@ async fn set_sequences(
           AND d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass";
     let mut wanted: HashSet<String> = HashSet::new();
     for row in session.query(sql).await.context(context)? {
-        let owner = QualifiedName { schema: row.get(2).context(context)?, name: row.get(3).context(context)? };
+        let owner = QualifiedName {
+            schema: row.get(2).context(context)?,
+            name: row.get(3).context(context)?,
+        };
         if selection.tables.contains(&owner) {
-            let sequence = QualifiedName { schema: row.get(0).context(context)?, name: row.get(1).context(context)? };
-            wanted.insert(format!("SELECT pg_catalog.setval({}, ", pgkeep_base::quote_literal(&sequence.quoted())));
+            let sequence = QualifiedName {
+                schema: row.get(0).context(context)?,
+                name: row.get(1).context(context)?,
+            };
+            wanted.insert(format!(
+                "SELECT pg_catalog.setval({}, ",
+                pgkeep_base::quote_literal(&sequence.quoted())
+            ));
         }
     }
     // A name may hold line feeds, so the script is taken apart as SQL.
-    let statements = pgkeep_pg::script::statements(&script)
-        .map_err(|error| DumpError::Object { name: object.name.clone(), reason: error.to_string() })?;
+    let statements = pgkeep_pg::script::statements(&script).map_err(|error| DumpError::Object {
+        name: object.name.clone(),
+        reason: error.to_string(),
+    })?;
     for statement in statements {
-        if wanted.iter().any(|beginning| statement.trim_start().starts_with(beginning)) {
+        if wanted
+            .iter()
+            .any(|beginning| statement.trim_start().starts_with(beginning))
+        {
             session.execute(statement).await.context(context)?;
         }
     }

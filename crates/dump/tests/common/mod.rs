@@ -18,16 +18,30 @@ use pgkeep_store::{Store, StoreOptions};
 use pgkeep_testkit::Cluster;
 
 pub async fn repository(folder: &Path, encrypted: bool) -> Repository {
-    let store = Store::open(&format!("file://{}", folder.display()), &StoreOptions::default()).await.unwrap();
+    let store = Store::open(&format!("file://{}", folder.display()), &StoreOptions::default())
+        .await
+        .unwrap();
     let (identity, recipient) = keys::generate();
-    let encryption =
-        if encrypted { Encryption::Age { recipients: vec![recipient] } } else { Encryption::None };
-    let access = Access { encryption, identities: vec![identity], compression_level: 3 };
+    let encryption = if encrypted {
+        Encryption::Age {
+            recipients: vec![recipient],
+        }
+    } else {
+        Encryption::None
+    };
+    let access = Access {
+        encryption,
+        identities: vec![identity],
+        compression_level: 3,
+    };
     Repository::open_or_create(store, "test", access).await.unwrap()
 }
 
 pub fn target(cluster: &Cluster, database: &str) -> Target {
-    Conninfo::parse(&cluster.conninfo(database)).unwrap().resolve(&Environment::empty()).unwrap()
+    Conninfo::parse(&cluster.conninfo(database))
+        .unwrap()
+        .resolve(&Environment::empty())
+        .unwrap()
 }
 
 pub fn dump_options(cluster: &Cluster) -> DumpOptions {
@@ -64,9 +78,20 @@ pub fn restore_options(cluster: &Cluster) -> RestoreOptions {
     }
 }
 
-pub async fn dump(repository: &Repository, cluster: &Cluster, options: &DumpOptions) -> Result<DumpReport, DumpError> {
+pub async fn dump(
+    repository: &Repository,
+    cluster: &Cluster,
+    options: &DumpOptions,
+) -> Result<DumpReport, DumpError> {
     let progress = Arc::new(Progress::default());
-    pgkeep_dump::dump(repository, &target(cluster, "postgres"), options, &progress, std::future::pending()).await
+    pgkeep_dump::dump(
+        repository,
+        &target(cluster, "postgres"),
+        options,
+        &progress,
+        std::future::pending(),
+    )
+    .await
 }
 
 pub async fn restore(
@@ -78,5 +103,14 @@ pub async fn restore(
     let manifest = read_manifest(repository, id).await?;
     let progress = Arc::new(Progress::default());
     let target = target(cluster, "postgres");
-    pgkeep_dump::restore::restore(repository, id, &manifest, &target, options, &progress, std::future::pending()).await
+    pgkeep_dump::restore::restore(
+        repository,
+        id,
+        &manifest,
+        &target,
+        options,
+        &progress,
+        std::future::pending(),
+    )
+    .await
 }

@@ -7,6 +7,10 @@ mod passfile;
 mod resolve;
 mod service;
 mod target;
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+mod tests_libpq;
 
 use std::fmt;
 use std::path::PathBuf;

@@ -108,18 +108,18 @@ const PERCENT_ADVICE: &str = "in a URI, write the characters @ / : ? # % of a us
 fn parse_uri(text: &str) -> Result<Settings, ConninfoError> {
     let mut settings = Settings::new();
     let mut rest = text;
+    let mut secret_seen = false;
     if let Some(end) = text.find(['@', '/']).filter(|end| text[*end..].starts_with('@')) {
         let (user, password) = match text[..end].split_once(':') {
             Some((user, password)) => (user, Some(password)),
             None => (&text[..end], None),
         };
+        secret_seen = password.is_some();
         store_nonempty(&mut settings, "user", user)?;
         store_nonempty(&mut settings, "password", password.unwrap_or_default())?;
         rest = &text[end + 1..];
     }
-    let netloc_end = netloc_end(rest)?;
-    let (netloc, tail) = rest.split_at(netloc_end);
-    parse_netloc(netloc, &mut settings)?;
+    let (netloc, tail) = parse_netloc(rest, &mut settings)?;
     let (path, query) = match tail.split_once('?') {
         Some((path, query)) => (path, Some(query)),
         None => (tail, None),
@@ -133,57 +133,35 @@ fn parse_uri(text: &str) -> Result<Settings, ConninfoError> {
     }
     store_nonempty(&mut settings, "dbname", database)?;
     if let Some(query) = query {
-        parse_query(query, &mut settings)?;
+        // With an @ in it, the query may be the rest of a password, too.
+        parse_query(query, secret_seen || query.contains('@'), &mut settings)?;
     }
     Ok(settings)
 }
 
-/// Where the list of hosts ends: at the first `/` or `?` outside of brackets.
-fn netloc_end(text: &str) -> Result<usize, ConninfoError> {
-    let mut bracket = false;
-    for (index, character) in text.char_indices() {
-        match character {
-            '[' => bracket = true,
-            ']' => bracket = false,
-            '/' | '?' if !bracket => return Ok(index),
-            _ => {}
-        }
-    }
-    if bracket {
-        return Err(ConninfoError::Syntax(
-            "the ']' of an IPv6 address is missing".to_owned(),
-        ));
-    }
-    Ok(text.len())
-}
-
-fn parse_netloc(netloc: &str, settings: &mut Settings) -> Result<(), ConninfoError> {
+/// Reads `host:port,host:port...` and returns its text and what follows, which begins with `/` or `?`.
+fn parse_netloc<'a>(text: &'a str, settings: &mut Settings) -> Result<(&'a str, &'a str), ConninfoError> {
     let mut hosts = Vec::new();
     let mut ports = Vec::new();
-    for item in netloc.split(',') {
-        let (host, port) = if let Some(inner) = item.strip_prefix('[') {
-            let (address, after) = inner
-                .split_once(']')
-                .ok_or_else(|| ConninfoError::Syntax("the ']' of an IPv6 address is missing".to_owned()))?;
-            if address.is_empty() {
-                return Err(ConninfoError::Syntax(
-                    "the IPv6 address between [ and ] is empty".to_owned(),
-                ));
-            }
-            match after.strip_prefix(':') {
-                Some(port) => (address, port),
-                None if after.is_empty() => (address, ""),
-                None => {
-                    return Err(ConninfoError::Syntax(
-                        "after the ']' of an IPv6 address only :port, a comma, / or ? may follow".to_owned(),
-                    ));
-                }
-            }
-        } else {
-            item.split_once(':').unwrap_or((item, ""))
+    let mut rest = text;
+    loop {
+        let (host, after) = match rest.strip_prefix('[') {
+            Some(inner) => bracketed_address(inner)?,
+            None => rest.split_at(rest.find([':', '/', '?', ',']).unwrap_or(rest.len())),
+        };
+        let (port, after) = match after.strip_prefix(':') {
+            Some(port) => port.split_at(port.find(['/', '?', ',']).unwrap_or(port.len())),
+            None => ("", after),
         };
         hosts.push(host);
         ports.push(port);
+        match after.strip_prefix(',') {
+            Some(next) => rest = next,
+            None => {
+                rest = after;
+                break;
+            }
+        }
     }
     let (hosts, ports) = (hosts.join(","), ports.join(","));
     // A port that is none can be the rest of a password with a '/' in it, so it is not repeated.
@@ -196,16 +174,31 @@ fn parse_netloc(netloc: &str, settings: &mut Settings) -> Result<(), ConninfoErr
         )));
     }
     store_nonempty(settings, "host", &hosts)?;
-    if ports.bytes().any(|byte| byte != b',') {
-        store_nonempty(settings, "port", &ports)?;
+    store_nonempty(settings, "port", &ports)?;
+    Ok(text.split_at(text.len() - rest.len()))
+}
+
+/// An IPv6 address and what follows its bracket.
+fn bracketed_address(inner: &str) -> Result<(&str, &str), ConninfoError> {
+    let error = |text: &str| Err(ConninfoError::Syntax(text.to_owned()));
+    let Some((address, after)) = inner.split_once(']') else {
+        return error("the ']' of an IPv6 address is missing");
+    };
+    if address.is_empty() {
+        return error("the IPv6 address between [ and ] is empty");
     }
-    Ok(())
+    if !after.is_empty() && !after.starts_with([':', '/', '?', ',']) {
+        return error("after the ']' of an IPv6 address only :port, a comma, / or ? may follow");
+    }
+    Ok((address, after))
 }
 
 /// `conninfo_uri_parse_params`.
-fn parse_query(query: &str, settings: &mut Settings) -> Result<(), ConninfoError> {
-    let mut secret_seen = false;
-    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+fn parse_query(query: &str, mut secret_seen: bool, settings: &mut Settings) -> Result<(), ConninfoError> {
+    if query.is_empty() {
+        return Ok(());
+    }
+    for pair in query.strip_suffix('&').unwrap_or(query).split('&') {
         let Some((name, value)) = pair.split_once('=') else {
             return Err(ConninfoError::Syntax(
                 "a parameter after the '?' has no '='".to_owned(),
