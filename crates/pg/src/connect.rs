@@ -172,12 +172,22 @@ async fn connect_address(target: &Target, host: &Host, address: &Address) -> Res
         let result = startup::open_session(target, host, address, *tls).await;
         match result {
             Err(error) if index + 1 < attempts.len() && may_depend_on_tls(&error) => first = Some(error),
-            // The first attempt's error tells more than "no pg_hba.conf entry ... no encryption".
-            Err(error) => return Err(first.unwrap_or(error)),
+            Err(error) => return Err(more_telling(first, error)),
             Ok(session) => return Ok(session),
         }
     }
     Err(first.unwrap_or(PgError::Closed))
+}
+
+/// The first attempt's error tells more than "no pg_hba.conf entry ... no encryption"; but that a server has no TLS, which
+/// was only preferred, is not why it refuses the password.
+fn more_telling(first: Option<PgError>, last: PgError) -> PgError {
+    let for_want_of_tls =
+        matches!(&last, PgError::Authentication(error) if error.reason.contains("no encryption"));
+    match first {
+        Some(first) if for_want_of_tls || !matches!(first, PgError::Tls { .. }) => first,
+        _ => last,
+    }
 }
 
 /// Could it go better with, or without, TLS? libpq tries again after every error of the server and of TLS.

@@ -10,6 +10,9 @@ mod connect;
 mod conninfo;
 mod copy;
 mod error;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod programs;
 mod row;
 pub mod script;

@@ -12,7 +12,7 @@ use crate::cancel::CancelHandle;
 use crate::conninfo::{ChannelBinding, Host, PasswordSource, Target};
 use crate::error::{AuthenticationError, ConnectReason, ServerError};
 use crate::session::{Opened, Session, parameter_status};
-use crate::stream::Address;
+use crate::stream::{Address, Stream};
 use crate::wire::Wire;
 use crate::{PgError, connect, tls};
 
@@ -37,6 +37,17 @@ pub(crate) async fn open_session(
     tls: bool,
 ) -> Result<Session, PgError> {
     let stream = connect::open(target, host, address, tls).await?;
+    begin_session(stream, target, host, address, tls).await
+}
+
+/// Goes through the startup on an open stream.
+pub(crate) async fn begin_session(
+    stream: Stream,
+    target: &Target,
+    host: &Host,
+    address: &Address,
+    tls: bool,
+) -> Result<Session, PgError> {
     let binding = tls::channel_binding_data(&stream);
     let mut startup = Startup {
         wire: Wire::new(stream),

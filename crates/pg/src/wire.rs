@@ -395,8 +395,15 @@ mod tests {
                 assert!(wire.input.len() <= INPUT_BYTES);
             }
             // A claimed gigabyte that never comes.
-            let mut wire =
-                wire([&[b'd'], 0x4000_0000_u32.to_be_bytes().as_slice(), &[0; 1000]].concat()).await;
+            let mut wire = wire(
+                [
+                    b"d".as_slice(),
+                    0x4000_0000_u32.to_be_bytes().as_slice(),
+                    &[0; 1000],
+                ]
+                .concat(),
+            )
+            .await;
             assert!(matches!(wire.next_frame().await, Err(PgError::Closed)));
             assert!(wire.input.len() <= 2 * INPUT_BYTES);
         });

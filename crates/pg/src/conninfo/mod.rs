@@ -19,7 +19,11 @@ use pgkeep_base::{Classified, Hint, RetryClass};
 
 pub use environment::Environment;
 use parse::Settings;
+#[cfg(any(test, fuzzing))]
+pub(crate) use passfile::PassFile;
 pub use passfile::PasswordSource;
+#[cfg(any(test, fuzzing))]
+pub(crate) use service::parse as parse_service;
 pub use target::Target;
 pub(crate) use target::{
     ChannelBinding, Host, HostKind, Keepalives, RootCertificates, SessionAttributes, SslMode, SslNegotiation,

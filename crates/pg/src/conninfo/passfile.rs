@@ -75,15 +75,20 @@ impl PassFile {
                 return None;
             }
         };
+        Some(Self::parse(path, &text))
+    }
+
+    /// Reads a file's text. As in libpq, a line that is no entry is passed over.
+    pub(crate) fn parse(path: &Path, text: &str) -> Self {
         let entries = text
             .lines()
             .enumerate()
             .filter_map(|(index, line)| Entry::parse(index + 1, line))
             .collect();
-        Some(Self {
+        Self {
             path: path.to_owned(),
             entries,
-        })
+        }
     }
 
     /// The password of the first line that fits.
@@ -164,15 +169,7 @@ mod tests {
     #[test]
     fn the_first_line_that_fits_gives_the_password() {
         let lines = "# comment:*:*:*:no\ndb:5432:app:joe:one\n*:*:*:joe:t\\:wo\\\\\n*:*:*:*:three:rest\n*:1:*:x:\nshort:line";
-        let entries = lines
-            .lines()
-            .enumerate()
-            .filter_map(|(i, line)| Entry::parse(i + 1, line))
-            .collect();
-        let file = PassFile {
-            path: PathBuf::from("/p"),
-            entries,
-        };
+        let file = PassFile::parse(Path::new("/p"), lines);
         let find = |host, port, database, user| {
             file.find(host, port, database, user)
                 .map(|(password, source)| (password.expose().to_owned(), source))

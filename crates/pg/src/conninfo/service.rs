@@ -1,5 +1,7 @@
 //! Service files (`fe-connect.c`, `parseServiceInfo` and `parseServiceFile`).
 
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use super::keywords::{self, Support};
@@ -52,14 +54,27 @@ fn read_file(name: &str, path: &Path) -> Result<Option<Settings>, ConninfoError>
         line,
         reason: reason.to_owned(),
     };
-    match std::fs::metadata(path) {
-        Ok(metadata) if metadata.len() > FILE_BYTES_MAX => {
-            return Err(error(None, "it is larger than 1 MiB"));
-        }
-        Ok(_) => {}
-        Err(_) => return Ok(None),
+    if std::fs::metadata(path).is_err() {
+        return Ok(None);
     }
-    let text = std::fs::read_to_string(path).map_err(|cause| error(None, &cause.to_string()))?;
+    let mut text = String::new();
+    // Not by the length that the file system says: a device has none and doesn't end.
+    File::open(path)
+        .and_then(|file| file.take(FILE_BYTES_MAX + 1).read_to_string(&mut text))
+        .map_err(|cause| error(None, &cause.to_string()))?;
+    if text.len() as u64 > FILE_BYTES_MAX {
+        return Err(error(None, "it is larger than 1 MiB"));
+    }
+    parse(name, path, &text)
+}
+
+/// The service's section of a file's text.
+pub(crate) fn parse(name: &str, path: &Path, text: &str) -> Result<Option<Settings>, ConninfoError> {
+    let error = |line, reason: &str| ConninfoError::ServiceFile {
+        path: path.to_owned(),
+        line,
+        reason: reason.to_owned(),
+    };
     let mut found: Option<Settings> = None;
     for (index, line) in text.lines().enumerate() {
         let line_number = Some(index + 1);
@@ -103,4 +118,15 @@ fn read_file(name: &str, path: &Path) -> Result<Option<Settings>, ConninfoError>
         settings.entry(keyword.name).or_insert_with(|| value.to_owned());
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_without_an_end_is_refused() {
+        let refused = read_file("x", Path::new("/dev/zero")).unwrap_err();
+        assert!(refused.to_string().contains("larger than 1 MiB"), "{refused}");
+    }
 }
