@@ -1,11 +1,15 @@
 //! Log lines of the libraries on standard error: warnings always, more with `-v` and `-vv`.
 
+use std::collections::HashMap;
 use std::fmt::{self, Write as _};
 use std::io;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
+use tracing::callsite::Identifier;
 use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
-use tracing::{Event, Level, Subscriber};
+use tracing::{Event, Level, Metadata, Subscriber};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, MakeWriter};
@@ -23,7 +27,7 @@ pub fn start(quiet: bool, verbose: u8) {
         (false, _) => (LevelFilter::TRACE, LevelFilter::INFO),
     };
     let filter = Targets::new().with_default(others).with_target("pgkeep", ours);
-    let format = Plain { with_time: verbose > 0 };
+    let format = Plain { verbose: verbose > 0, told: Mutex::default() };
     let layer = tracing_subscriber::fmt::layer().event_format(format).with_writer(Stderr);
     // It fails only where there is a subscriber already, in tests.
     let _ = tracing_subscriber::registry().with(filter).with(layer).try_init();
@@ -31,7 +35,29 @@ pub fn start(quiet: bool, verbose: u8) {
 
 /// `warning: the lease stays until it runs out: connection refused`
 struct Plain {
-    with_time: bool,
+    verbose: bool,
+    /// When a line of the store was told last, by its place in the source.
+    told: Mutex<HashMap<Identifier, Instant>>,
+}
+
+/// A store that is away is tried again and again; that is told now and then, not each time.
+const REPETITION_INTERVAL: Duration = Duration::from_secs(30);
+const REPETITIVE_TARGET: &str = "pgkeep_store";
+
+impl Plain {
+    fn is_repetition(&self, metadata: &Metadata<'_>) -> bool {
+        if self.verbose || !metadata.target().starts_with(REPETITIVE_TARGET) {
+            return false;
+        }
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        let last = told.get(&metadata.callsite()).copied();
+        if last.is_some_and(|last| now.duration_since(last) < REPETITION_INTERVAL) {
+            return true;
+        }
+        told.insert(metadata.callsite(), now);
+        false
+    }
 }
 
 impl<S, N> FormatEvent<S, N> for Plain
@@ -40,10 +66,15 @@ where
     N: for<'a> FormatFields<'a> + 'static,
 {
     fn format_event(&self, _: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+        if self.is_repetition(event.metadata()) {
+            return Ok(());
+        }
         let mut fields = Fields::default();
         event.record(&mut fields);
-        if self.with_time {
+        if self.verbose {
             write!(writer, "{:.3} ", jiff::Timestamp::now())?;
+        } else {
+            fields.others.clear();
         }
         let label = match *event.metadata().level() {
             Level::ERROR => "error",

@@ -61,7 +61,7 @@ pub enum CopyError {
         /// The repository copied from.
         url: String,
         /// What was wrong.
-        source: RepositoryError,
+        source: Box<RepositoryError>,
     },
     /// The destination refused.
     #[error("copying to {url}: {source}")]
@@ -69,7 +69,7 @@ pub enum CopyError {
         /// The repository copied to.
         url: String,
         /// What was wrong.
-        source: RepositoryError,
+        source: Box<RepositoryError>,
     },
     /// Both are the same.
     #[error("{url} is the repository that is copied from")]
@@ -184,14 +184,14 @@ pub async fn size(repository: &Repository, id: &BackupId) -> Result<CopySize, Re
 fn from_source(repository: &Repository, source: RepositoryError) -> CopyError {
     CopyError::Source {
         url: repository.store().url().to_owned(),
-        source,
+        source: Box::new(source),
     }
 }
 
 fn to_destination(repository: &Repository, source: RepositoryError) -> CopyError {
     CopyError::Destination {
         url: repository.store().url().to_owned(),
-        source,
+        source: Box::new(source),
     }
 }
 
