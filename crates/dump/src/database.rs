@@ -402,15 +402,11 @@ async fn compressed_rows(session: &mut Session, name: &QualifiedName) -> Result<
 /// The scripts for whoever restores without pgkeep.
 async fn write_scripts(run: &Run<'_>, database: &DatabaseManifest) -> Result<Vec<ObjectRef>, DumpError> {
     let suffix = sealed_suffix(run.repository);
-    let create = sql::create_database(
-        &database.name,
-        &database.properties,
-        Some(&database.properties.owner),
-    );
+    let create = sql::create_script(&database.name, &database.properties);
     let settings = sql::database_settings(&database.name, &database.properties, |_| true);
     let mut objects = Vec::new();
     for (name, text) in [
-        ("create.sql", sql::script(&[create])),
+        ("create.sql", create),
         ("settings.sql", sql::script(&settings)),
         ("before.sql", sql::before_script(database.timescaledb.as_ref())),
         (

@@ -7,22 +7,20 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use pgkeep_base::quote_identifier;
-use pgkeep_pg::programs::{ProgramSearch, RunLimits, Running};
+use pgkeep_pg::programs::{ProgramSearch, RunLimits};
 use pgkeep_pg::{Session, Target};
 use pgkeep_repository::encryption::Encryption;
 use pgkeep_store::StoreOptions;
-use tokio::io::AsyncReadExt;
 use tokio::process::Command;
 
 use crate::catalog;
 use crate::database::{inventory, owners_query};
 use crate::error::{Context, DumpError};
-use crate::manifest::{DatabaseProperties, Filters};
+use crate::manifest::Filters;
 use crate::output::{Compression, Output};
 use crate::progress::Progress;
 use crate::run::{check_server, choose_databases};
-use crate::schema::{self, ClientPrograms, PROGRAM_DEADLINE};
+use crate::schema::{self, ClientPrograms, PROGRAM_DEADLINE, ProgramOutput};
 use crate::snapshot::{self, LockedSnapshot};
 use crate::sql;
 
@@ -244,7 +242,7 @@ impl Writing<'_> {
             if cluster {
                 let properties = catalog::database_properties(&mut snapshot.session).await?;
                 output
-                    .write(Bytes::from(create_script(name, &properties)))
+                    .write(Bytes::from(sql::enter_new_database(name, &properties)))
                     .await?;
             }
             if let (Some(inventory), true) = (&timescaledb, plain) {
@@ -287,32 +285,11 @@ impl Writing<'_> {
     }
 }
 
-/// Makes the database and goes on inside it.
-fn create_script(name: &str, properties: &DatabaseProperties) -> String {
-    let create = sql::create_database(name, properties, Some(&properties.owner));
-    let settings = sql::script(&sql::database_settings(name, properties, |_| true));
-    // psql takes a connection string here, and doubles quotes as SQL does.
-    let connection = schema::quote_conninfo(name).replace('\'', "''");
-    format!(
-        "\n{create};\n{settings}\\connect -reuse-previous=on '{connection}'\n-- database {}\n",
-        quote_identifier(name).replace('\n', " ")
-    )
-}
-
 async fn copy_program(command: Command, output: &mut Output, name: &str) -> Result<(), DumpError> {
-    const BLOCK_BYTES: usize = 256 << 10;
-    let context = || format!("dumping database '{name}'");
-    let mut running = Running::start(command).context(context)?;
-    let piped = || DumpError::Internal("pg_dump's output is not piped".to_owned());
-    let mut stdout = running.take_stdout().ok_or_else(piped)?;
-    loop {
-        let mut block = bytes::BytesMut::with_capacity(BLOCK_BYTES);
-        if stdout.read_buf(&mut block).await.context(context)? == 0 {
-            break;
-        }
-        output.write(block.freeze()).await?;
+    let mut program = ProgramOutput::start(command, format!("dumping database '{name}'"))?;
+    while let Some(block) = program.next().await? {
+        output.write(block).await?;
     }
-    running.finish(schema::ENDING_DEADLINE).await.context(context)?;
     Ok(())
 }
 

@@ -5,7 +5,11 @@ mod catalog;
 mod data;
 mod database;
 mod error;
+mod export;
 mod files;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod manifest;
 mod output;
 mod pack;
@@ -21,6 +25,7 @@ pub mod verify;
 mod way_out;
 
 pub use error::DumpError;
+pub use export::{ExportFormat, ExportOptions, export};
 pub use files::{FileFormat, FileOptions, FileReport, write_files};
 pub use progress::Progress;
 pub use read::{read_manifest, read_summary};

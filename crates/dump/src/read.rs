@@ -70,7 +70,7 @@ fn parse<T: DeserializeOwned>(id: &BackupId, text: &[u8]) -> Result<T, DumpError
     })
 }
 
-fn check(manifest: &DumpManifest, id: &BackupId) -> Result<(), String> {
+pub(crate) fn check(manifest: &DumpManifest, id: &BackupId) -> Result<(), String> {
     if manifest.id != id.to_string() {
         return Err(format!("it belongs to {}", manifest.id));
     }

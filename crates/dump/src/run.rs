@@ -322,7 +322,7 @@ pub fn object_refs(manifest: &DumpManifest) -> Vec<ObjectRef> {
         .collect()
 }
 
-fn totals(manifest: &DumpManifest, objects: &[ObjectRef]) -> Totals {
+pub(crate) fn totals(manifest: &DumpManifest, objects: &[ObjectRef]) -> Totals {
     let relations = || manifest.databases.iter().flat_map(|database| &database.relations);
     Totals {
         objects: objects.len() as u64,

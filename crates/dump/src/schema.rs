@@ -9,10 +9,11 @@ use pgkeep_pg::programs::{self, Program, ProgramSearch, RunLimits, Running};
 use pgkeep_repository::object::{BLOCK_BYTES, ObjectRef, SealedObject, Sealer};
 use pgkeep_repository::{Access, Repository, RepositoryError};
 use tokio::io::AsyncReadExt;
-use tokio::process::Command;
+use tokio::process::{ChildStdout, Command};
 use tokio::sync::mpsc;
 
 use crate::error::{Context, DumpError};
+use crate::sql;
 
 /// An object with a program's output is cut at this size, in bytes as stored.
 const PART_BYTES_MAX: usize = 16 << 20;
@@ -85,29 +86,69 @@ pub async fn store_output(
     Ok(objects)
 }
 
-/// Runs the program and hands its output on in blocks.
+/// Runs the program and hands its output on in blocks, and its end when it was a good one.
 async fn feed_blocks(command: Command, blocks: mpsc::Sender<Option<Bytes>>) -> Result<(), DumpError> {
     let name = command.as_std().get_program().to_string_lossy().into_owned();
-    let context = || format!("running {name}");
     let gone = |_| DumpError::Internal("the sealing thread is gone".to_owned());
-    let mut running = Running::start(command).context(context)?;
-    let piped = || DumpError::Internal("a program's output is not piped".to_owned());
-    let mut output = running.take_stdout().ok_or_else(piped)?;
-    loop {
+    let mut output = ProgramOutput::start(command, format!("running {name}"))?;
+    while let Some(block) = output.next().await? {
+        blocks.send(Some(block)).await.map_err(gone)?;
+    }
+    blocks.send(None).await.map_err(gone)
+}
+
+/// A program that runs, and its output in blocks.
+pub struct ProgramOutput {
+    running: Option<Running>,
+    output: ChildStdout,
+    context: String,
+}
+
+impl ProgramOutput {
+    /// Starts a program; `context` says what for.
+    ///
+    /// # Errors
+    /// It can't be started.
+    pub fn start(command: Command, context: String) -> Result<Self, DumpError> {
+        let mut running = Running::start(command).context(|| context.clone())?;
+        let piped = || DumpError::Internal("a program's output is not piped".to_owned());
+        let output = running.take_stdout().ok_or_else(piped)?;
+        Ok(Self {
+            running: Some(running),
+            output,
+            context,
+        })
+    }
+
+    /// The next block; none at the end of a program that ended well.
+    ///
+    /// # Errors
+    /// It failed.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, DumpError> {
         let mut block = BytesMut::with_capacity(BLOCK_BYTES);
         while block.len() < BLOCK_BYTES {
-            if output.read_buf(&mut block).await.context(context)? == 0 {
+            if self
+                .output
+                .read_buf(&mut block)
+                .await
+                .context(|| self.context.clone())?
+                == 0
+            {
                 break;
             }
         }
-        if block.is_empty() {
-            break;
+        if !block.is_empty() {
+            return Ok(Some(block.freeze()));
         }
-        blocks.send(Some(block.freeze())).await.map_err(gone)?;
+        if let Some(running) = self.running.take() {
+            let finished = running
+                .finish(ENDING_DEADLINE)
+                .await
+                .context(|| self.context.clone())?;
+            tracing::debug!(messages = finished.stderr, "{} ended well", self.context);
+        }
+        Ok(None)
     }
-    let finished = running.finish(ENDING_DEADLINE).await.context(context)?;
-    tracing::debug!(messages = finished.stderr, "{name} ended");
-    blocks.send(None).await.map_err(gone)
 }
 
 /// `None` marks the end of the input: a channel that closes without it means that the program's reader gave up.
@@ -118,7 +159,13 @@ fn seal_blocks(
 ) -> Result<(), RepositoryError> {
     let gone = || RepositoryError::Internal("the storing stage is gone".to_owned());
     let mut sealer = Sealer::new(access)?;
-    while let Some(Some(block)) = blocks.blocking_recv() {
+    loop {
+        let block = match blocks.blocking_recv() {
+            Some(Some(block)) => block,
+            Some(None) => break,
+            // The program failed, and its reader says why: half an archive is not worth an object.
+            None => return Ok(()),
+        };
         if sealer.sealed_bytes() >= PART_BYTES_MAX {
             let full = std::mem::replace(&mut sealer, Sealer::new(access)?);
             sealed.blocking_send(full.finish()?).map_err(|_| gone())?;
@@ -157,7 +204,7 @@ pub async fn globals(programs: &ClientPrograms, target: &Target) -> Result<(Byte
     };
     let command = |with_passwords: bool| {
         let mut command = programs.pg_dumpall.command(Some(target));
-        let database = quote_conninfo(target.database());
+        let database = sql::quote_conninfo(target.database());
         command
             .arg("--globals-only")
             .arg("--no-password")
@@ -175,9 +222,4 @@ pub async fn globals(programs: &ClientPrograms, target: &Target) -> Result<(Byte
             Err(_) => Err(first).context(|| "reading roles and other globals".to_owned()),
         },
     }
-}
-
-/// A database's name as a connection string: pg_dumpall and pg_restore take a bare name with an equals sign for one.
-pub fn quote_conninfo(database: &str) -> String {
-    format!("dbname='{}'", database.replace('\\', "\\\\").replace('\'', "\\'"))
 }

@@ -3,7 +3,6 @@
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use pgkeep_base::quote_literal;
 use pgkeep_pg::{PgError, Session, Target};
 
 use crate::catalog::{self, CatalogRelation, READ_SETTINGS};
@@ -220,24 +219,32 @@ fn difference(before: &[CatalogRelation], after: &[CatalogRelation]) -> Option<S
         .map(|old| format!("{} was dropped", old.name))
 }
 
-/// Which sessions hold locks that reading conflicts with; best effort, for the error message.
+/// Which sessions hold locks that reading conflicts with, or stand in line for them and so before us, and then whom
+/// those wait for; best effort, for the error message.
 async fn blockers(target: &Target, relations: &[CatalogRelation]) -> Option<String> {
-    const NAMED_MAX: usize = 3;
+    const NAMED_MAX: usize = 4;
     let mut session = Session::connect(target).await.ok()?;
-    let sql = format!(
-        "SELECT l.relation, l.pid, coalesce(a.application_name, ''), pg_catalog.left(coalesce(a.query, ''), 80)
-         FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
-         WHERE l.mode = {} AND l.granted AND l.relation IS NOT NULL LIMIT 100",
-        quote_literal("AccessExclusiveLock")
-    );
+    let sql = "WITH exclusive AS (
+           SELECT l.relation, l.pid, l.granted FROM pg_catalog.pg_locks l
+           JOIN pg_catalog.pg_database d ON d.oid = l.database AND d.datname = pg_catalog.current_database()
+           WHERE l.mode = 'AccessExclusiveLock' AND l.relation IS NOT NULL),
+         blocker AS (
+           SELECT relation, pid, CASE WHEN granted THEN 'is locked by' ELSE 'is waited for by' END AS what
+           FROM exclusive
+           UNION ALL SELECT e.relation, b.pid, 'is in use by'
+           FROM exclusive e, pg_catalog.unnest(pg_catalog.pg_blocking_pids(e.pid)) AS b(pid) WHERE NOT e.granted)
+         SELECT DISTINCT b.relation, b.pid, b.what, pg_catalog.left(coalesce(a.query, ''), 80)
+         FROM blocker b LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = b.pid ORDER BY 1, 3, 2 LIMIT 100";
     let mut named = Vec::new();
-    for row in session.query(&sql).await.ok()? {
+    for row in session.query(sql).await.ok()? {
         let oid: u32 = row.get(0).ok()?;
         if let Some(relation) = relations.iter().find(|relation| relation.oid == oid) {
-            let (pid, query): (i32, String) = (row.get(1).ok()?, row.get(3).ok()?);
-            named.push(format!("{} is locked by process {pid} ({query})", relation.name));
+            let (pid, what, query): (i32, String, String) =
+                (row.get(1).ok()?, row.get(2).ok()?, row.get(3).ok()?);
+            named.push(format!("{} {what} process {pid} ({query})", relation.name));
         }
     }
+    session.close().await;
     named.truncate(NAMED_MAX);
     (!named.is_empty()).then(|| named.join("; "))
 }

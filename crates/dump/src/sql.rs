@@ -104,6 +104,28 @@ pub fn database_settings(
     statements
 }
 
+/// `CREATE DATABASE` for a script, but for the one that every cluster has.
+pub fn create_script(name: &str, properties: &DatabaseProperties) -> String {
+    if name == "postgres" {
+        return "-- every cluster has the database postgres\n".to_owned();
+    }
+    script(&[create_database(name, properties, Some(&properties.owner))])
+}
+
+/// For one script of several databases: makes the database and goes on inside it.
+pub fn enter_new_database(name: &str, properties: &DatabaseProperties) -> String {
+    let create = create_script(name, properties);
+    let settings = script(&database_settings(name, properties, |_| true));
+    // psql reads quotes doubled here, as SQL does, and in it a connection string, which has rules of its own.
+    let connection = quote_conninfo(name).replace('\'', "''");
+    format!("\n{create}{settings}\\connect -reuse-previous=on '{connection}'\n")
+}
+
+/// A database's name as a connection string: PostgreSQL's programs take a bare name with an equals sign for one.
+pub fn quote_conninfo(database: &str) -> String {
+    format!("dbname='{}'", database.replace('\\', "\\\\").replace('\'', "\\'"))
+}
+
 /// Settings whose value is a list are stored as one text with the elements quoted already, and must be handed back
 /// unquoted (`src/bin/pg_dump/dumputils.c`, `variable_is_guc_list_quote`).
 const LIST_SETTINGS: [&str; 6] = [

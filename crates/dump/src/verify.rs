@@ -280,6 +280,19 @@ async fn contents(
     Ok(())
 }
 
+/// What would be read, for [`crate::fuzzing`].
+#[cfg(any(test, fuzzing))]
+pub(crate) fn choose_work(manifest: &DumpManifest, fraction: Option<f64>) {
+    let sample = fraction.map(|fraction| Sample { fraction, seed: 1 });
+    let work = Work::choose(manifest, &[], sample);
+    let _ = (work.objects(), work.stored_bytes(&HashMap::new()));
+    let mut findings = Findings::default();
+    compare_lists(manifest, &[], &mut findings);
+    for database in &manifest.databases {
+        compare_sums(database, &mut findings);
+    }
+}
+
 /// `checksums.b3` and the manifest must name the same objects with the same hashes.
 fn compare_lists(manifest: &DumpManifest, checksums: &[Checksum], findings: &mut Findings) {
     let listed: HashMap<&str, &str> = checksums

@@ -11,10 +11,13 @@ use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
 use crate::error::{Context, DumpError};
-use crate::schema;
+use crate::output::Output;
+use crate::{schema, sql};
 
 /// An archive's table of contents; 50,000 tables make some 30 MB.
 const CONTENTS_BYTES_MAX: usize = 1 << 30;
+/// `pg_constraint`'s own oid.
+const CLASS_CONSTRAINT: u32 = 2606;
 /// Reading it takes seconds.
 const LIST_DEADLINE: Duration = Duration::from_secs(600);
 
@@ -134,18 +137,44 @@ impl Archive {
             .map_err(|_| DumpError::Internal("the archive's table of contents isn't UTF-8".to_owned()))
     }
 
-    /// Restores what `wanted` picks of a section (`pre-data`, `post-data`, or all of it).
+    /// Writes what `wanted` picks as a script, as pg_restore prints it.
     ///
     /// # Errors
-    /// Outside: pg_restore could not be run. Inside: it failed, and what it said.
-    pub async fn restore(
+    /// pg_restore's, the output's.
+    pub async fn script(
         &self,
-        target: &Target,
         section: Option<&str>,
-        jobs: usize,
-        go_on_after_errors: bool,
+        output: &mut Output,
         wanted: impl Fn(&Entry) -> bool,
-    ) -> Result<Result<(), ProgramError>, DumpError> {
+    ) -> Result<(), DumpError> {
+        let Some(list) = self.write_list(section, wanted).await? else {
+            return Ok(());
+        };
+        let mut command = self.program.command(None);
+        command
+            .args(&self.options)
+            .arg("--use-list")
+            .arg(&list)
+            .arg("--file=-");
+        if let Some(section) = section {
+            command.arg(format!("--section={section}"));
+        }
+        command.arg(&self.file);
+        // Without a database, pg_restore prints what it would do.
+        let context = "turning the schema's archive into a script".to_owned();
+        let mut program = schema::ProgramOutput::start(command, context)?;
+        while let Some(block) = program.next().await? {
+            output.write(block).await?;
+        }
+        Ok(())
+    }
+
+    /// The list of what to take; none when that is nothing.
+    async fn write_list(
+        &self,
+        section: Option<&str>,
+        wanted: impl Fn(&Entry) -> bool,
+    ) -> Result<Option<PathBuf>, DumpError> {
         let picked: Vec<&str> = self
             .entries
             .iter()
@@ -153,7 +182,7 @@ impl Archive {
             .map(|entry| entry.line.as_str())
             .collect();
         if picked.is_empty() {
-            return Ok(Ok(()));
+            return Ok(None);
         }
         let list = self
             .directory
@@ -166,10 +195,28 @@ impl Archive {
             .context(context)?;
         file.write_all(b"\n").await.context(context)?;
         file.flush().await.context(context)?;
+        Ok(Some(list))
+    }
+
+    /// Restores what `wanted` picks of a section (`pre-data`, `post-data`, or all of it).
+    ///
+    /// # Errors
+    /// Outside: pg_restore could not be run. Inside: it failed, and what it said.
+    pub async fn restore(
+        &self,
+        target: &Target,
+        section: Option<&str>,
+        jobs: usize,
+        go_on_after_errors: bool,
+        wanted: impl Fn(&Entry) -> bool,
+    ) -> Result<Result<(), ProgramError>, DumpError> {
+        let Some(list) = self.write_list(section, wanted).await? else {
+            return Ok(Ok(()));
+        };
         let mut command: Command = self.program.command(Some(target));
         command.env("PGOPTIONS", session_options(target, &self.session_settings));
         command
-            .arg(format!("--dbname={}", schema::quote_conninfo(target.database())))
+            .arg(format!("--dbname={}", sql::quote_conninfo(target.database())))
             .arg("--no-password");
         command.args(&self.options).arg("--use-list").arg(&list);
         if let Some(section) = section {
@@ -187,6 +234,19 @@ impl Archive {
             stdout_bytes_max: CONTENTS_BYTES_MAX,
         };
         Ok(programs::run(command, &limits).await.map(|_| ()))
+    }
+}
+
+impl Entry {
+    /// The extension itself, which is made beforehand at the dumped version.
+    pub fn is_timescaledb_extension(&self) -> bool {
+        let text = self.text.trim_end();
+        text == "EXTENSION - timescaledb" || text == "COMMENT - EXTENSION timescaledb"
+    }
+
+    /// A row of `pg_constraint`.
+    pub fn is_constraint(&self) -> bool {
+        self.class == CLASS_CONSTRAINT
     }
 }
 

@@ -16,7 +16,7 @@ const BATCH: usize = 100;
 
 /// One count that must agree.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Expectation {
+pub(super) struct Expectation {
     name: QualifiedName,
     /// Only the relation itself, without what inherits from it.
     only: bool,
@@ -99,7 +99,7 @@ async fn compare_batch(session: &mut Session, batch: &[Expectation]) -> Result<(
 
 /// Tables by themselves; chunks by what they and their compressed relations hold together; hypertables by their chunks.
 /// What is loaded through the root of a partitioned table is counted there.
-fn expectations(database: &DatabaseManifest, wanted: Option<&BTreeSet<u32>>) -> Vec<Expectation> {
+pub(super) fn expectations(database: &DatabaseManifest, wanted: Option<&BTreeSet<u32>>) -> Vec<Expectation> {
     let mut expectations: Vec<Expectation> = Vec::new();
     let mut roots: std::collections::BTreeMap<QualifiedName, u64> = std::collections::BTreeMap::new();
     let mut physical: std::collections::HashMap<QualifiedName, u64> = std::collections::HashMap::new();

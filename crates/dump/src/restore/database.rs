@@ -14,8 +14,6 @@ use crate::restore::options::RestoredDatabase;
 use crate::restore::{Restore, connect, counts, prepare, roles, tables};
 use crate::sql;
 
-/// `pg_constraint`'s own oid: the class of constraints in an archive's table of contents.
-const CLASS_CONSTRAINT: u32 = 2606;
 /// Sequences and the like, as scripts.
 const SCRIPT_BYTES_MAX: usize = 256 << 20;
 /// Memory for one index build is taken from the server's own measure of itself, within these bounds, in kB.
@@ -152,7 +150,7 @@ impl One<'_> {
         }
         let timescaledb = self.database.timescaledb.is_some();
         let restored = archive.restore(&self.target, Some("pre-data"), 1, false, |entry| {
-            !(timescaledb && is_timescaledb_extension(entry))
+            !(timescaledb && entry.is_timescaledb_extension())
         });
         restored
             .await?
@@ -286,7 +284,7 @@ impl One<'_> {
     }
 
     fn comes_after_restore_mode(&self, entry: &Entry) -> bool {
-        entry.class == CLASS_CONSTRAINT && self.database.foreign_keys_to_hypertables.contains(&entry.oid)
+        entry.is_constraint() && self.database.foreign_keys_to_hypertables.contains(&entry.oid)
     }
 
     /// TimescaleDB: jobs off first, or they start at once and an overdue retention policy deletes what was restored.
@@ -448,11 +446,6 @@ pub(crate) fn archive_major(database: &DatabaseManifest, server_major: u32) -> u
     version
         .and_then(|version| version.parse().ok())
         .unwrap_or(server_major)
-}
-
-pub(crate) fn is_timescaledb_extension(entry: &Entry) -> bool {
-    let text = entry.text.trim_end();
-    text == "EXTENSION - timescaledb" || text == "COMMENT - EXTENSION timescaledb"
 }
 
 /// What of the post-data section is there already, in the words of an archive's table of contents.

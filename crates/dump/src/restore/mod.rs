@@ -3,6 +3,8 @@
 mod archive;
 mod counts;
 mod database;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod hypertable;
 mod load;
 mod mark;
@@ -24,6 +26,10 @@ use pgkeep_timescale::Severity;
 
 pub use options::{HypertableRange, RestoreOptions, RestoreReport, RestoredDatabase};
 pub use plan::{PlannedDatabase, RestorePlan};
+
+pub(crate) use archive::{Archive, ArchiveOptions};
+pub(crate) use database::archive_major;
+pub(crate) use plan::choose_databases;
 
 use crate::error::{Context, DumpError};
 use crate::manifest::{DatabaseManifest, DumpManifest};
@@ -76,7 +82,10 @@ pub async fn check(
         return Ok(());
     }
     check_timescaledb(&mut session, &chosen, options).await?;
-    for (database, target_name) in &chosen {
+    for (database, target_name) in chosen
+        .iter()
+        .filter(|(database, _)| !database.filters.selects_a_part())
+    {
         prepare::state(&mut session, target, id, database, target_name, options).await?;
     }
     session.close().await;
@@ -147,13 +156,14 @@ pub async fn restore(
         .bytes_total
         .store(bytes, std::sync::atomic::Ordering::Relaxed);
     for (database, target_name) in &chosen {
-        let one = database::restore(
-            &restore,
-            &mut session,
-            database,
-            target_name,
-            &mut report.attention,
-        );
+        let attention = &mut report.attention;
+        let one = async {
+            if database.filters.selects_a_part() {
+                part::restore_filtered(&restore, &mut session, database, target_name, attention).await
+            } else {
+                database::restore(&restore, &mut session, database, target_name, attention).await
+            }
+        };
         let restored = tokio::select! {
             result = one => result,
             () = &mut cancelled => Err(DumpError::Interrupted),

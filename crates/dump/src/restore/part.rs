@@ -23,6 +23,32 @@ pub(crate) async fn restore(
         .target_database
         .as_deref()
         .unwrap_or(&database.name);
+    restore_selection(restore, outside, database, target_name, &selection, attention).await
+}
+
+/// Restores a database of which only a part was dumped: what the dump holds, and no empty shells of the rest.
+///
+/// # Errors
+/// As [`restore`].
+pub(crate) async fn restore_filtered(
+    restore: &Restore<'_>,
+    outside: &mut Session,
+    database: &DatabaseManifest,
+    target_name: &str,
+    attention: &mut Vec<String>,
+) -> Result<RestoredDatabase, DumpError> {
+    let selection = Selection::of_filtered(database)?;
+    restore_selection(restore, outside, database, target_name, &selection, attention).await
+}
+
+async fn restore_selection(
+    restore: &Restore<'_>,
+    outside: &mut Session,
+    database: &DatabaseManifest,
+    target_name: &str,
+    selection: &Selection,
+    attention: &mut Vec<String>,
+) -> Result<RestoredDatabase, DumpError> {
     prepare::make_if_missing(restore, outside, database, target_name).await?;
     let target = restore.target.with_database(target_name);
     let mut restored = RestoredDatabase {
@@ -37,8 +63,8 @@ pub(crate) async fn restore(
         restored.rows += part.rows;
         restored.counted += part.counted;
     };
-    if !selection.places.is_empty() {
-        add(tables::restore(restore, database, &target, &selection).await?);
+    if !selection.places.is_empty() || !selection.schemas.is_empty() {
+        add(tables::restore(restore, database, &target, selection).await?);
     }
     let whole = HypertableRange {
         pattern: String::new(),

@@ -18,7 +18,7 @@ pub struct RolesRestored {
 
 /// What a statement of the globals is about.
 #[derive(Debug, PartialEq, Eq)]
-enum Statement<'a> {
+pub(super) enum Statement<'a> {
     CreateRole(String),
     /// Anything that changes a role: its attributes, settings, comment.
     ChangeRole(String),
@@ -135,7 +135,7 @@ async fn tablespace_exists(session: &mut Session, name: &str) -> Result<bool, Du
         .unwrap_or(false))
 }
 
-fn classify(text: &str) -> Statement<'_> {
+pub(super) fn classify(text: &str) -> Statement<'_> {
     let upper: Vec<&str> = text.split_whitespace().take(4).collect();
     let name_after = |prefix: &str| {
         text.trim_start()

@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 use crate::error::DumpError;
-use crate::manifest::{DatabaseManifest, QualifiedName, RelationKind};
+use crate::manifest::{DatabaseManifest, QualifiedName, Relation, RelationKind};
 use crate::pattern::Pattern;
 use crate::restore::archive::Entry;
 
@@ -19,6 +19,8 @@ pub struct Selection {
     pub tables: BTreeSet<QualifiedName>,
     /// Hypertables that the patterns fit; they need a way of their own.
     pub hypertables: Vec<QualifiedName>,
+    /// Schemas of which everything is taken: functions, types and views too.
+    pub schemas: BTreeSet<String>,
     oids: HashSet<u32>,
 }
 
@@ -55,10 +57,7 @@ pub fn select(database: &DatabaseManifest, patterns: &[String]) -> Result<Select
                 .unwrap_or(false);
             if by_root || fits(&relation.name)? {
                 found = true;
-                selection.places.insert(place);
-                selection.oids.insert(relation.oid);
-                selection.tables.insert(relation.name.clone());
-                selection.tables.extend(relation.partition_of.clone());
+                selection.add(place, relation);
             }
         }
         if !found {
@@ -75,6 +74,46 @@ pub fn select(database: &DatabaseManifest, patterns: &[String]) -> Result<Select
 }
 
 impl Selection {
+    /// Everything that a dump of a part of its database holds.
+    ///
+    /// # Errors
+    /// A malformed pattern in the manifest.
+    pub fn of_filtered(database: &DatabaseManifest) -> Result<Self, DumpError> {
+        let mut selection = Self::default();
+        let hypertables = user_hypertables(database);
+        let held: HashSet<&QualifiedName> =
+            database.relations.iter().map(|relation| &relation.name).collect();
+        for (place, relation) in (0_u32..).zip(&database.relations) {
+            if relation.kind == RelationKind::Table && !hypertables.contains(&relation.name) {
+                selection.add(place, relation);
+            }
+        }
+        selection.hypertables = hypertables
+            .into_iter()
+            .filter(|name| held.contains(name))
+            .collect();
+        for text in &database.filters.schemas {
+            let message = |message| DumpError::Usage { message, hint: None };
+            let pattern = Pattern {
+                schema_regex: None,
+                name_regex: Pattern::schema(text).map_err(message)?,
+            };
+            for relation in &database.relations {
+                if pattern.fits("", &relation.name.schema).map_err(message)? {
+                    selection.schemas.insert(relation.name.schema.clone());
+                }
+            }
+        }
+        Ok(selection)
+    }
+
+    fn add(&mut self, place: u32, relation: &Relation) {
+        self.places.insert(place);
+        self.oids.insert(relation.oid);
+        self.tables.insert(relation.name.clone());
+        self.tables.extend(relation.partition_of.clone());
+    }
+
     /// Chooses one table by its name.
     pub fn add_table(&mut self, database: &DatabaseManifest, name: &QualifiedName) {
         let relation = database.relations.iter().find(|relation| relation.name == *name);
@@ -101,7 +140,9 @@ pub fn user_hypertables(database: &DatabaseManifest) -> Vec<QualifiedName> {
 pub struct Picker {
     objects: HashSet<(u32, u32)>,
     texts: Vec<String>,
+    /// Schemas to be made.
     schemas: HashSet<String>,
+    whole_schemas: BTreeSet<String>,
 }
 
 /// One line of a dump's list of dependents.
@@ -182,6 +223,7 @@ impl Picker {
             objects,
             texts,
             schemas: missing_schemas,
+            whole_schemas: selection.schemas.clone(),
         }
     }
 
@@ -198,8 +240,26 @@ impl Picker {
         }) {
             return true;
         }
+        let in_schema = after_description(&entry.text);
+        if self
+            .whole_schemas
+            .iter()
+            .any(|schema| in_schema.starts_with(&format!("{schema} ")))
+        {
+            return true;
+        }
         entry.class == 0 && self.texts.iter().any(|text| begins_with_words(&entry.text, text))
     }
+}
+
+/// What follows an entry's description, which is made of words in capitals: `FK CONSTRAINT public t ...`.
+fn after_description(text: &str) -> &str {
+    let capitals = |word: &str| !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_uppercase());
+    let mut rest = text;
+    while let Some((_, after)) = rest.split_once(' ').filter(|(word, _)| capitals(word)) {
+        rest = after;
+    }
+    rest
 }
 
 /// `text` begins with `words`, and there a word ends (or `words` ends with a dot, before a column's name).

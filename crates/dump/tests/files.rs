@@ -1,0 +1,134 @@
+//! Dumps in PostgreSQL's own formats restore with PostgreSQL's own tools.
+
+mod common;
+
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pgkeep_dump::manifest::Filters;
+use pgkeep_dump::{DumpError, FileFormat, FileOptions, FileReport, Progress};
+use pgkeep_pg::programs::ProgramSearch;
+use pgkeep_repository::encryption::Encryption;
+use pgkeep_store::StoreOptions;
+use pgkeep_testkit::compare::{Inventory, InventoryOptions, assert_same};
+use pgkeep_testkit::fixtures::{Events, GameData};
+use pgkeep_testkit::{Cluster, ClusterOptions, require, requirements};
+
+fn options(cluster: &Cluster, format: FileFormat, output: &std::path::Path) -> FileOptions {
+    FileOptions {
+        format,
+        output: output.display().to_string(),
+        databases: Vec::new(),
+        filters: Filters::default(),
+        jobs: 2,
+        lock_timeout: Duration::from_secs(60),
+        encryption: Encryption::None,
+        store: StoreOptions::default(),
+        programs: ProgramSearch::only(cluster.pg_bin()),
+    }
+}
+
+async fn write(cluster: &Cluster, options: &FileOptions) -> Result<FileReport, DumpError> {
+    let target = common::target(cluster, "postgres");
+    pgkeep_dump::write_files(
+        &target,
+        options,
+        &Arc::new(Progress::default()),
+        std::future::pending(),
+    )
+    .await
+}
+
+fn run(command: &mut Command) {
+    let output = command.output().unwrap();
+    assert!(
+        output.status.success(),
+        "{command:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+fn assert_same_database(first: &Cluster, second: &Cluster, database: &str) {
+    let take = |cluster| Inventory::of_database(cluster, database, &InventoryOptions::default());
+    assert_same(&take(first), &take(second));
+}
+
+/// The whole cluster in one script, through psql into an empty server.
+async fn whole_cluster(source: &Cluster, destination: &Cluster, name: &str) {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join(name);
+    let report = write(source, &options(source, FileFormat::Plain, &file))
+        .await
+        .unwrap();
+    assert!(report.bytes > 10_000 && report.attention.is_empty(), "{report:?}");
+    let tool = if name.ends_with(".gz") { "gzip" } else { "zstd" };
+    let tool = requirements::tool(tool).unwrap_or_else(|_| tool.into());
+    let script = folder.path().join("script.sql");
+    let plain = Command::new(tool).arg("-dc").arg(&file).output().unwrap();
+    assert!(plain.status.success());
+    std::fs::write(&script, plain.stdout).unwrap();
+    // The superuser exists already; everything else must go through.
+    let mut psql = destination.client_command("psql");
+    let output = psql
+        .args(["-X", "-q", "-d", "postgres", "-f"])
+        .arg(&script)
+        .output()
+        .unwrap();
+    let errors: Vec<String> = String::from_utf8_lossy(&output.stderr)
+        .lines()
+        .filter(|line| line.contains("ERROR") && !line.contains("role \"postgres\" already exists"))
+        .map(str::to_owned)
+        .collect();
+    assert!(errors.is_empty(), "{errors:#?}");
+    for database in ["app", "dagster"] {
+        assert_same_database(source, destination, database);
+    }
+    let exists = write(source, &options(source, FileFormat::Plain, &file))
+        .await
+        .unwrap_err();
+    assert!(matches!(exists, DumpError::Refused { .. }), "{exists}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plain_dump_of_the_cluster_goes_through_psql() {
+    let source = require!(Cluster::start(ClusterOptions::new(16)));
+    let destination = require!(Cluster::start(ClusterOptions::new(16)));
+    GameData::new(Events::Partitions).load(&source);
+    whole_cluster(&source, &destination, "all.sql.gz").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plain_dump_with_timescaledb_goes_through_psql() {
+    let source = require!(Cluster::start(ClusterOptions::new(17).timescaledb()));
+    let destination = require!(Cluster::start(ClusterOptions::new(17).timescaledb()));
+    GameData::new(Events::Hypertables).load(&source);
+    whole_cluster(&source, &destination, "all.sql.zst").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn custom_and_directory_dumps_go_through_pg_restore() {
+    let source = require!(Cluster::start(ClusterOptions::new(16)));
+    GameData::new(Events::Partitions).load(&source);
+    let folder = tempfile::tempdir().unwrap();
+    for (format, name) in [
+        (FileFormat::Custom, "dagster.dump"),
+        (FileFormat::Directory, "dagster.dir"),
+    ] {
+        let output = folder.path().join(name);
+        let mut options = options(&source, format, &output);
+        let several = write(&source, &options).await.unwrap_err();
+        assert!(matches!(several, DumpError::Usage { .. }), "{several}");
+        options.databases = vec!["dagster".to_owned()];
+        write(&source, &options).await.unwrap();
+        let copy = format!("copy_{}", name.replace('.', "_"));
+        source.create_database(&copy);
+        run(source
+            .client_command("pg_restore")
+            .args(["--exit-on-error", "-d", &copy])
+            .arg(&output));
+        let count = "SELECT sum((xpath('/row/c/text()', query_to_xml(format('select count(*) as c from %s', oid::regclass), \
+            false, true, '')))[1]::text::bigint) FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace";
+        assert_eq!(source.psql(&copy, count), source.psql("dagster", count));
+    }
+}
