@@ -320,9 +320,15 @@ pub(crate) fn explain(error: &Error) -> (String, Option<&'static str>) {
     let advice = match error {
         Error::InvalidCertificate(reason) => match reason {
             CertificateError::UnknownIssuer => Some(OTHER_ROOT),
-            CertificateError::NotValidForName
-            | CertificateError::NotValidForNameContext { .. }
-            | CertificateError::Other(_) => Some(OTHER_NAME),
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+                Some(OTHER_NAME)
+            }
+            CertificateError::Other(OtherError(inner)) if inner.is::<OtherName>() => Some(OTHER_NAME),
+            CertificateError::Other(OtherError(inner)) if inner.to_string().contains("CaUsedAsEndEntity") => {
+                Some(
+                    "the server shows a certificate of a CA: give it one of its own, or name that very one by sslrootcert=FILE",
+                )
+            }
             CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
                 Some("renew the server's certificate; check this machine's clock")
             }

@@ -171,7 +171,10 @@ async fn connect_address(target: &Target, host: &Host, address: &Address) -> Res
     for (index, tls) in attempts.iter().enumerate() {
         let result = startup::open_session(target, host, address, *tls).await;
         match result {
-            Err(error) if index + 1 < attempts.len() && may_depend_on_tls(&error) => first = Some(error),
+            Err(error) if index + 1 < attempts.len() && may_depend_on_tls(&error) => {
+                tracing::debug!(tls = *tls, %error, "as sslmode allows it, the connection is tried the other way");
+                first = Some(error);
+            }
             Err(error) => return Err(more_telling(first, error)),
             Ok(session) => return Ok(session),
         }

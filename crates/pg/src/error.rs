@@ -227,6 +227,9 @@ pub enum PgError {
         /// What was expected.
         expected: &'static str,
     },
+    /// The statement or one of its parameters can't be put into a message: a NUL character, too many parameters.
+    #[error("the statement can't be sent: {0}")]
+    Statement(String),
     /// A result is larger than a caller that collects it allows.
     #[error("the result is larger than {0} bytes")]
     TooLarge(usize),
@@ -266,7 +269,7 @@ impl PgError {
         match self {
             Self::Server(error) => error.is_fatal(),
             Self::Deadline { cancelled, .. } => !cancelled,
-            Self::Value { .. } | Self::TooLarge(_) => false,
+            Self::Value { .. } | Self::TooLarge(_) | Self::Statement(_) => false,
             _ => true,
         }
     }
@@ -307,6 +310,7 @@ impl Classified for PgError {
             | Self::Authentication(_)
             | Self::Protocol(_)
             | Self::Value { .. }
+            | Self::Statement(_)
             | Self::TooLarge(_) => RetryClass::Permanent,
         }
     }
@@ -327,7 +331,7 @@ impl Classified for PgError {
             Self::Deadline { .. } => Some(Hint::new(
                 "see what the server is waiting for: SELECT pid, wait_event_type, wait_event, query FROM pg_stat_activity",
             )),
-            Self::TooLarge(_) | Self::Broken | Self::Value { .. } => None,
+            Self::TooLarge(_) | Self::Broken | Self::Value { .. } | Self::Statement(_) => None,
         }
     }
 }

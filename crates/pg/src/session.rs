@@ -207,24 +207,7 @@ impl Session {
     /// # Errors
     /// [`PgError::Server`] if the server refuses it; see [`PgError`].
     pub async fn query_params(&mut self, sql: &str, params: &[Option<&str>]) -> Result<Vec<Row>, PgError> {
-        let mut message = BytesMut::new();
-        frontend::parse("", sql, [], &mut message)?;
-        let text = |param: Option<&str>, buffer: &mut BytesMut| {
-            let Some(param) = param else {
-                return Ok(postgres_protocol::IsNull::Yes);
-            };
-            buffer.extend_from_slice(param.as_bytes());
-            Ok(postgres_protocol::IsNull::No)
-        };
-        frontend::bind("", "", [0], params.iter().copied(), text, [0], &mut message).map_err(|error| {
-            match error {
-                frontend::BindError::Conversion(_) => PgError::protocol("a parameter can't be sent"),
-                frontend::BindError::Serialization(error) => PgError::Io(error),
-            }
-        })?;
-        frontend::describe(b'P', "", &mut message)?;
-        frontend::execute("", 0, &mut message)?;
-        frontend::sync(&mut message);
+        let message = extended_query(sql, params).map_err(|error| PgError::Statement(error.to_string()))?;
         self.start(&message).await?;
         let mut rows = Vec::new();
         let mut bytes = 0;
@@ -244,7 +227,7 @@ impl Session {
     /// Sends a simple query; the session is busy until its end was read.
     pub(crate) async fn start_query(&mut self, sql: &str) -> Result<(), PgError> {
         let mut message = BytesMut::with_capacity(sql.len() + 6);
-        frontend::query(sql, &mut message)?;
+        frontend::query(sql, &mut message).map_err(|error| PgError::Statement(error.to_string()))?;
         self.start(&message).await
     }
 
@@ -509,6 +492,29 @@ impl Session {
             )))),
         }
     }
+}
+
+/// Parse, Bind, Describe, Execute and Sync in one go.
+fn extended_query(sql: &str, params: &[Option<&str>]) -> std::io::Result<BytesMut> {
+    let mut message = BytesMut::new();
+    frontend::parse("", sql, [], &mut message)?;
+    let text = |param: Option<&str>, buffer: &mut BytesMut| {
+        let Some(param) = param else {
+            return Ok(postgres_protocol::IsNull::Yes);
+        };
+        buffer.extend_from_slice(param.as_bytes());
+        Ok(postgres_protocol::IsNull::No)
+    };
+    frontend::bind("", "", [0], params.iter().copied(), text, [0], &mut message).map_err(
+        |error| match error {
+            frontend::BindError::Conversion(error) => std::io::Error::other(error),
+            frontend::BindError::Serialization(error) => error,
+        },
+    )?;
+    frontend::describe(b'P', "", &mut message)?;
+    frontend::execute("", 0, &mut message)?;
+    frontend::sync(&mut message);
+    Ok(message)
 }
 
 /// Name and value of a ParameterStatus.

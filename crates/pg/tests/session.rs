@@ -109,6 +109,20 @@ async fn statements_transactions_and_notices() {
     assert_eq!(error.sqlstate(), Some("22P02"));
     assert_eq!(session.query("SELECT 1").await.unwrap().len(), 1);
 
+    // What doesn't fit into a message isn't sent, and harms nothing.
+    for result in [
+        session.query("SELECT '\0'").await,
+        session.query_params("SELECT '\0'", &[]).await,
+    ] {
+        assert!(matches!(result, Err(PgError::Statement(_))));
+    }
+    let many = vec![None; 70_000];
+    assert!(matches!(
+        session.query_params("SELECT 1", &many).await,
+        Err(PgError::Statement(_))
+    ));
+    assert!(!session.is_broken());
+
     // A changed parameter is noticed.
     session.execute("SET application_name = 'other'").await.unwrap();
     assert_eq!(session.parameter("application_name"), Some("other"));

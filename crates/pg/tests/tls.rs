@@ -248,6 +248,19 @@ async fn the_self_signed_certificate_of_the_documentation_is_accepted() {
         .pem();
     write(&roots, &other);
     tls_reason(encrypted(&target("verify-ca", "localhost")).await);
+    // Nor is a CA that another one signed: rustls refuses it where libpq doesn't, and the advice says so.
+    let root = Root::new("root");
+    let (certificate, ca_key) = root.sign(params("localhost", &[], true));
+    install(&server, &certificate, &ca_key).await;
+    server.hba("host all all 127.0.0.1/32 trust").await;
+    write(&roots, &root.certificate.pem());
+    let error = encrypted(&target("verify-ca", "localhost")).await.unwrap_err();
+    assert!(
+        error.hint().unwrap().as_str().contains("certificate of a CA"),
+        "{error}"
+    );
+    write(&roots, &certificate);
+    assert!(encrypted(&target("verify-full", "localhost")).await.unwrap());
     // Nor is an expired one.
     let mut expired = params("localhost", &[], true);
     expired.not_after = rcgen::date_time_ymd(2020, 1, 1);

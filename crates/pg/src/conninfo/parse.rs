@@ -50,10 +50,10 @@ fn parse_pairs(text: &str) -> Result<Settings, ConninfoError> {
     let mut rest = text.trim_start_matches(is_blank);
     let mut secret_seen = false;
     while !rest.is_empty() {
-        let position = text.chars().count() - rest.chars().count() + 1;
         let name_end = rest.find(|c| c == '=' || is_blank(c)).unwrap_or(rest.len());
         let (name, after) = rest.split_at(name_end);
         let Some(value_text) = after.trim_start_matches(is_blank).strip_prefix('=') else {
+            let position = text.chars().count() - rest.chars().count() + 1;
             return Err(ConninfoError::Syntax(format!(
                 "a '=' is missing after the word at character {position}: write keyword=value, and quote values with \
                  blanks, as in password='two words'"

@@ -20,6 +20,10 @@ pub(crate) const SOCKET_DIRECTORIES: [&str; 2] = ["/var/run/postgresql", "/tmp"]
 const PORT_DEFAULT: u16 = 5432;
 /// libpq waits for ever; a backup must not.
 pub(crate) const CONNECT_TIMEOUT_DEFAULT: Duration = Duration::from_secs(15);
+/// The kernel's defaults notice a vanished server after two hours; these after two minutes.
+const KEEPALIVES_IDLE_DEFAULT: Duration = Duration::from_secs(60);
+const KEEPALIVES_INTERVAL_DEFAULT: Duration = Duration::from_secs(10);
+const KEEPALIVES_COUNT_DEFAULT: u32 = 6;
 pub(crate) const APPLICATION_NAME_DEFAULT: &str = "pgkeep";
 const HOSTS_MAX: usize = 64;
 
@@ -217,9 +221,11 @@ impl Resolver<'_> {
         };
         Ok(Keepalives {
             enabled: self.flag("keepalives")?,
-            idle: seconds("keepalives_idle")?,
-            interval: seconds("keepalives_interval")?,
-            count: self.positive("keepalives_count")?,
+            idle: seconds("keepalives_idle")?.or(Some(KEEPALIVES_IDLE_DEFAULT)),
+            interval: seconds("keepalives_interval")?.or(Some(KEEPALIVES_INTERVAL_DEFAULT)),
+            count: self
+                .positive("keepalives_count")?
+                .or(Some(KEEPALIVES_COUNT_DEFAULT)),
             user_timeout: self
                 .positive("tcp_user_timeout")?
                 .map(|ms| Duration::from_millis(u64::from(ms))),
@@ -363,18 +369,14 @@ impl Resolver<'_> {
 
     /// The client's certificate and key: named ones must exist, those of the home directory needn't.
     fn client_certificate(&self) -> Result<(Option<PathBuf>, Option<PathBuf>), ConninfoError> {
-        let mode = self.choice(
-            "sslcertmode",
-            &[("disable", false), ("allow", true), ("require", true)],
-            true,
-        )?;
+        let mode = self.choice("sslcertmode", &[("disable", 0), ("allow", 1), ("require", 2)], 1)?;
         if self.get("sslpassword").is_some() {
             return Err(bad_value(
                 "sslpassword",
                 "keys with a passphrase are not supported; decrypt the key file",
             ));
         }
-        if !mode {
+        if mode == 0 {
             return Ok((None, None));
         }
         let existing = |path: &PathBuf| path.exists();
@@ -382,6 +384,12 @@ impl Resolver<'_> {
             .get("sslcert")
             .map(PathBuf::from)
             .or_else(|| self.home_file("postgresql.crt").filter(existing));
+        if certificate.is_none() && mode == 2 {
+            return Err(bad_value(
+                "sslcertmode",
+                "a client certificate is required, and there is none: give sslcert=FILE",
+            ));
+        }
         if certificate.is_none() {
             return Ok((None, None));
         }

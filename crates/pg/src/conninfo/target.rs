@@ -340,6 +340,9 @@ impl Target {
         for (name, path) in files {
             variables.extend(path.as_ref().map(|path| (name, path.display().to_string())));
         }
+        if self.sslcert.is_none() {
+            variables.push(("PGSSLCERTMODE", "disable".to_owned()));
+        }
         if !self.sslsni {
             variables.push(("PGSSLSNI", "0".to_owned()));
         }

@@ -288,6 +288,7 @@ fn values_that_make_no_sense_are_refused() {
         "sslpassword=x",
         "require_auth=md5,!password",
         "require_auth=magic",
+        "sslcertmode=require",
         "ssl_min_protocol_version=TLSv1.3 ssl_max_protocol_version=TLSv1.2",
         "load_balance_hosts=yes",
     ] {
