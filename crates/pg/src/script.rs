@@ -113,6 +113,11 @@ impl Depth {
     }
 }
 
+/// psqlscan.l's `space`; what Unicode calls a blank may be part of a name.
+fn is_blank(c: char) -> bool {
+    matches!(c, ' ' | '\t' | '\n' | '\r' | '\x0b' | '\x0c')
+}
+
 fn is_word_start(byte: u8) -> bool {
     byte.is_ascii_alphabetic() || byte == b'_' || byte >= 0x80
 }
@@ -163,7 +168,7 @@ impl<'a> Pieces<'a> {
     fn skip_blank(&self, mut at: usize) -> Result<usize, ScriptError> {
         loop {
             match (self.byte(at), self.byte(at + 1)) {
-                (Some(byte), _) if byte.is_ascii_whitespace() || byte == 0x0b => at += 1,
+                (Some(byte), _) if is_blank(char::from(byte)) => at += 1,
                 (Some(b'-'), Some(b'-')) | (Some(b'/'), Some(b'*')) => at = self.skip_comment(at)?,
                 _ => return Ok(at),
             }
@@ -175,7 +180,7 @@ impl<'a> Pieces<'a> {
         if self.byte(start) == Some(b'-') {
             return Ok(self
                 .rest(start)
-                .find('\n')
+                .find(['\n', '\r'])
                 .map_or(self.text.len(), |end| start + end));
         }
         let (mut at, mut depth) = (start + 2, 1_usize);
@@ -239,7 +244,11 @@ impl<'a> Pieces<'a> {
             };
         }
         self.at = at + usize::from(self.byte(at) == Some(b';'));
-        let statement = self.text.get(start..at).unwrap_or_default().trim_end();
+        let statement = self
+            .text
+            .get(start..at)
+            .unwrap_or_default()
+            .trim_end_matches(is_blank);
         if is_copy_from_stdin(statement) {
             return Err(self.error_at(start, "the data of a COPY follows"));
         }
@@ -281,10 +290,10 @@ impl<'a> Pieces<'a> {
                 Some(b'\'') => {
                     let blank = self.rest(at + 1);
                     let blank = blank
-                        .get(..blank.len() - blank.trim_start().len())
+                        .get(..blank.len() - blank.trim_start_matches(is_blank).len())
                         .unwrap_or_default();
                     let next = at + 1 + blank.len();
-                    if !(blank.contains('\n') && self.byte(next) == Some(b'\'')) {
+                    if !(blank.contains(['\n', '\r']) && self.byte(next) == Some(b'\'')) {
                         return Ok(at + 1);
                     }
                     at = next + 1;
@@ -409,6 +418,18 @@ mod tests {
             ["BEGIN", "SELECT 1", "END", "COMMIT"]
         );
         assert!(split("").is_empty() && split("-- x").is_empty() && split(" ; \n;").is_empty());
+    }
+
+    #[test]
+    fn blanks_and_ends_of_lines_are_those_of_psql() {
+        assert_eq!(
+            split("SELECT 1 AS a\u{a0} ;SELECT 2"),
+            ["SELECT 1 AS a\u{a0}", "SELECT 2"]
+        );
+        assert_eq!(
+            split("-- comment\rSELECT 1; SELECT 'a'\r'\\;'"),
+            ["SELECT 1", "SELECT 'a'\r'\\;'"]
+        );
     }
 
     #[test]
