@@ -52,15 +52,23 @@ fn read_body(body: &[u8]) {
     let _ = parameter_status(body);
     let _ = affected_rows(body);
     let columns = column_names(body).unwrap_or_else(|_| Arc::new([]));
-    let Ok(row) = Row::from_body(&columns, body) else { return };
+    let Ok(row) = Row::from_body(&columns, body) else {
+        return;
+    };
     for index in 0..=row.len() {
-        let _ = (row.text(index), row.get::<i64>(index), row.get::<Option<bool>>(index));
+        let _ = (
+            row.text(index),
+            row.get::<i64>(index),
+            row.get::<Option<bool>>(index),
+        );
     }
 }
 
 /// Frames, the bodies of messages, and the data of COPY. The first byte is how much data a reader wants at once.
 pub fn wire(data: &[u8]) {
-    let Some((wanted, data)) = cut(data).split_first() else { return };
+    let Some((wanted, data)) = cut(data).split_first() else {
+        return;
+    };
     run(async {
         let (ours, _theirs) = connection(data).await;
         let mut wire = Wire::new(Stream::Unix(ours));
@@ -113,7 +121,9 @@ fn copied_simply(mut data: &[u8]) -> Vec<u8> {
 
 /// A whole session against a server that sends anything. The first byte says whether it lets the client in at once.
 pub fn session(data: &[u8]) {
-    let Some((first, data)) = cut(data).split_first() else { return };
+    let Some((first, data)) = cut(data).split_first() else {
+        return;
+    };
     let mut says = Vec::new();
     if first % 2 == 1 {
         // AuthenticationOk, ReadyForQuery.
@@ -269,7 +279,9 @@ mod tests {
             ("script", script),
         ];
         for (name, target) in targets {
-            let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus").join(name);
+            let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+                .join("../../fuzz/corpus")
+                .join(name);
             let entries: Vec<_> = std::fs::read_dir(&folder).unwrap().map(Result::unwrap).collect();
             assert!(!entries.is_empty(), "{}", folder.display());
             for entry in entries {
