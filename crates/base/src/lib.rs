@@ -5,6 +5,9 @@
 mod bytes_count;
 mod clock;
 mod error;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod id;
 mod ident;
 mod secret;
