@@ -15,6 +15,9 @@ mod classify;
 mod counts;
 mod error;
 pub mod fault;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod http;
 mod list;
 mod local;

@@ -127,7 +127,13 @@ fn parse(text: &str) -> Result<StoreUrl, String> {
 
 fn parse_file(text: &str, rest: &str) -> Result<StoreUrl, String> {
     if !rest.starts_with('/') {
-        return Err(format!("the path must be absolute: file:///{rest}"));
+        // What stands before an '@' or after a '?' may be a password.
+        let path = if rest.contains(['@', '?']) {
+            "directory"
+        } else {
+            rest
+        };
+        return Err(format!("the path must be absolute: file:///{path}"));
     }
     if rest.contains(['?', '#']) {
         return Err("write '?' as %3F and '#' as %23".to_owned());
@@ -226,15 +232,16 @@ fn parse_prefix(path: &str) -> Result<String, String> {
     Ok(prefix.to_owned())
 }
 
+/// An error shows no more of a text than this.
+const SHOWN_LENGTH_MAX: usize = 200;
+
 /// Removes what people put into URLs and shouldn't: user information and query strings.
 fn redact(text: &str) -> String {
     let text: String = text
         .chars()
-        .take(200)
-        .map(|c| if c.is_control() { '?' } else { c })
+        .map(|c| if c.is_control() { ' ' } else { c })
         .collect();
-    let text = text.split('?').next().unwrap_or_default();
-    match (text.find("://"), text.rfind('@')) {
+    let shown = match (text.find("://"), text.rfind('@')) {
         (Some(scheme_end), Some(at)) if at > scheme_end => {
             let (scheme, rest) = (text.get(..scheme_end), text.get(at..));
             format!(
@@ -243,8 +250,11 @@ fn redact(text: &str) -> String {
                 rest.unwrap_or_default()
             )
         }
-        _ => text.to_owned(),
-    }
+        _ => text,
+    };
+    // Only now: a password may hold a '?', and be longer than what is shown.
+    let shown = shown.split('?').next().unwrap_or_default();
+    shown.chars().take(SHOWN_LENGTH_MAX).collect()
 }
 
 impl fmt::Display for StoreUrl {
@@ -328,6 +338,9 @@ mod tests {
             ("s3://AKIA:hunter2@bucket/x", "credentials"),
             ("s3://hunter2@bucket/x", "credentials"),
             ("s3://bucket/x?secret=hunter2", "settings"),
+            ("s3://user:hunter2?x@bucket/x", "'?'"),
+            ("file://user:hunter2@srv/x", "absolute"),
+            ("file://srv/x?secret=hunter2", "absolute"),
             (" s3://bucket", "blanks"),
             ("az://box@UPPER/x", "lower-case"),
         ] {

@@ -1,0 +1,49 @@
+//! What a fuzz target of fuzz/ does with outside bytes: they are read or refused, and no message shows a secret. The test
+//! runs the committed corpus through it.
+
+use crate::StoreUrl;
+
+/// Stands for credentials in a URL.
+const SECRET: &str = "hunter2";
+
+/// Repository URLs.
+pub fn store_url(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    match StoreUrl::parse(&text) {
+        Ok(url) => assert_eq!(StoreUrl::parse(&url.to_string()).as_ref(), Ok(&url)),
+        Err(error) => drop(error.to_string()),
+    }
+    // Where user information and parameters end must be beyond doubt, or the secret is a part of something else.
+    if text.to_lowercase().contains(SECRET) || text.contains(['@', '?', '#', '\\']) {
+        return;
+    }
+    for scheme in ["s3", "gs", "az", "abfss", "file", "https", "s4"] {
+        for own in [
+            format!("{scheme}://{SECRET}@{text}"),
+            format!("{scheme}://user:{SECRET}{text}@host/prefix"),
+            format!("{scheme}://user:?{text}{SECRET}@host/prefix"),
+            format!("{scheme}://host/prefix?{text}{SECRET}"),
+        ] {
+            let said = match StoreUrl::parse(&own) {
+                Ok(url) => url.to_string(),
+                Err(error) => error.to_string(),
+            };
+            assert!(!said.contains(SECRET), "{own}: {said}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_corpus_of_the_fuzzer_is_read_or_refused() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fuzz/corpus/store_url");
+        let entries: Vec<_> = std::fs::read_dir(folder).unwrap().map(Result::unwrap).collect();
+        assert!(!entries.is_empty(), "{folder}");
+        for entry in entries {
+            store_url(&std::fs::read(entry.path()).unwrap());
+        }
+    }
+}
