@@ -14,6 +14,9 @@
 mod cluster;
 mod error;
 mod file;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod input;
 mod nearest;
 mod reference;
