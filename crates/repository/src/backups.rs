@@ -335,12 +335,12 @@ impl Repository {
     /// Puts the next object of a numbered series, of which the highest counts.
     async fn put_numbered<T: Serialize>(&self, prefix: &str, value: &T) -> Result<(), RepositoryError> {
         const RACES_MAX: u32 = 16;
-        let last = self.store.list(prefix).await?.into_iter().filter_map(|object| {
-            object
-                .key
-                .strip_prefix(prefix)
-                .and_then(|name| name.parse::<u64>().ok())
-        });
+        let last = self
+            .store
+            .list(prefix)
+            .await?
+            .into_iter()
+            .filter_map(|object| object.key.strip_prefix(prefix).and_then(series_number));
         let mut number = last.max().unwrap_or(0);
         for _ in 0..RACES_MAX {
             number += 1;
@@ -359,22 +359,46 @@ impl Repository {
         &self,
         prefix: &str,
     ) -> Result<BTreeMap<BackupId, T>, RepositoryError> {
-        let mut newest: BTreeMap<BackupId, String> = BTreeMap::new();
-        // Sorted by key, so the last of each folder is the newest.
+        let mut newest: BTreeMap<BackupId, (u64, String)> = BTreeMap::new();
         for object in self.store.list(prefix).await? {
-            let folder = object
+            let name = object
                 .key
                 .strip_prefix(prefix)
                 .and_then(|rest| rest.split_once('/'));
-            if let Some(id) = folder.and_then(|(folder, _)| folder.parse().ok()) {
-                newest.insert(id, object.key);
+            let found = name.and_then(|(folder, name)| Some((folder.parse().ok()?, series_number(name)?)));
+            let Some((id, number)) = found else { continue };
+            if newest.get(&id).is_none_or(|(highest, _)| *highest < number) {
+                newest.insert(id, (number, object.key));
             }
         }
         let mut values = BTreeMap::new();
-        for (id, key) in newest {
+        for (id, (_, key)) in newest {
             let body = self.store.get(&key, SMALL_OBJECT_BYTES_MAX).await?;
             values.insert(id, from_json(&key, &body)?);
         }
         Ok(values)
+    }
+}
+
+/// The number in a series' name: six digits, and more of them only after a million. Anything else isn't ours, and must
+/// neither pass for the newest nor make the next one overflow.
+fn series_number(name: &str) -> Option<u64> {
+    let digits = (6..=12).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_digit());
+    name.parse().ok().filter(|_| digits)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn strangers_among_numbered_objects_are_passed_over() {
+        assert_eq!(
+            (series_number("000007"), series_number("1000000")),
+            (Some(7), Some(1_000_000))
+        );
+        for stranger in ["7", "+00007", "zzzzzz", "000007.bak", "18446744073709551615", ""] {
+            assert_eq!(series_number(stranger), None, "{stranger}");
+        }
     }
 }

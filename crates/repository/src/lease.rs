@@ -192,7 +192,7 @@ async fn read_state(repository: &Repository) -> Result<State, RepositoryError> {
         else {
             continue;
         };
-        let Ok(generation) = generation.parse::<u64>() else {
+        let Some(generation) = generation_number(generation) else {
             continue;
         };
         if generation > state.generation {
@@ -234,6 +234,12 @@ async fn holder(repository: &Repository, state: &State) -> Result<Option<LeaseBo
     let body: LeaseBody = from_json(key, &body)?;
     let live = repository.now() < body.until && !body.holder_is_dead();
     Ok(live.then_some(body))
+}
+
+/// The generation in an object's name: ten digits. Anything else isn't ours, and must not make the next one overflow.
+fn generation_number(text: &str) -> Option<u64> {
+    let digits = text.len() == 10 && text.bytes().all(|byte| byte.is_ascii_digit());
+    text.parse().ok().filter(|_| digits)
 }
 
 fn key(repository: &Repository, generation: u64, renewal: u64) -> String {
@@ -314,7 +320,7 @@ async fn sweep_before(repository: &Repository, generation: u64) {
     };
     let old = objects.into_iter().map(|object| object.key).filter(|key| {
         let name = key.strip_prefix(&prefix).and_then(|name| name.split_once('-'));
-        name.and_then(|(number, _)| number.parse::<u64>().ok())
+        name.and_then(|(number, _)| generation_number(number))
             .is_some_and(|number| number < generation)
     });
     if let Err(error) = repository.store.delete_all(old.collect()).await {
@@ -347,6 +353,14 @@ fn process_start_ticks(pid: u32) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn strangers_among_leases_are_passed_over() {
+        assert_eq!(generation_number("0000000007"), Some(7));
+        for stranger in ["7", "+000000007", "18446744073709551615", ""] {
+            assert_eq!(generation_number(stranger), None, "{stranger}");
+        }
+    }
 
     #[test]
     fn this_process_is_alive_and_a_reused_process_id_is_not_taken_for_it() {

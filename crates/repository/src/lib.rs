@@ -18,6 +18,9 @@ pub mod backups;
 pub mod copy;
 pub mod encryption;
 mod error;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod integrity;
 pub mod keys;
 pub mod layout;

@@ -151,6 +151,17 @@ pub struct Contents {
 }
 
 impl Contents {
+    /// Contents that are at hand, for tests.
+    #[doc(hidden)]
+    pub fn of(blocks: Vec<Bytes>) -> Self {
+        let (sender, receiver) = mpsc::channel(blocks.len() + 1);
+        for block in blocks.into_iter().map(Some).chain([None]) {
+            // There is room for all of them.
+            let _ = sender.try_send(Ok(block));
+        }
+        Self { blocks: receiver }
+    }
+
     /// The next block, `None` at the end. The end is reported only after the stored bytes' hash was right (where one
     /// was given): act on the contents for good only then.
     ///
