@@ -15,13 +15,15 @@ die() { say "restore.sh: $*"; exit 1; }
 open_into() {
   object=$(find "$here" -path "$here/$1*" -type f | head -n 1)
   [ -n "$object" ] || die "$1 is missing"
-  if [ "$(head -c 3 "$object")" = age ]; then
-    [ -n "$key" ] || die "the dump is encrypted: give the key file with -i KEYFILE"
-    age --decrypt --identity "$key" --output "$2.zst" "$object" || die "cannot decrypt $1"
-    zstd --quiet --decompress --force --rm -o "$2" "$2.zst" || die "cannot decompress $1"
-  else
-    zstd --quiet --decompress --force -o "$2" "$object" || die "cannot decompress $1"
-  fi
+  case $object in
+    *.zst.age)
+      [ -n "$key" ] || die "the dump is encrypted: give the key file with -i KEYFILE"
+      age --decrypt --identity "$key" --output "$2.zst" "$object" || die "cannot decrypt $1"
+      zstd --quiet --decompress --force --rm -o "$2" "$2.zst" || die "cannot decompress $1" ;;
+    *.zst) zstd --quiet --decompress --force -o "$2" "$object" || die "cannot decompress $1" ;;
+    # Exported by 'pgkeep export --format files', which opened it.
+    *) cp "$object" "$2" || die "cannot read $1" ;;
+  esac
 }
 
 run_script() { psql --no-psqlrc --quiet --output=/dev/null --set ON_ERROR_STOP=1 --file "$1"; }
@@ -50,7 +52,7 @@ export PGCONNECT_TIMEOUT="${PGCONNECT_TIMEOUT:-15}"
 work=$(mktemp -d); trap 'rm -rf "$work"' EXIT
 maintenance=${PGDATABASE:-postgres}
 
-if command -v b3sum >/dev/null; then
+if command -v b3sum >/dev/null && [ -f "$here/checksums.b3" ]; then
   (cd "$here" && b3sum --quiet --check checksums.b3) || die "stored objects are damaged"
 fi
 
