@@ -29,7 +29,9 @@ pub fn manifest(data: &[u8]) {
     let Ok(manifest) = serde_json::from_slice::<DumpManifest>(data) else {
         return;
     };
-    let Ok(id) = manifest.id.parse::<BackupId>() else { return };
+    let Ok(id) = manifest.id.parse::<BackupId>() else {
+        return;
+    };
     if read::check(&manifest, &id).is_err() {
         return;
     }
@@ -37,7 +39,7 @@ pub fn manifest(data: &[u8]) {
     let again: DumpManifest = serde_json::from_slice(&again).unwrap();
     assert_eq!(read::check(&again, &id), Ok(()));
     let _ = run::totals(&manifest, &run::object_refs(&manifest));
-    restore::fuzzing::plan(&id, &manifest);
+    restore::fuzzing::planned(&id, &manifest);
     for fraction in [None, Some(0.5)] {
         verify::choose_work(&manifest, fraction);
     }
@@ -65,10 +67,14 @@ fn relation(name: &str, columns: &str) -> Relation {
 /// Data objects. The first byte is the number of blocks, then come relation and size of each, then the contents.
 pub fn blocks(data: &[u8]) {
     let relations = [relation("t", "\"a\""), relation("u", "")];
-    let Some((count, mut data)) = data.split_first() else { return };
+    let Some((count, mut data)) = data.split_first() else {
+        return;
+    };
     let mut segments = Vec::new();
     for _ in 0..count % 4 {
-        let Some(([place, bytes], rest)) = data.split_first_chunk() else { return };
+        let Some(([place, bytes], rest)) = data.split_first_chunk() else {
+            return;
+        };
         data = rest;
         segments.push(Segment {
             relation: u32::from(place % 3),
@@ -155,7 +161,9 @@ mod tests {
             ("globals", globals),
         ];
         for (name, target) in targets {
-            let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus").join(name);
+            let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+                .join("../../fuzz/corpus")
+                .join(name);
             let entries: Vec<_> = std::fs::read_dir(&folder).unwrap().map(Result::unwrap).collect();
             assert!(!entries.is_empty(), "{}", folder.display());
             for entry in entries {

@@ -77,7 +77,33 @@ pub(crate) fn check(manifest: &DumpManifest, id: &BackupId) -> Result<(), String
     for object in object_refs(manifest) {
         check_object(&object)?;
     }
-    manifest.databases.iter().try_for_each(check_database)
+    manifest.databases.iter().try_for_each(check_database)?;
+    check_sums(manifest)
+}
+
+/// Whoever adds sizes or rows up, of whatever part of the dump, needn't fear for an overflow.
+fn check_sums(manifest: &DumpManifest) -> Result<(), String> {
+    let relations = || manifest.databases.iter().flat_map(|database| &database.relations);
+    let data = || manifest.databases.iter().flat_map(|database| &database.data);
+    let segments = || data().flat_map(|data| &data.segments);
+    let objects = object_refs(manifest);
+    let sum = |sizes: &mut dyn Iterator<Item = u64>| {
+        let mut sizes = sizes;
+        Iterator::try_fold(&mut sizes, 0_u64, u64::checked_add)
+    };
+    let sums = [
+        sum(&mut objects.iter().map(|object| object.stored_bytes)),
+        sum(&mut objects.iter().map(|object| object.plain_bytes)),
+        sum(&mut relations().map(|relation| relation.rows)),
+        sum(&mut relations().map(|relation| relation.plain_bytes)),
+        sum(&mut relations().filter_map(|relation| relation.compressed_rows)),
+        sum(&mut segments().map(|segment| segment.rows)),
+        sum(&mut segments().map(|segment| segment.bytes)),
+    ];
+    if sums.iter().any(Option::is_none) {
+        return Err("its sizes add up to more than any dump can hold".to_owned());
+    }
+    Ok(())
 }
 
 /// Names become keys of the store, and hashes file contents: neither may be just anything.
@@ -116,6 +142,8 @@ fn check_database(database: &DatabaseManifest) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     fn object(name: &str) -> ObjectRef {
@@ -126,6 +154,37 @@ mod tests {
             hash,
             plain_bytes: 0,
         }
+    }
+
+    #[test]
+    fn sizes_that_no_dump_can_have_are_refused() {
+        let hash = blake3::hash(b"").to_hex().to_string();
+        let object = json!({"name": "d1/x", "stored_bytes": 1, "hash": hash, "plain_bytes": 2});
+        let mut data = object.clone();
+        data["segments"] = json!([{"relation": 1, "rows": 1, "bytes": 2}]);
+        let relation = json!({"schema": "public", "name": "t", "kind": "table", "oid": 1, "columns": "\"a\"", "rows": 1,
+            "hash": hash, "plain_bytes": 2});
+        let mut manifest: DumpManifest = serde_json::from_value(json!({
+            "format": 1, "id": "d20261122T020000Z-7f3a9c", "cluster": "main", "pgkeep_version": "0.1.0",
+            "started_at": "2026-11-22T02:00:00Z", "finished_at": "2026-11-22T02:10:00Z", "system_identifier": "7",
+            "server_version": "16.4", "server_version_num": 160_004, "globals": null,
+            "databases": [{
+                "name": "app", "folder": "d1", "snapshot_at": "2026-11-22T02:00:00Z", "extensions": [],
+                "properties": {"owner": "o", "encoding": "UTF8", "locale_provider": "c", "collate": "C", "ctype": "C",
+                    "connection_limit": -1, "is_template": false, "settings": []},
+                "pg_dump_version": "16.4", "schema": [], "dependents": object, "large_objects": [],
+                "materialized_views": [], "relations": [relation, relation], "data": [data, data],
+            }],
+            "totals": {"objects": 1, "stored_bytes": 1, "plain_bytes": 1, "relations": 1, "rows": 1},
+        }))
+        .unwrap();
+        let id: BackupId = manifest.id.parse().unwrap();
+        assert_eq!(check(&manifest, &id), Ok(()));
+        manifest.databases[0].relations[0].rows = u64::MAX;
+        assert!(check(&manifest, &id).unwrap_err().contains("add up to more"));
+        manifest.databases[0].relations[0].rows = 0;
+        manifest.databases[0].data[0].object.stored_bytes = u64::MAX;
+        assert!(check(&manifest, &id).unwrap_err().contains("add up to more"));
     }
 
     #[test]

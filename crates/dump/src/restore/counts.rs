@@ -168,9 +168,10 @@ fn hypertable_expectations(
                     Some(relation) => rows_of(&relation.schema, &relation.name)?,
                     None => 0,
                 };
-                Some(rows_of(&chunk.schema, &chunk.name)? + compressed)
+                Some(rows_of(&chunk.schema, &chunk.name)?.saturating_add(compressed))
             })
-            .sum();
+            // The inventory may name a relation more than once, so the sums in the manifest are no limit here.
+            .try_fold(0_u64, |sum, rows| Some(sum.saturating_add(rows?)));
         if let (Some(rows), true) = (rows, hypertable.kind != HypertableKind::Compressed) {
             let name = QualifiedName {
                 schema: hypertable.schema.clone(),

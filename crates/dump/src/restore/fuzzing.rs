@@ -13,19 +13,29 @@ use crate::restore::selection::{Picker, Selection, select, user_hypertables};
 use crate::restore::{counts, plan};
 
 /// What is planned by a manifest that was found right.
-pub(crate) fn plan(id: &BackupId, manifest: &DumpManifest) {
+pub(crate) fn planned(id: &BackupId, manifest: &DumpManifest) {
     let all = plan::choose_databases(manifest, &[]).unwrap();
-    let chosen: Vec<(&DatabaseManifest, String)> =
-        all.into_iter().map(|database| (database, database.name.clone())).collect();
+    let chosen: Vec<(&DatabaseManifest, String)> = all
+        .into_iter()
+        .map(|database| (database, database.name.clone()))
+        .collect();
     let planned = plan::plan(id, manifest, &chosen);
     let total = |part: fn(&plan::PlannedDatabase) -> u64| planned.databases.iter().map(part).sum::<u64>();
-    let _ = (total(|database| database.rows), total(|database| database.stored_bytes));
+    let _ = (
+        total(|database| database.rows),
+        total(|database| database.stored_bytes),
+    );
     for database in &manifest.databases {
         let tasks = plan::load_tasks(database, |_| true);
         let mut loaded: Vec<&DataObject> = tasks.iter().flat_map(|task| task.objects.clone()).collect();
         loaded.extend(crate::database::split_data(database).0);
-        let once: HashSet<*const DataObject> = loaded.iter().map(|object| std::ptr::from_ref(*object)).collect();
-        assert_eq!((once.len(), loaded.len()), (database.data.len(), database.data.len()), "not all is loaded once");
+        let once: HashSet<*const DataObject> =
+            loaded.iter().map(|object| std::ptr::from_ref(*object)).collect();
+        assert_eq!(
+            (once.len(), loaded.len()),
+            (database.data.len(), database.data.len()),
+            "not all is loaded once"
+        );
         let _ = counts::expectations(database, None);
         let _ = user_hypertables(database);
         let _ = Selection::of_filtered(database);
@@ -49,7 +59,11 @@ pub(crate) fn archive(list: &str, dependents: &str, relation: &Relation) {
     let picker = Picker::new(&entries, &selection, dependents, HashSet::from(["s".to_owned()]));
     for entry in &entries {
         assert!(!entry.line.contains('\n') && entry.line.ends_with(&entry.text));
-        let _ = (picker.picks(entry), entry.is_constraint(), entry.is_timescaledb_extension());
+        let _ = (
+            picker.picks(entry),
+            entry.is_constraint(),
+            entry.is_timescaledb_extension(),
+        );
     }
 }
 
@@ -63,14 +77,36 @@ pub(crate) fn globals(text: &str) {
     }
     let name = quote_identifier(text);
     let same = |found: Statement<'_>, expected: Statement<'_>| assert_eq!(found, expected);
-    same(classify(&format!("CREATE ROLE {name}")), Statement::CreateRole(text.to_owned()));
+    same(
+        classify(&format!("CREATE ROLE {name}")),
+        Statement::CreateRole(text.to_owned()),
+    );
     let change = || Statement::ChangeRole(text.to_owned());
     same(classify(&format!("ALTER ROLE {name} WITH LOGIN")), change());
-    same(classify(&format!("ALTER ROLE {name} SET work_mem TO '1MB'")), change());
+    same(
+        classify(&format!("ALTER ROLE {name} SET work_mem TO '1MB'")),
+        change(),
+    );
     same(classify(&format!("COMMENT ON ROLE {name} IS 'x'")), change());
-    let member = || Statement::Grant { member: text.to_owned() };
-    same(classify(&format!("GRANT {name} TO {name} WITH INHERIT TRUE GRANTED BY {name}")), member());
-    same(classify(&format!("CREATE TABLESPACE {name} OWNER x LOCATION ''")), Statement::CreateTablespace(text.to_owned()));
-    same(classify(&format!("GRANT ALL ON TABLESPACE {name} TO x")), Statement::Tablespace);
-    same(classify(&format!("ALTER TABLESPACE {name} SET (x=1)")), Statement::Tablespace);
+    let member = || Statement::Grant {
+        member: text.to_owned(),
+    };
+    same(
+        classify(&format!(
+            "GRANT {name} TO {name} WITH INHERIT TRUE GRANTED BY {name}"
+        )),
+        member(),
+    );
+    same(
+        classify(&format!("CREATE TABLESPACE {name} OWNER x LOCATION ''")),
+        Statement::CreateTablespace(text.to_owned()),
+    );
+    same(
+        classify(&format!("GRANT ALL ON TABLESPACE {name} TO x")),
+        Statement::Tablespace,
+    );
+    same(
+        classify(&format!("ALTER TABLESPACE {name} SET (x=1)")),
+        Statement::Tablespace,
+    );
 }

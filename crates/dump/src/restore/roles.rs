@@ -157,11 +157,12 @@ pub(super) fn classify(text: &str) -> Statement<'_> {
         ["CREATE", "TABLESPACE", ..] => {
             name_after("CREATE TABLESPACE ").map_or(Statement::Tablespace, Statement::CreateTablespace)
         }
+        // A role's name may be anything, so what is granted to a role is told before tablespaces.
+        ["GRANT", ..] if grant_member(text).is_some() => {
+            grant_member(text).map_or(Statement::Other(text), |member| Statement::Grant { member })
+        }
         ["ALTER" | "COMMENT" | "GRANT" | "REVOKE", ..] if text.contains("TABLESPACE ") => {
             Statement::Tablespace
-        }
-        ["GRANT", ..] => {
-            grant_member(text).map_or(Statement::Other(text), |member| Statement::Grant { member })
         }
         _ => Statement::Other(text),
     }
@@ -213,6 +214,12 @@ mod tests {
         );
         assert_eq!(
             classify("GRANT readers TO \"me\" WITH INHERIT TRUE GRANTED BY postgres;"),
+            Statement::Grant {
+                member: "me".to_owned()
+            }
+        );
+        assert_eq!(
+            classify("GRANT \"my TABLESPACE x\" TO me GRANTED BY postgres"),
             Statement::Grant {
                 member: "me".to_owned()
             }
