@@ -35,6 +35,9 @@ mod catalog;
 mod edition;
 mod error;
 mod foreign_keys;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod inventory;
 mod jobs;
 mod restore;
