@@ -29,7 +29,11 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 done but somethi
 /// Keeps a PostgreSQL cluster safe: dumps that lose nothing, in any object store, restorable with stock tools.
 #[derive(Debug, Parser)]
 #[command(name = "pgkeep", version, styles = STYLES, after_help = AFTER_HELP, max_term_width = 110)]
-#[command(disable_help_subcommand = true, subcommand_required = true, arg_required_else_help = true)]
+#[command(
+    disable_help_subcommand = true,
+    subcommand_required = true,
+    arg_required_else_help = true
+)]
 pub struct Cli {
     /// Options of all commands.
     #[command(flatten)]
@@ -99,6 +103,8 @@ pub enum Command {
     Unpin(UnpinArgs),
     /// Copy backups to another repository.
     Copy(CopyArgs),
+    /// Write a dump as files that psql and pg_restore read.
+    Export(ExportArgs),
     /// Make and show keys.
     Key(KeyArgs),
     /// Check configuration, keys, repository, server and programs.
@@ -319,6 +325,32 @@ pub struct CopyArgs {
     /// Repository to copy to; made if there is none.
     #[arg(long, value_name = "URL")]
     pub to: String,
+}
+
+/// `pgkeep export`
+#[derive(Debug, Args)]
+pub struct ExportArgs {
+    /// Backup: an id, the beginning of one, or 'latest'.
+    #[arg(value_name = "ID", default_value = "latest")]
+    pub backup: String,
+    /// A folder with a script that restores it, or one SQL script.
+    #[arg(long, short = 'F', value_enum, default_value = "files")]
+    pub format: ExportAs,
+    /// Folder (files), or file (plain; .gz and .zst compress).
+    #[arg(long, short = 'o', value_name = "PATH")]
+    pub output: String,
+    /// Database to write into the script; may be repeated [default: all].
+    #[arg(long = "database", short = 'd', value_name = "NAME")]
+    pub databases: Vec<String>,
+}
+
+/// What `pgkeep export` writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ExportAs {
+    // Every object decrypted and decompressed.
+    Files,
+    // One script.
+    Plain,
 }
 
 /// `pgkeep key`

@@ -60,13 +60,20 @@ impl Context {
     /// What all commands stand on.
     pub fn new(output: Output, global: GlobalArgs, cancellation: Cancellation) -> Self {
         let shown = Shown::by(global.quiet, global.verbose);
-        Self { output, shown, cancellation, global }
+        Self {
+            output,
+            shown,
+            cancellation,
+            global,
+        }
     }
 
     /// Reads the settings. `overrides` are the command's own flags.
     pub fn settings(&self, overrides: Overrides) -> Result<Settings, Failure> {
         let loaded = pgkeep_config::load(self.global.config.as_deref(), &|name| std::env::var(name).ok())?;
-        let names: Vec<String> = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok()).collect();
+        let names: Vec<String> = std::env::vars_os()
+            .filter_map(|(name, _)| name.into_string().ok())
+            .collect();
         let unknown = pgkeep_config::unknown_variables(names.iter().map(String::as_str), &OTHER_VARIABLES);
         for warning in loaded.warnings.iter().chain(&unknown) {
             tracing::warn!("{warning}");
@@ -77,11 +84,20 @@ impl Context {
             recipients: self.global.recipients.clone(),
             encryption: self.global.encryption.clone(),
             identity_file: self.global.identity.clone(),
-            set: self.global.set.iter().map(|(name, value)| (name.clone(), Secret::new(value))).collect(),
+            set: self
+                .global
+                .set
+                .iter()
+                .map(|(name, value)| (name.clone(), Secret::new(value)))
+                .collect(),
             ..overrides
         };
         let (name, cluster) = loaded.config.select(self.global.cluster.as_deref(), &overrides)?;
-        Ok(Settings { name, cluster, loaded })
+        Ok(Settings {
+            name,
+            cluster,
+            loaded,
+        })
     }
 
     /// Opens the repository that is read from.
@@ -97,7 +113,11 @@ impl Context {
             return Ok(vec![repository.find(BackupKind::Dump, text).await?]);
         }
         let entries = repository.backups(BackupKind::Dump).await?;
-        Ok(entries.into_iter().filter(|entry| entry.state == BackupState::Complete).map(|entry| entry.id).collect())
+        Ok(entries
+            .into_iter()
+            .filter(|entry| entry.state == BackupState::Complete)
+            .map(|entry| entry.id)
+            .collect())
     }
 }
 
@@ -108,7 +128,10 @@ impl Settings {
         match self.cluster.repositories()? {
             [only] => Ok(only),
             several => Err(Failure::usage(
-                format!("the setting 'repository' names {} places, and this version works with one", several.len()),
+                format!(
+                    "the setting 'repository' names {} places, and this version works with one",
+                    several.len()
+                ),
                 "name one with --repository URL; 'pgkeep copy all --to URL' brings the backups to another",
             )),
         }
@@ -128,8 +151,12 @@ impl Settings {
     pub fn access(&self, keys: KeyUse) -> Result<Access, Failure> {
         let encryption = match self.cluster.encryption {
             EncryptionMode::None => Encryption::None,
-            EncryptionMode::Age if self.cluster.recipients.is_empty() => Encryption::Age { recipients: Vec::new() },
-            EncryptionMode::Age => Encryption::Age { recipients: keys::parse_recipients(&self.cluster.recipients)? },
+            EncryptionMode::Age if self.cluster.recipients.is_empty() => Encryption::Age {
+                recipients: Vec::new(),
+            },
+            EncryptionMode::Age => Encryption::Age {
+                recipients: keys::parse_recipients(&self.cluster.recipients)?,
+            },
         };
         let identities = match keys {
             KeyUse::None => Vec::new(),
@@ -139,8 +166,16 @@ impl Settings {
                 Vec::new()
             }),
         };
-        let compression_level = self.cluster.dump.compression_level.unwrap_or(COMPRESSION_LEVEL_DEFAULT);
-        Ok(Access { encryption, identities, compression_level })
+        let compression_level = self
+            .cluster
+            .dump
+            .compression_level
+            .unwrap_or(COMPRESSION_LEVEL_DEFAULT);
+        Ok(Access {
+            encryption,
+            identities,
+            compression_level,
+        })
     }
 
     /// The secret keys that are configured; none where none is.
@@ -148,7 +183,9 @@ impl Settings {
         if let Some(identity) = &self.cluster.identity {
             return Ok(keys::parse_identities(identity.expose(), "PGKEEP_IDENTITY")?);
         }
-        let Some(path) = &self.cluster.identity_file else { return Ok(Vec::new()) };
+        let Some(path) = &self.cluster.identity_file else {
+            return Ok(Vec::new());
+        };
         let file = keys::read_identity_file(path)?;
         for warning in &file.warnings {
             tracing::warn!("{warning}");
@@ -169,7 +206,8 @@ impl Settings {
 
     /// How much is done at once.
     pub fn jobs(&self) -> usize {
-        let by_cpus = || std::thread::available_parallelism().map_or(2, |cpus| cpus.get().clamp(2, JOBS_DEFAULT_MAX));
+        let by_cpus =
+            || std::thread::available_parallelism().map_or(2, |cpus| cpus.get().clamp(2, JOBS_DEFAULT_MAX));
         self.cluster.dump.jobs.map_or_else(by_cpus, |jobs| jobs as usize)
     }
 }

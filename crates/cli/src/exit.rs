@@ -71,24 +71,44 @@ impl<E: Classified> From<E> for Failure {
             RetryClass::Refused => REFUSED,
             RetryClass::Transient | RetryClass::Permanent => FAILED,
         };
-        Self { message, causes, hint: error.hint().map(|hint| hint.to_string()), code }
+        Self {
+            message,
+            causes,
+            hint: error.hint().map(|hint| hint.to_string()),
+            code,
+        }
     }
 }
 
 impl Failure {
     /// Wrong usage, found by the command itself.
     pub fn usage(message: impl Into<String>, hint: impl Into<String>) -> Self {
-        Self { message: message.into(), causes: Vec::new(), hint: Some(hint.into()), code: USAGE }
+        Self {
+            message: message.into(),
+            causes: Vec::new(),
+            hint: Some(hint.into()),
+            code: USAGE,
+        }
     }
 
     /// A failure of the program's surroundings, found by the command itself.
     pub fn failed(message: impl Into<String>, cause: &dyn Error) -> Self {
-        Self { message: message.into(), causes: vec![cause.to_string()], hint: None, code: FAILED }
+        Self {
+            message: message.into(),
+            causes: vec![cause.to_string()],
+            hint: None,
+            code: FAILED,
+        }
     }
 
     /// The user pressed Ctrl-C.
     pub fn interrupted() -> Self {
-        Self { message: "interrupted".to_owned(), causes: Vec::new(), hint: None, code: FAILED }
+        Self {
+            message: "interrupted".to_owned(),
+            causes: Vec::new(),
+            hint: None,
+            code: FAILED,
+        }
     }
 
     /// The exit code.
@@ -98,7 +118,11 @@ impl Failure {
 
     /// All of it in one line, without the hint.
     pub fn text(&self) -> String {
-        std::iter::once(&self.message).chain(&self.causes).cloned().collect::<Vec<_>>().join(": ")
+        std::iter::once(&self.message)
+            .chain(&self.causes)
+            .cloned()
+            .collect::<Vec<_>>()
+            .join(": ")
     }
 
     /// What to do next.
@@ -128,7 +152,10 @@ fn split_causes(error: &dyn Error) -> (String, Vec<String>) {
     while let Some(below) = source {
         let text = below.to_string();
         if let Some(above) = texts.last_mut() {
-            if let Some(prefix) = above.strip_suffix(text.as_str()).and_then(|rest| rest.strip_suffix(": ")) {
+            if let Some(prefix) = above
+                .strip_suffix(text.as_str())
+                .and_then(|rest| rest.strip_suffix(": "))
+            {
                 *above = prefix.to_owned();
                 texts.push(text);
             } else if !above.contains(text.as_str()) {
@@ -164,15 +191,31 @@ mod tests {
     fn each_cause_is_told_once() {
         let below = || Some(Box::new(Layer("no route", None)));
         let told = |top: Layer| split_causes(&top);
-        assert_eq!(told(Layer("connecting: no route", below())), ("connecting".into(), vec!["no route".into()]));
-        assert_eq!(told(Layer("connecting", below())), ("connecting".into(), vec!["no route".into()]));
-        assert_eq!(told(Layer("no route to it", below())), ("no route to it".into(), vec![]));
+        assert_eq!(
+            told(Layer("connecting: no route", below())),
+            ("connecting".into(), vec!["no route".into()])
+        );
+        assert_eq!(
+            told(Layer("connecting", below())),
+            ("connecting".into(), vec!["no route".into()])
+        );
+        assert_eq!(
+            told(Layer("no route to it", below())),
+            ("no route to it".into(), vec![])
+        );
     }
 
     #[test]
     fn the_worse_outcome_counts() {
         assert_eq!(Outcome::Done.and(Outcome::Attention), Outcome::Attention);
         assert_eq!(Outcome::Failed.and(Outcome::Attention), Outcome::Failed);
-        assert_eq!([Outcome::Done.code(), Outcome::Attention.code(), Outcome::Failed.code()], [0, 3, 1]);
+        assert_eq!(
+            [
+                Outcome::Done.code(),
+                Outcome::Attention.code(),
+                Outcome::Failed.code()
+            ],
+            [0, 3, 1]
+        );
     }
 }

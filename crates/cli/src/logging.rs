@@ -27,8 +27,13 @@ pub fn start(quiet: bool, verbose: u8) {
         (false, _) => (LevelFilter::TRACE, LevelFilter::INFO),
     };
     let filter = Targets::new().with_default(others).with_target("pgkeep", ours);
-    let format = Plain { verbose: verbose > 0, told: Mutex::default() };
-    let layer = tracing_subscriber::fmt::layer().event_format(format).with_writer(Stderr);
+    let format = Plain {
+        verbose: verbose > 0,
+        told: Mutex::default(),
+    };
+    let layer = tracing_subscriber::fmt::layer()
+        .event_format(format)
+        .with_writer(Stderr);
     // It fails only where there is a subscriber already, in tests.
     let _ = tracing_subscriber::registry().with(filter).with(layer).try_init();
 }
@@ -65,7 +70,12 @@ where
     S: Subscriber + for<'a> LookupSpan<'a>,
     N: for<'a> FormatFields<'a> + 'static,
 {
-    fn format_event(&self, _: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+    fn format_event(
+        &self,
+        _: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
         if self.is_repetition(event.metadata()) {
             return Ok(());
         }
@@ -83,7 +93,11 @@ where
             Level::DEBUG => "debug",
             Level::TRACE => "trace",
         };
-        writeln!(writer, "{label}: {}{}{}", fields.message, fields.others, fields.error)
+        writeln!(
+            writer,
+            "{label}: {}{}{}",
+            fields.message, fields.others, fields.error
+        )
     }
 }
 

@@ -52,5 +52,9 @@ async fn run(cli: Cli, output: Output) -> u8 {
         Outcome::code,
     );
     // What was asked for was done, and nobody could be told.
-    if code == exit::DONE && context.output.has_failed() { FAILED } else { code }
+    if code == exit::DONE && context.output.has_failed() {
+        FAILED
+    } else {
+        code
+    }
 }

@@ -35,7 +35,11 @@ pub struct Output {
 impl Output {
     /// As `--json` and `--quiet` have it.
     pub fn new(json: bool, quiet: bool) -> Self {
-        Self { json, quiet, failed: AtomicBool::new(false) }
+        Self {
+            json,
+            quiet,
+            failed: AtomicBool::new(false),
+        }
     }
 
     /// Whether results are JSON.
@@ -160,7 +164,10 @@ const GAP: &str = "  ";
 impl Table {
     /// A table without rows.
     pub fn new(columns: &[(&'static str, Align)]) -> Self {
-        Self { columns: columns.to_vec(), rows: Vec::new() }
+        Self {
+            columns: columns.to_vec(),
+            rows: Vec::new(),
+        }
     }
 
     /// Adds a row, a text for each column. The first column is the accent's.
@@ -175,7 +182,12 @@ impl Table {
             .iter()
             .enumerate()
             .filter_map(|(place, (title, align))| {
-                let width = self.rows.iter().filter_map(|row| row.get(place)).map(|cell| cell.width()).max()?;
+                let width = self
+                    .rows
+                    .iter()
+                    .filter_map(|row| row.get(place))
+                    .map(|cell| cell.width())
+                    .max()?;
                 (width > 0).then_some((place, *title, *align, width.max(title.width())))
             })
             .collect();
@@ -184,8 +196,16 @@ impl Table {
             for (number, (place, title, align, width)) in columns.iter().enumerate() {
                 let cell = cell(*place, title);
                 let pad = " ".repeat(width.saturating_sub(cell.width()));
-                let cell = if cell.is_empty() { cell } else { styled(style(*place), cell) };
-                let (before, after) = if *align == Align::Right { (pad, String::new()) } else { (String::new(), pad) };
+                let cell = if cell.is_empty() {
+                    cell
+                } else {
+                    styled(style(*place), cell)
+                };
+                let (before, after) = if *align == Align::Right {
+                    (pad, String::new())
+                } else {
+                    (String::new(), pad)
+                };
                 let gap = if number == 0 { "" } else { GAP };
                 let _ = write!(text, "{gap}{before}{cell}{after}");
             }
@@ -215,7 +235,11 @@ pub fn count(number: u64) -> String {
 
 /// `1 table`, `12 tables`
 pub fn counted(number: u64, singular: &str, plural: &str) -> String {
-    format!("{} {}", count(number), if number == 1 { singular } else { plural })
+    format!(
+        "{} {}",
+        count(number),
+        if number == 1 { singular } else { plural }
+    )
 }
 
 /// `840 ms`, `54.1 s`, `3 min 12 s`, `2 h 05 min`
@@ -240,12 +264,18 @@ pub fn time_short(timestamp: Timestamp) -> String {
 }
 
 fn time_short_in(timestamp: Timestamp, zone: TimeZone) -> String {
-    let text = timestamp.to_zoned(zone).strftime("%Y-%m-%d %H:%M %:z").to_string();
+    let text = timestamp
+        .to_zoned(zone)
+        .strftime("%Y-%m-%d %H:%M %:z")
+        .to_string();
     text.strip_suffix(":00").map_or(text.clone(), str::to_owned)
 }
 
 fn time_in(timestamp: Timestamp, zone: TimeZone) -> String {
-    timestamp.to_zoned(zone).strftime("%Y-%m-%d %H:%M:%S %:z").to_string()
+    timestamp
+        .to_zoned(zone)
+        .strftime("%Y-%m-%d %H:%M:%S %:z")
+        .to_string()
 }
 
 /// `12.3 to 1`, or nothing where it says nothing.
@@ -287,11 +317,21 @@ mod tests {
 
     #[test]
     fn columns_are_aligned_by_what_is_seen_and_empty_ones_left_out() {
-        let mut table = Table::new(&[("NAME", Align::Left), ("ROWS", Align::Right), ("NOTE", Align::Left)]);
+        let mut table = Table::new(&[
+            ("NAME", Align::Left),
+            ("ROWS", Align::Right),
+            ("NOTE", Align::Left),
+        ]);
         table.row(vec!["größe".to_owned(), "12".to_owned(), String::new()]);
         table.row(vec!["日本".to_owned(), "1,234,567".to_owned(), String::new()]);
-        let lines: Vec<String> =
-            table.lines().iter().map(|line| anstream::adapter::strip_str(line).to_string()).collect();
-        assert_eq!(lines, ["NAME        ROWS", "größe         12", "日本   1,234,567"]);
+        let lines: Vec<String> = table
+            .lines()
+            .iter()
+            .map(|line| anstream::adapter::strip_str(line).to_string())
+            .collect();
+        assert_eq!(
+            lines,
+            ["NAME        ROWS", "größe         12", "日本   1,234,567"]
+        );
     }
 }

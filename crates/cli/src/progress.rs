@@ -19,7 +19,8 @@ const SPINNER: &str = "{spinner:.cyan} {msg}";
 const BAR: &str = "{spinner:.cyan} {msg}  {bar:24.cyan/dim} {percent:>3}%  {binary_bytes} of {binary_total_bytes}, \
     {binary_bytes_per_sec}, {eta} left";
 
-static BARS: LazyLock<MultiProgress> = LazyLock::new(|| MultiProgress::with_draw_target(ProgressDrawTarget::stderr()));
+static BARS: LazyLock<MultiProgress> =
+    LazyLock::new(|| MultiProgress::with_draw_target(ProgressDrawTarget::stderr()));
 
 /// Does something to the terminal while no bar is there.
 pub fn suspended<T>(act: impl FnOnce() -> T) -> T {
@@ -59,11 +60,20 @@ impl Display {
     pub fn start(shown: Shown, progress: &Arc<Progress>) -> Self {
         let progress = Arc::clone(progress);
         match shown {
-            Shown::Nothing => Self { task: None, bar: None },
-            Shown::Lines => Self { task: Some(tokio::spawn(print_lines(progress))), bar: None },
+            Shown::Nothing => Self {
+                task: None,
+                bar: None,
+            },
+            Shown::Lines => Self {
+                task: Some(tokio::spawn(print_lines(progress))),
+                bar: None,
+            },
             Shown::Bar => {
                 let bar = BARS.add(ProgressBar::no_length());
-                Self { task: Some(tokio::spawn(move_bar(progress, bar.clone()))), bar: Some(bar) }
+                Self {
+                    task: Some(tokio::spawn(move_bar(progress, bar.clone()))),
+                    bar: Some(bar),
+                }
             }
         }
     }
@@ -83,7 +93,8 @@ impl Drop for Display {
 
 async fn move_bar(progress: Arc<Progress>, bar: ProgressBar) {
     // The templates are constants; should one be wrong, the bar is plain.
-    let style = |template| ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    let style =
+        |template| ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
     let (spinner, full) = (style(SPINNER), style(BAR).progress_chars("━━╌"));
     let mut ticks = tokio::time::interval(REFRESH_INTERVAL);
     let mut has_length = None;
@@ -123,8 +134,16 @@ fn line(progress: &Progress) -> String {
         return phase;
     }
     let percent = u128::from(done) * 100 / u128::from(total);
-    let rows = if rows > 0 { format!(", {} rows", count(rows)) } else { String::new() };
-    format!("{phase}: {percent}%, {} of {}{rows}", ByteCount(done), ByteCount(total))
+    let rows = if rows > 0 {
+        format!(", {} rows", count(rows))
+    } else {
+        String::new()
+    };
+    format!(
+        "{phase}: {percent}%, {} of {}{rows}",
+        ByteCount(done),
+        ByteCount(total)
+    )
 }
 
 #[cfg(test)]
@@ -139,7 +158,10 @@ mod tests {
         progress.bytes_total.store(4 << 20, Ordering::Relaxed);
         progress.bytes_done.store(1 << 20, Ordering::Relaxed);
         progress.rows.store(1234, Ordering::Relaxed);
-        assert_eq!(line(&progress), "app: locking tables: 25%, 1.0 MiB of 4.0 MiB, 1,234 rows");
+        assert_eq!(
+            line(&progress),
+            "app: locking tables: 25%, 1.0 MiB of 4.0 MiB, 1,234 rows"
+        );
     }
 
     #[test]

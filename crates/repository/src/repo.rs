@@ -3,7 +3,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use jiff::Timestamp;
 use pgkeep_base::{Clock, SystemClock};
-use pgkeep_store::{PutOutcome, Store};
+use pgkeep_store::{PutOutcome, Store, StoreErrorKind};
 use serde::{Deserialize, Serialize};
 
 use crate::encryption::Encryption;
@@ -202,10 +202,13 @@ impl Repository {
 }
 
 async fn read_marker(store: &Store) -> Result<Option<RepositoryMarker>, RepositoryError> {
-    if store.head(layout::MARKER).await?.is_none() {
-        return Ok(None);
-    }
-    let body = store.get(layout::MARKER, SMALL_OBJECT_BYTES_MAX).await?;
+    // Read, not only looked for: the answer then has a body that tells a missing bucket from a missing object, and wrong
+    // credentials from missing rights.
+    let body = match store.get(layout::MARKER, SMALL_OBJECT_BYTES_MAX).await {
+        Ok(body) => body,
+        Err(error) if error.kind() == StoreErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
     let marker: RepositoryMarker = from_json(layout::MARKER, &body)?;
     if marker.format > layout::FORMAT_VERSION {
         return Err(RepositoryError::NewerFormat {

@@ -37,7 +37,10 @@ pub async fn run(context: &Context, args: CopyArgs) -> Result<Outcome, Failure> 
     let lease = Lease::acquire(&destination, "pgkeep copy", LEASE_DURATION).await?;
     let mut result = Ok(Outcome::Done);
     for id in &ids {
-        result = context.cancellation.or(one(context, &source, &destination, &lease, id)).await;
+        result = context
+            .cancellation
+            .or(one(context, &source, &destination, &lease, id))
+            .await;
         if result.is_err() {
             break;
         }
@@ -51,7 +54,10 @@ pub async fn run(context: &Context, args: CopyArgs) -> Result<Outcome, Failure> 
 /// Opens the destination or makes it. Nothing is sealed there, so it takes no recipients.
 async fn destination(settings: &Settings, url: &str) -> Result<Repository, Failure> {
     let store = settings.store(url).await?;
-    let access = Access { encryption: Encryption::None, ..settings.access(KeyUse::None)? };
+    let access = Access {
+        encryption: Encryption::None,
+        ..settings.access(KeyUse::None)?
+    };
     Ok(Repository::open_or_create(store, &settings.name, access).await?)
 }
 
@@ -65,7 +71,9 @@ async fn one(
     let begun = Instant::now();
     let progress = Arc::new(Progress::default());
     progress.set_phase(format!("copying {id}"));
-    progress.bytes_total.store(copy::size(source, id).await?.bytes, Ordering::Relaxed);
+    progress
+        .bytes_total
+        .store(copy::size(source, id).await?.bytes, Ordering::Relaxed);
     let display = Display::start(context.shown, &progress);
     let done = |bytes| {
         progress.bytes_done.fetch_add(bytes, Ordering::Relaxed);
@@ -83,12 +91,21 @@ async fn one(
         "elapsed_seconds": begun.elapsed().as_secs_f64(),
     }));
     let url = destination.store().url();
-    context.output.summary(format!("{} {} {url}{}", styled(ACCENT, id), what_was_done(&report), took(&report, begun)));
+    context.output.summary(format!(
+        "{} {} {url}{}",
+        styled(ACCENT, id),
+        what_was_done(&report),
+        took(&report, begun)
+    ));
     Ok(Outcome::Done)
 }
 
 fn took(report: &CopyReport, begun: Instant) -> String {
-    if report.was_complete { String::new() } else { format!(", in {}", duration(begun.elapsed())) }
+    if report.was_complete {
+        String::new()
+    } else {
+        format!(", in {}", duration(begun.elapsed()))
+    }
 }
 
 fn what_was_done(report: &CopyReport) -> String {
@@ -100,5 +117,8 @@ fn what_was_done(report: &CopyReport) -> String {
         number => format!(" ({} had been there)", number),
     };
     let objects = counted(report.objects_copied, "object", "objects");
-    format!("copied: {objects}, {}{present}, to", ByteCount(report.bytes_copied))
+    format!(
+        "copied: {objects}, {}{present}, to",
+        ByteCount(report.bytes_copied)
+    )
 }

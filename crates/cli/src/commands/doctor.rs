@@ -51,7 +51,12 @@ struct Findings(Vec<Finding>);
 
 impl Findings {
     fn add(&mut self, area: &'static str, mark: Mark, what: impl Into<String>, mend: Option<String>) {
-        self.0.push(Finding { area, mark, what: what.into(), mend });
+        self.0.push(Finding {
+            area,
+            mark,
+            what: what.into(),
+            mend,
+        });
     }
 
     fn ok(&mut self, area: &'static str, what: impl Into<String>) {
@@ -59,7 +64,12 @@ impl Findings {
     }
 
     fn error(&mut self, area: &'static str, error: &dyn Classified) {
-        self.add(area, Mark::Error, error.to_string(), error.hint().map(|hint| hint.to_string()));
+        self.add(
+            area,
+            Mark::Error,
+            error.to_string(),
+            error.hint().map(|hint| hint.to_string()),
+        );
     }
 }
 
@@ -82,7 +92,12 @@ pub async fn run(context: &Context) -> Result<Outcome, Failure> {
 }
 
 fn of_failure(area: &'static str, failure: &Failure) -> Finding {
-    Finding { area, mark: Mark::Error, what: failure.text(), mend: failure.hint().map(str::to_owned) }
+    Finding {
+        area,
+        mark: Mark::Error,
+        what: failure.text(),
+        mend: failure.hint().map(str::to_owned),
+    }
 }
 
 fn configuration(settings: &Settings, findings: &mut Findings) {
@@ -90,8 +105,16 @@ fn configuration(settings: &Settings, findings: &mut Findings) {
     match &settings.loaded.path {
         Some(path) => findings.ok(area, format!("read from {}", path.display())),
         None => {
-            let mend = format!("settings can stand in one of: {}", pgkeep_config::SEARCH_PATHS.join(", "));
-            findings.add(area, Mark::Info, "no file: environment and flags decide", Some(mend));
+            let mend = format!(
+                "settings can stand in one of: {}",
+                pgkeep_config::SEARCH_PATHS.join(", ")
+            );
+            findings.add(
+                area,
+                Mark::Info,
+                "no file: environment and flags decide",
+                Some(mend),
+            );
         }
     }
     findings.ok(area, format!("cluster '{}'", settings.name));
@@ -100,8 +123,14 @@ fn configuration(settings: &Settings, findings: &mut Findings) {
     }
     let keep = &settings.cluster.keep;
     if keep.window.is_none() && [keep.daily, keep.weekly, keep.monthly, keep.yearly] == [0; 4] {
-        let mend = "set keep = { window = \"30d\", daily = 7, weekly = 4, monthly = 6 }, or whatever suits".to_owned();
-        findings.add(area, Mark::Info, "no retention: every backup is kept for ever", Some(mend));
+        let mend = "set keep = { window = \"30d\", daily = 7, weekly = 4, monthly = 6 }, or whatever suits"
+            .to_owned();
+        findings.add(
+            area,
+            Mark::Info,
+            "no retention: every backup is kept for ever",
+            Some(mend),
+        );
     }
 }
 
@@ -111,11 +140,22 @@ fn encryption(settings: &Settings, findings: &mut Findings) {
     let mut recipients = Vec::new();
     if cluster.encryption == EncryptionMode::None {
         let what = "off: who reaches the repository can read the backups";
-        findings.add(area, Mark::Warning, what, Some("make a key with 'pgkeep key new' and set recipients".to_owned()));
+        findings.add(
+            area,
+            Mark::Warning,
+            what,
+            Some("make a key with 'pgkeep key new' and set recipients".to_owned()),
+        );
     } else {
         match keys::parse_recipients(&cluster.recipients) {
             Ok(parsed) => {
-                findings.ok(area, format!("on, for {}", counted(parsed.len() as u64, "public key", "public keys")));
+                findings.ok(
+                    area,
+                    format!(
+                        "on, for {}",
+                        counted(parsed.len() as u64, "public key", "public keys")
+                    ),
+                );
                 recipients = parsed;
             }
             Err(error) => findings.error(area, &error),
@@ -128,10 +168,20 @@ fn encryption(settings: &Settings, findings: &mut Findings) {
                 for warning in &file.warnings {
                     findings.add(area, Mark::Warning, warning.to_string(), None);
                 }
-                let fits = file.identities.iter().any(|identity| recipients.contains(&identity.to_recipient()));
+                let fits = file
+                    .identities
+                    .iter()
+                    .any(|identity| recipients.contains(&identity.to_recipient()));
                 if !recipients.is_empty() && !fits {
-                    let mend = "add its public key ('pgkeep key show FILE') to recipients, or name another file".to_owned();
-                    findings.add(area, Mark::Warning, "the secret key belongs to none of the recipients", Some(mend));
+                    let mend =
+                        "add its public key ('pgkeep key show FILE') to recipients, or name another file"
+                            .to_owned();
+                    findings.add(
+                        area,
+                        Mark::Warning,
+                        "the secret key belongs to none of the recipients",
+                        Some(mend),
+                    );
                 }
             }
             Err(error) => findings.error(area, &error),
@@ -140,7 +190,12 @@ fn encryption(settings: &Settings, findings: &mut Findings) {
         findings.ok(area, "secret key in PGKEEP_IDENTITY");
     } else if cluster.encryption == EncryptionMode::Age {
         let mend = "good on a host that only takes backups; --identity FILE reads them".to_owned();
-        findings.add(area, Mark::Info, "no secret key here: backups can be taken, not read", Some(mend));
+        findings.add(
+            area,
+            Mark::Info,
+            "no secret key here: backups can be taken, not read",
+            Some(mend),
+        );
     }
 }
 
@@ -165,7 +220,12 @@ async fn repository(settings: &Settings, findings: &mut Findings) {
     match Repository::open(store, &settings.name, access).await {
         Ok(repository) => backups(&repository, findings).await,
         Err(RepositoryError::NotARepository { .. }) => {
-            findings.add(area, Mark::Info, "empty: the first 'pgkeep dump' makes the repository", None);
+            findings.add(
+                area,
+                Mark::Info,
+                "empty: the first 'pgkeep dump' makes the repository",
+                None,
+            );
         }
         Err(error) => findings.error(area, &error),
     }
@@ -198,12 +258,23 @@ async fn backups(repository: &Repository, findings: &mut Findings) {
     let area = "repository";
     match repository.backups(BackupKind::Dump).await {
         Ok(entries) => {
-            let complete: Vec<_> = entries.iter().filter(|entry| entry.state == BackupState::Complete).collect();
+            let complete: Vec<_> = entries
+                .iter()
+                .filter(|entry| entry.state == BackupState::Complete)
+                .collect();
             match complete.last() {
-                None => findings.add(area, Mark::Info, "no backup yet", Some("take one with 'pgkeep dump'".to_owned())),
+                None => findings.add(
+                    area,
+                    Mark::Info,
+                    "no backup yet",
+                    Some("take one with 'pgkeep dump'".to_owned()),
+                ),
                 Some(last) => {
                     let number = counted(complete.len() as u64, "backup", "backups");
-                    findings.ok(area, format!("{number}, the newest of {}", time(last.id.started_at())));
+                    findings.ok(
+                        area,
+                        format!("{number}, the newest of {}", time(last.id.started_at())),
+                    );
                 }
             }
         }
@@ -223,7 +294,11 @@ async fn server(target: &Target, findings: &mut Findings) -> Option<u32> {
     };
     let version = session.parameter("server_version").unwrap_or("?").to_owned();
     let major = session.server_version_num() / 10_000;
-    let what = format!("PostgreSQL {version} at {}, as {}", target.endpoint(), target.user());
+    let what = format!(
+        "PostgreSQL {version} at {}, as {}",
+        target.endpoint(),
+        target.user()
+    );
     if major < MAJOR_MIN {
         let mend = format!("PostgreSQL {MAJOR_MIN} and later are supported: upgrade the server");
         findings.add(area, Mark::Error, what, Some(mend));
@@ -233,7 +308,11 @@ async fn server(target: &Target, findings: &mut Findings) -> Option<u32> {
     match pgkeep_timescale::detect(&mut session).await {
         Ok(None) => {}
         Ok(Some(extension)) => {
-            let what = format!("TimescaleDB {} in database {}", extension.version, target.database());
+            let what = format!(
+                "TimescaleDB {} in database {}",
+                extension.version,
+                target.database()
+            );
             match extension.usable() {
                 Ok(_) => findings.ok(area, what),
                 Err(error) => findings.error(area, &error),
@@ -248,7 +327,10 @@ async fn server(target: &Target, findings: &mut Findings) -> Option<u32> {
 async fn client_programs(search: &ProgramSearch, major: u32, findings: &mut Findings) {
     for name in PROGRAMS {
         match programs::find(name, major, search).await {
-            Ok(program) => findings.ok("programs", format!("{} ({})", program.version_text, program.path.display())),
+            Ok(program) => findings.ok(
+                "programs",
+                format!("{} ({})", program.version_text, program.path.display()),
+            ),
             Err(error) => findings.error("programs", &error),
         }
     }
@@ -265,7 +347,11 @@ fn tell(context: &Context, findings: &Findings) -> Outcome {
             "mend": finding.mend,
         }));
         if finding.area != area {
-            output.line(format!("{}{}", if area.is_empty() { "" } else { "\n" }, styled(BOLD, finding.area)));
+            output.line(format!(
+                "{}{}",
+                if area.is_empty() { "" } else { "\n" },
+                styled(BOLD, finding.area)
+            ));
             area = finding.area;
         }
         let style = match finding.mark {
@@ -274,7 +360,11 @@ fn tell(context: &Context, findings: &Findings) -> Outcome {
             Mark::Warning | Mark::Error => BOLD,
         };
         let pad = " ".repeat("warning".len() - finding.mark.word().len());
-        output.line(format!("  {}{pad}   {}", styled(style, finding.mark.word()), finding.what));
+        output.line(format!(
+            "  {}{pad}   {}",
+            styled(style, finding.mark.word()),
+            finding.what
+        ));
         if let Some(mend) = finding.mend.as_ref().filter(|_| finding.mark != Mark::Ok) {
             output.line(format!("            {}", styled(DIM, mend)));
         }
@@ -283,7 +373,10 @@ fn tell(context: &Context, findings: &Findings) -> Outcome {
     let (errors, warnings) = (with(Mark::Error), with(Mark::Warning));
     match (errors, warnings) {
         (0, 0) => output.summary("\nEverything is in place."),
-        (0, _) => output.summary(format!("\nIt works, with {}.", counted(warnings, "warning", "warnings"))),
+        (0, _) => output.summary(format!(
+            "\nIt works, with {}.",
+            counted(warnings, "warning", "warnings")
+        )),
         _ => output.summary(format!("\n{} to mend.", counted(errors, "error", "errors"))),
     }
     match (errors, warnings) {

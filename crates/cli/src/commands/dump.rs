@@ -37,10 +37,15 @@ pub async fn run(context: &Context, args: DumpArgs) -> Result<Outcome, Failure> 
             "add --format plain, custom or directory, or leave --output out",
         )),
         (Format::Repository, None) => repository(context, &settings, &args).await,
-        (_, None) => Err(Failure::usage("the format needs a place to write to", "add --output PATH")),
+        (_, None) => Err(Failure::usage(
+            "the format needs a place to write to",
+            "add --output PATH",
+        )),
         (Format::Plain, Some(path)) => files(context, &settings, &args, FileFormat::Plain, path).await,
         (Format::Custom, Some(path)) => files(context, &settings, &args, FileFormat::Custom, path).await,
-        (Format::Directory, Some(path)) => files(context, &settings, &args, FileFormat::Directory, path).await,
+        (Format::Directory, Some(path)) => {
+            files(context, &settings, &args, FileFormat::Directory, path).await
+        }
     }
 }
 
@@ -79,7 +84,11 @@ fn chosen(settings: &Settings, args: &DumpArgs) -> (Vec<String>, Filters) {
         Databases::Named(names) => names.clone(),
     };
     let either = |flags: &[String], settings: &[String]| {
-        if flags.is_empty() { settings.to_vec() } else { flags.to_vec() }
+        if flags.is_empty() {
+            settings.to_vec()
+        } else {
+            flags.to_vec()
+        }
     };
     let filters = Filters {
         tables: args.tables.clone(),
@@ -136,7 +145,8 @@ async fn files(
     };
     let progress = Arc::new(Progress::default());
     let display = Display::start(context.shown, &progress);
-    let report = pgkeep_dump::write_files(&target, &options, &progress, context.cancellation.cancelled()).await;
+    let report =
+        pgkeep_dump::write_files(&target, &options, &progress, context.cancellation.cancelled()).await;
     drop(display);
     Ok(tell_files(context, &report?, options.encryption.is_encrypted()))
 }
@@ -165,14 +175,27 @@ fn tell_files(context: &Context, report: &FileReport, encrypted: bool) -> Outcom
 
 fn attention(context: &Context, lines: &[String]) -> Outcome {
     lines.iter().for_each(|line| context.output.attention(line));
-    if lines.is_empty() { Outcome::Done } else { Outcome::Attention }
+    if lines.is_empty() {
+        Outcome::Done
+    } else {
+        Outcome::Attention
+    }
 }
 
 fn tell(context: &Context, report: &DumpReport, url: &str) -> Outcome {
     let output = &context.output;
     let totals = report.manifest.totals;
-    let databases: Vec<&str> = report.manifest.databases.iter().map(|database| database.name.as_str()).collect();
-    let size = format!("{}, stored in {}", ByteCount(totals.plain_bytes), ByteCount(totals.stored_bytes));
+    let databases: Vec<&str> = report
+        .manifest
+        .databases
+        .iter()
+        .map(|database| database.name.as_str())
+        .collect();
+    let size = format!(
+        "{}, stored in {}",
+        ByteCount(totals.plain_bytes),
+        ByteCount(totals.stored_bytes)
+    );
     let ratio = ratio(totals.plain_bytes, totals.stored_bytes);
     if output.is_quiet() {
         output.line(report.id.to_string());
@@ -180,8 +203,22 @@ fn tell(context: &Context, report: &DumpReport, url: &str) -> Outcome {
         output.line(format!("Dump {} is complete.\n", styled(ACCENT, &report.id)));
         output.facts(&[
             ("databases", databases.join(", ")),
-            ("rows", format!("{} in {}", count(totals.rows), counted(totals.relations, "table", "tables"))),
-            ("size", if ratio.is_empty() { size } else { format!("{size} ({ratio})") }),
+            (
+                "rows",
+                format!(
+                    "{} in {}",
+                    count(totals.rows),
+                    counted(totals.relations, "table", "tables")
+                ),
+            ),
+            (
+                "size",
+                if ratio.is_empty() {
+                    size
+                } else {
+                    format!("{size} ({ratio})")
+                },
+            ),
             ("time", duration(report.elapsed)),
             ("repository", url.to_owned()),
         ]);
@@ -205,7 +242,10 @@ fn tell(context: &Context, report: &DumpReport, url: &str) -> Outcome {
     }));
     if !report.swept.backups.is_empty() {
         let number = report.swept.backups.len();
-        output.note(format!("cleaned up after {} unfinished", counted(number as u64, "dump", "dumps")));
+        output.note(format!(
+            "cleaned up after {} unfinished",
+            counted(number as u64, "dump", "dumps")
+        ));
     }
     attention(context, &report.attention)
 }

@@ -29,6 +29,8 @@ async fn set(context: &Context, backup: &str, pinned: bool, reason: &str) -> Res
     } else {
         format!("{shown} is not pinned any more: 'pgkeep prune' treats it like any other.")
     });
-    context.output.json(&json!({ "id": id.to_string(), "pinned": pinned, "reason": reason }));
+    context
+        .output
+        .json(&json!({ "id": id.to_string(), "pinned": pinned, "reason": reason }));
     Ok(Outcome::Done)
 }

@@ -47,7 +47,11 @@ fn show(context: &Context, path: &Path) -> Result<Outcome, Failure> {
     for warning in &file.warnings {
         tracing::warn!("{warning}");
     }
-    let recipients: Vec<String> = file.identities.iter().map(|identity| identity.to_recipient().to_string()).collect();
+    let recipients: Vec<String> = file
+        .identities
+        .iter()
+        .map(|identity| identity.to_recipient().to_string())
+        .collect();
     for recipient in &recipients {
         context.output.line(recipient);
     }

@@ -20,20 +20,36 @@ pub async fn run(context: &Context, args: ListArgs) -> Result<Outcome, Failure> 
     let settings = context.settings(Overrides::default())?;
     let repository = context.repository(&settings, KeyUse::IfThere).await?;
     let all = repository.backups(BackupKind::Dump).await?;
-    let unfinished = all.iter().filter(|entry| entry.state == BackupState::Incomplete).count();
-    let entries: Vec<&BackupEntry> =
-        all.iter().filter(|entry| args.all || entry.state == BackupState::Complete).collect();
+    let unfinished = all
+        .iter()
+        .filter(|entry| entry.state == BackupState::Incomplete)
+        .count();
+    let entries: Vec<&BackupEntry> = all
+        .iter()
+        .filter(|entry| args.all || entry.state == BackupState::Complete)
+        .collect();
     let complete = |entry: &&&BackupEntry| entry.state == BackupState::Complete;
-    let ids: Vec<BackupId> = entries.iter().filter(complete).map(|entry| entry.id.clone()).collect();
+    let ids: Vec<BackupId> = entries
+        .iter()
+        .filter(complete)
+        .map(|entry| entry.id.clone())
+        .collect();
     let summaries = summaries::read(&repository, &ids).await?;
     for entry in &entries {
-        context.output.json(&entry_json(entry, summaries.by_id.get(&entry.id)));
+        context
+            .output
+            .json(&entry_json(entry, summaries.by_id.get(&entry.id)));
     }
     if entries.is_empty() {
         let (cluster, url) = (repository.cluster(), repository.store().url());
-        context.output.line(format!("There is no backup of '{cluster}' at {url} yet. Take one with 'pgkeep dump'."));
+        context.output.line(format!(
+            "There is no backup of '{cluster}' at {url} yet. Take one with 'pgkeep dump'."
+        ));
     } else {
-        table(&entries, &summaries).lines().iter().for_each(|line| context.output.line(line));
+        table(&entries, &summaries)
+            .lines()
+            .iter()
+            .for_each(|line| context.output.line(line));
     }
     if !args.all && unfinished > 0 && !context.output.is_json() {
         context.output.note(format!(
@@ -41,12 +57,18 @@ pub async fn run(context: &Context, args: ListArgs) -> Result<Outcome, Failure> 
         ));
     }
     if summaries.locked.is_some() && !context.output.is_json() {
-        context.output.note("databases and sizes are encrypted: --identity FILE shows them");
+        context
+            .output
+            .note("databases and sizes are encrypted: --identity FILE shows them");
     }
     for damaged in &summaries.damaged {
         context.output.attention(damaged);
     }
-    Ok(if summaries.damaged.is_empty() { Outcome::Done } else { Outcome::Attention })
+    Ok(if summaries.damaged.is_empty() {
+        Outcome::Done
+    } else {
+        Outcome::Attention
+    })
 }
 
 fn table(entries: &[&BackupEntry], summaries: &Summaries) -> Table {
@@ -76,7 +98,12 @@ fn table(entries: &[&BackupEntry], summaries: &Summaries) -> Table {
 }
 
 fn databases(names: &[String]) -> String {
-    let shown = names.iter().take(DATABASES_SHOWN_MAX).cloned().collect::<Vec<_>>().join(", ");
+    let shown = names
+        .iter()
+        .take(DATABASES_SHOWN_MAX)
+        .cloned()
+        .collect::<Vec<_>>()
+        .join(", ");
     match names.len().saturating_sub(DATABASES_SHOWN_MAX) {
         0 => shown,
         more => format!("{shown}, {more} more"),
@@ -112,7 +139,11 @@ fn notes(entry: &BackupEntry, summary: Option<&DumpSummary>) -> Vec<String> {
         BackupState::Swept => notes.push("given up".to_owned()),
     }
     if let Some(pin) = &entry.pin {
-        notes.push(if pin.reason.is_empty() { "pinned".to_owned() } else { format!("pinned: {}", pin.reason) });
+        notes.push(if pin.reason.is_empty() {
+            "pinned".to_owned()
+        } else {
+            format!("pinned: {}", pin.reason)
+        });
     }
     if summary.is_some_and(|summary| summary.partial) {
         notes.push("part of the cluster".to_owned());

@@ -13,7 +13,9 @@ pub fn completions(context: &Context, args: &CompletionsArgs) -> Result<Outcome,
     clap_complete::generate(args.shell, &mut Cli::command(), "pgkeep", &mut script);
     let script = String::from_utf8_lossy(&script);
     context.output.line(script.trim_end());
-    context.output.json(&json!({ "shell": args.shell.to_string(), "script": script }));
+    context
+        .output
+        .json(&json!({ "shell": args.shell.to_string(), "script": script }));
     Ok(Outcome::Done)
 }
 
@@ -21,6 +23,8 @@ pub fn completions(context: &Context, args: &CompletionsArgs) -> Result<Outcome,
 pub fn version(context: &Context) -> Result<Outcome, Failure> {
     let version = env!("CARGO_PKG_VERSION");
     context.output.line(format!("pgkeep {version}"));
-    context.output.json(&json!({ "name": "pgkeep", "version": version }));
+    context
+        .output
+        .json(&json!({ "name": "pgkeep", "version": version }));
     Ok(Outcome::Done)
 }

@@ -3,6 +3,7 @@
 mod copy;
 mod doctor;
 mod dump;
+mod export;
 mod keep;
 mod key;
 mod list;
@@ -30,6 +31,7 @@ pub async fn run(context: &Context, command: Command) -> Result<Outcome, Failure
         Command::Pin(args) => context.cancellation.or(keep::pin(context, args)).await,
         Command::Unpin(args) => context.cancellation.or(keep::unpin(context, args)).await,
         Command::Copy(args) => copy::run(context, args).await,
+        Command::Export(args) => export::run(context, args).await,
         Command::Key(args) => key::run(context, args),
         Command::Doctor => context.cancellation.or(doctor::run(context)).await,
         Command::Completions(args) => meta::completions(context, &args),

@@ -10,8 +10,12 @@ use pgkeep_pg::{Session, Target};
 use crate::exit::Failure;
 
 /// Loading is faster with these, and loses nothing: the server is stopped cleanly before anybody uses it.
-const SETTINGS: [(&str, &str); 4] =
-    [("wal_level", "minimal"), ("max_wal_senders", "0"), ("synchronous_commit", "off"), ("max_wal_size", "4GB")];
+const SETTINGS: [(&str, &str); 4] = [
+    ("wal_level", "minimal"),
+    ("max_wal_senders", "0"),
+    ("synchronous_commit", "off"),
+    ("max_wal_size", "4GB"),
+];
 const SUPERUSER: &str = "postgres";
 const MAINTENANCE_DATABASE: &str = "postgres";
 
@@ -38,12 +42,19 @@ impl NewServer {
                 TemporaryServer::existing(path, major, programs, SUPERUSER, options).await?
             }
             _ => {
-                let initdb = InitdbOptions { superuser: SUPERUSER.to_owned(), sync: true, ..InitdbOptions::default() };
+                let initdb = InitdbOptions {
+                    superuser: SUPERUSER.to_owned(),
+                    sync: true,
+                    ..InitdbOptions::default()
+                };
                 let major_min = manifest.server_version_num / 10_000;
                 TemporaryServer::initdb(path, major_min, programs, &initdb, options).await?
             }
         };
-        let timescaledb = manifest.databases.iter().any(|database| database.timescaledb.is_some());
+        let timescaledb = manifest
+            .databases
+            .iter()
+            .any(|database| database.timescaledb.is_some());
         let mut settings = SETTINGS.to_vec();
         if timescaledb {
             settings.push(("shared_preload_libraries", "timescaledb"));
@@ -76,7 +87,9 @@ impl NewServer {
 /// Without it the server would not start with TimescaleDB the next time.
 async fn preload_timescaledb(target: &Target) -> Result<(), Failure> {
     let mut session = Session::connect(target).await?;
-    session.execute("ALTER SYSTEM SET shared_preload_libraries = 'timescaledb'").await?;
+    session
+        .execute("ALTER SYSTEM SET shared_preload_libraries = 'timescaledb'")
+        .await?;
     session.close().await;
     Ok(())
 }

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use pgkeep_base::{BackupId, BackupKind};
 use pgkeep_config::{Cluster, Overrides};
+use pgkeep_dump::manifest::DumpSummary;
 use pgkeep_repository::Repository;
 use pgkeep_repository::backups::BackupState;
-use pgkeep_dump::manifest::DumpSummary;
 use pgkeep_repository::prune::{self, Known, PruneInput, PruneReport};
 use pgkeep_repository::retention::{Decision, Plan, Policy};
 use serde_json::{Value, json};
@@ -35,7 +35,9 @@ pub async fn run(context: &Context, args: PruneArgs) -> Result<Outcome, Failure>
     };
     let (repository, input) = context.cancellation.or(prepare).await?;
     if policy.keeps_everything() {
-        context.output.note("no retention is configured, so every backup is kept: set keep.window, keep.daily, ...");
+        context
+            .output
+            .note("no retention is configured, so every backup is kept: set keep.window, keep.daily, ...");
     }
     if args.dry_run {
         let plan = prune::plan(&repository, &policy, &input, repository.now());
@@ -46,7 +48,11 @@ pub async fn run(context: &Context, args: PruneArgs) -> Result<Outcome, Failure>
     let removing = |id: &BackupId| tracing::info!("removing {id}");
     let cancelled = context.cancellation.cancelled();
     let report = prune::execute(&repository, &policy, &input, LEASE_DURATION, removing, cancelled).await?;
-    let failed = report.failed.iter().map(|(id, error)| (id.clone(), error.to_string())).collect();
+    let failed = report
+        .failed
+        .iter()
+        .map(|(id, error)| (id.clone(), error.to_string()))
+        .collect();
     tell_plan(context, &report.plan, &failed, false);
     Ok(tell_report(context, &report))
 }
@@ -65,14 +71,28 @@ fn policy(cluster: &Cluster) -> Policy {
 
 async fn input(repository: &Repository) -> Result<PruneInput, Failure> {
     let entries = repository.backups(BackupKind::Dump).await?;
-    let complete = entries.into_iter().filter(|entry| entry.state == BackupState::Complete);
+    let complete = entries
+        .into_iter()
+        .filter(|entry| entry.state == BackupState::Complete);
     let ids: Vec<BackupId> = complete.map(|entry| entry.id).collect();
     let summaries = summaries::read(repository, &ids).await?;
     let known = |(id, summary): (&BackupId, &DumpSummary)| {
-        let scope = if summary.partial { summary.databases.join(", ") } else { String::new() };
-        (id.clone(), Known { system_identifier: summary.system_identifier.parse().ok(), scope })
+        let scope = if summary.partial {
+            summary.databases.join(", ")
+        } else {
+            String::new()
+        };
+        (
+            id.clone(),
+            Known {
+                system_identifier: summary.system_identifier.parse().ok(),
+                scope,
+            },
+        )
     };
-    Ok(PruneInput { known: summaries.by_id.iter().map(known).collect() })
+    Ok(PruneInput {
+        known: summaries.by_id.iter().map(known).collect(),
+    })
 }
 
 fn tell_plan(context: &Context, plan: &Plan, failed: &BTreeMap<BackupId, String>, dry_run: bool) {
@@ -86,13 +106,32 @@ fn tell_plan(context: &Context, plan: &Plan, failed: &BTreeMap<BackupId, String>
     for decision in &plan.decisions {
         let word = word(decision, failed, dry_run);
         output.json(&decision_json(decision, word));
-        let reasons = decision.reasons.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
-        table.row(vec![decision.id.to_string(), time_short(decision.id.started_at()), word.to_owned(), reasons]);
+        let reasons = decision
+            .reasons
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+            .join("; ");
+        table.row(vec![
+            decision.id.to_string(),
+            time_short(decision.id.started_at()),
+            word.to_owned(),
+            reasons,
+        ]);
     }
     for id in &plan.incomplete {
-        let (word, why) = if dry_run { ("goes", "unfinished") } else { ("removed", "unfinished") };
+        let (word, why) = if dry_run {
+            ("goes", "unfinished")
+        } else {
+            ("removed", "unfinished")
+        };
         output.json(&json!({ "id": id.to_string(), "keep": false, "state": word, "reasons": [{ "code": why, "text": why }] }));
-        table.row(vec![id.to_string(), time_short(id.started_at()), word.to_owned(), why.to_owned()]);
+        table.row(vec![
+            id.to_string(),
+            time_short(id.started_at()),
+            word.to_owned(),
+            why.to_owned(),
+        ]);
     }
     if plan.decisions.is_empty() && plan.incomplete.is_empty() {
         output.line("There is no backup to prune.");
@@ -137,20 +176,35 @@ fn tell_report(context: &Context, report: &PruneReport) -> Outcome {
     let objects: u64 = report.removed.iter().map(|(_, objects)| objects).sum();
     let mut done = match report.removed.len() {
         0 => "\nNo backup was to be removed.".to_owned(),
-        number => format!("\nRemoved {} ({}).", backups(number), counted(objects, "object", "objects")),
+        number => format!(
+            "\nRemoved {} ({}).",
+            backups(number),
+            counted(objects, "object", "objects")
+        ),
     };
     if !report.swept.backups.is_empty() {
         done.push_str(&format!(" Cleaned up {} unfinished.", report.swept.backups.len()));
     }
     if report.leftovers > 0 {
-        done.push_str(&format!(" Removed {} of interrupted writes.", counted(report.leftovers, "file", "files")));
+        done.push_str(&format!(
+            " Removed {} of interrupted writes.",
+            counted(report.leftovers, "file", "files")
+        ));
     }
     output.summary(done);
     for (id, error) in &report.failed {
         output.error(&format!("cannot remove {id}"), &[error.to_string()], None);
     }
     if let Some(error) = &report.sweep_failure {
-        output.error("cannot clean up after unfinished backups", &[error.to_string()], None);
+        output.error(
+            "cannot clean up after unfinished backups",
+            &[error.to_string()],
+            None,
+        );
     }
-    if report.failures().next().is_some() { Outcome::Failed } else { Outcome::Done }
+    if report.failures().next().is_some() {
+        Outcome::Failed
+    } else {
+        Outcome::Done
+    }
 }

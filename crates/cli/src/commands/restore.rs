@@ -5,13 +5,14 @@ use std::sync::Arc;
 
 use pgkeep_base::{BackupId, BackupKind, ByteCount};
 use pgkeep_config::Overrides;
-use pgkeep_dump::Progress;
 use pgkeep_dump::manifest::DumpManifest;
 use pgkeep_dump::restore::{self, HypertableRange, RestoreOptions, RestorePlan, RestoreReport};
+use pgkeep_dump::{ExportFormat, ExportOptions, Progress};
 use pgkeep_pg::Target;
 use pgkeep_repository::Repository;
 use serde_json::{Value, json};
 
+use super::export;
 use super::new_server::NewServer;
 use crate::args::RestoreArgs;
 use crate::context::{self, Context, KeyUse, Settings};
@@ -63,17 +64,40 @@ struct Work {
 /// `pgkeep restore`
 pub async fn run(context: &Context, args: RestoreArgs) -> Result<Outcome, Failure> {
     let into = args.into.as_deref().map(Into::parse).transpose()?;
+    let part = !args.databases.is_empty() || !args.tables.is_empty() || args.hypertable.is_some();
+    if part && matches!(into, Some(Into::Files(_))) {
+        return Err(Failure::usage(
+            "files hold the whole dump, and a part was asked for",
+            "leave --database, --table and --hypertable out, or restore into a server",
+        ));
+    }
     let work = context.cancellation.or(prepare(context, &args)).await?;
     tell_plan(context, &work, args.dry_run);
     match into {
         None => Ok(Outcome::Done),
-        Some(Into::Files(path)) => Err(Failure::usage(
-            format!("restoring into files ({}) is not available yet", path.display()),
-            "restore into a server, or follow RESTORE.md in the dump's folder with stock tools",
-        )),
+        Some(Into::Files(path)) if args.dry_run => {
+            context.output.summary(format!(
+                "\nIt would be written to {}. Nothing was done.",
+                path.display()
+            ));
+            Ok(Outcome::Done)
+        }
+        Some(Into::Files(path)) => {
+            let (output, programs) = (path.display().to_string(), work.settings.programs());
+            let options = ExportOptions {
+                format: ExportFormat::Files,
+                output,
+                databases: Vec::new(),
+                programs,
+            };
+            export::write(context, &work.repository, &work.id, &work.manifest, &options).await
+        }
         Some(Into::Server(target)) if args.dry_run => check(context, &work, &target).await,
         Some(Into::NewServer(path)) if args.dry_run => {
-            context.output.summary(format!("\nA new server would be made in {}. Nothing was done.", path.display()));
+            context.output.summary(format!(
+                "\nA new server would be made in {}. Nothing was done.",
+                path.display()
+            ));
             Ok(Outcome::Done)
         }
         Some(Into::Server(target)) => {
@@ -85,13 +109,23 @@ pub async fn run(context: &Context, args: RestoreArgs) -> Result<Outcome, Failur
 }
 
 async fn prepare(context: &Context, args: &RestoreArgs) -> Result<Work, Failure> {
-    let settings = context.settings(Overrides { jobs: args.jobs, ..Overrides::default() })?;
+    let settings = context.settings(Overrides {
+        jobs: args.jobs,
+        ..Overrides::default()
+    })?;
     let repository = context.repository(&settings, KeyUse::Needed).await?;
     let id = repository.find(BackupKind::Dump, &args.backup).await?;
     let manifest = pgkeep_dump::read_manifest(&repository, &id).await?;
     let options = options(&settings, args);
     let plan = restore::plan(&id, &manifest, &options)?;
-    Ok(Work { settings, repository, id, manifest, options, plan })
+    Ok(Work {
+        settings,
+        repository,
+        id,
+        manifest,
+        options,
+        plan,
+    })
 }
 
 fn options(settings: &Settings, args: &RestoreArgs) -> RestoreOptions {
@@ -182,7 +216,10 @@ fn plan_json(plan: &RestorePlan) -> Value {
 async fn check(context: &Context, work: &Work, target: &Target) -> Result<Outcome, Failure> {
     let checking = async { Ok(restore::check(&work.id, &work.manifest, target, &work.options).await?) };
     context.cancellation.or(checking).await?;
-    context.output.summary(format!("\n{} would take it. Nothing was done.", target.endpoint()));
+    context.output.summary(format!(
+        "\n{} would take it. Nothing was done.",
+        target.endpoint()
+    ));
     Ok(Outcome::Done)
 }
 
@@ -191,12 +228,20 @@ async fn restore(context: &Context, work: &Work, target: &Target) -> Result<Rest
     let display = Display::start(context.shown, &progress);
     let cancelled = context.cancellation.cancelled();
     let (repository, manifest, options) = (&work.repository, &work.manifest, &work.options);
-    let restored = restore::restore(repository, &work.id, manifest, target, options, &progress, cancelled).await;
+    let restored = restore::restore(
+        repository, &work.id, manifest, target, options, &progress, cancelled,
+    )
+    .await;
     drop(display);
     Ok(restored?)
 }
 
-async fn into_new_server(context: &Context, work: &Work, path: &Path, resume: bool) -> Result<Outcome, Failure> {
+async fn into_new_server(
+    context: &Context,
+    work: &Work,
+    path: &Path,
+    resume: bool,
+) -> Result<Outcome, Failure> {
     let programs = work.settings.programs();
     let starting = NewServer::start(path, &work.manifest, &programs, resume);
     let server = context.cancellation.or(starting).await?;
@@ -220,13 +265,26 @@ fn tell(context: &Context, report: &RestoreReport, place: &str) -> Outcome {
     let output = &context.output;
     let rows: u64 = report.databases.iter().map(|database| database.rows).sum();
     let counted_again: u64 = report.databases.iter().map(|database| database.counted).sum();
-    let names: Vec<&str> = report.databases.iter().map(|database| database.target_name.as_str()).collect();
-    output.summary(format!("\nDump {} is restored {place}.\n", styled(ACCENT, &report.id)));
+    let names: Vec<&str> = report
+        .databases
+        .iter()
+        .map(|database| database.target_name.as_str())
+        .collect();
+    output.summary(format!(
+        "\nDump {} is restored {place}.\n",
+        styled(ACCENT, &report.id)
+    ));
     if !output.is_quiet() {
         output.facts(&[
             ("databases", names.join(", ")),
             ("rows", count(rows)),
-            ("checked", format!("{}, all as in the dump", counted(counted_again, "table", "tables"))),
+            (
+                "checked",
+                format!(
+                    "{}, all as in the dump",
+                    counted(counted_again, "table", "tables")
+                ),
+            ),
             ("roles", report.roles_created.join(", ")),
             ("time", duration(report.elapsed)),
         ]);
@@ -250,5 +308,9 @@ fn tell(context: &Context, report: &RestoreReport, place: &str) -> Outcome {
     for attention in &report.attention {
         output.attention(attention);
     }
-    if report.attention.is_empty() { Outcome::Done } else { Outcome::Attention }
+    if report.attention.is_empty() {
+        Outcome::Done
+    } else {
+        Outcome::Attention
+    }
 }

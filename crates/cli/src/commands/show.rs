@@ -29,11 +29,17 @@ pub async fn run(context: &Context, args: ShowArgs) -> Result<Outcome, Failure> 
     }));
     facts(context, &manifest, entry.as_ref(), repository.store().url());
     context.output.line("");
-    databases(&manifest).lines().iter().for_each(|line| context.output.line(line));
+    databases(&manifest)
+        .lines()
+        .iter()
+        .for_each(|line| context.output.line(line));
     if args.tables {
         for database in &manifest.databases {
             context.output.line(format!("\n{}", styled(BOLD, &database.name)));
-            relations(database).lines().iter().for_each(|line| context.output.line(line));
+            relations(database)
+                .lines()
+                .iter()
+                .for_each(|line| context.output.line(line));
         }
     }
     for omission in &manifest.omissions {
@@ -44,25 +50,52 @@ pub async fn run(context: &Context, args: ShowArgs) -> Result<Outcome, Failure> 
 
 fn facts(context: &Context, manifest: &DumpManifest, entry: Option<&BackupEntry>, url: &str) {
     let totals = manifest.totals;
-    let annotations: Vec<String> =
-        manifest.annotations.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    let annotations: Vec<String> = manifest
+        .annotations
+        .iter()
+        .map(|(name, value)| format!("{name}={value}"))
+        .collect();
     let pinned = entry.and_then(|entry| entry.pin.as_ref()).map(|pin| {
-        let reason = if pin.reason.is_empty() { String::new() } else { format!(": {}", pin.reason) };
+        let reason = if pin.reason.is_empty() {
+            String::new()
+        } else {
+            format!(": {}", pin.reason)
+        };
         format!("since {}{reason}", time(pin.at))
     });
     let verified = entry.and_then(|entry| entry.evidence.as_ref());
     let verified = verified.map(|evidence| format!("{} ({})", list::in_words(evidence), time(evidence.at)));
-    let size = format!("{}, stored in {}", ByteCount(totals.plain_bytes), ByteCount(totals.stored_bytes));
+    let size = format!(
+        "{}, stored in {}",
+        ByteCount(totals.plain_bytes),
+        ByteCount(totals.stored_bytes)
+    );
     let ratio = ratio(totals.plain_bytes, totals.stored_bytes);
-    context.output.line(format!("Dump {}\n", styled(ACCENT, &manifest.id)));
+    context
+        .output
+        .line(format!("Dump {}\n", styled(ACCENT, &manifest.id)));
     context.output.facts(&[
         ("cluster", manifest.cluster.clone()),
         ("server", format!("PostgreSQL {}", manifest.server_version)),
         ("system", manifest.system_identifier.clone()),
         ("started", time(manifest.started_at)),
         ("finished", time(manifest.finished_at)),
-        ("rows", format!("{} in {}", count(totals.rows), counted(totals.relations, "table", "tables"))),
-        ("size", if ratio.is_empty() { size } else { format!("{size} ({ratio})") }),
+        (
+            "rows",
+            format!(
+                "{} in {}",
+                count(totals.rows),
+                counted(totals.relations, "table", "tables")
+            ),
+        ),
+        (
+            "size",
+            if ratio.is_empty() {
+                size
+            } else {
+                format!("{size} ({ratio})")
+            },
+        ),
         ("verified", verified.unwrap_or_else(|| "never".to_owned())),
         ("pinned", pinned.unwrap_or_default()),
         ("notes", annotations.join(", ")),
@@ -82,7 +115,11 @@ fn databases(manifest: &DumpManifest) -> Table {
         ("TIMESCALEDB", Align::Left),
     ]);
     for database in &manifest.databases {
-        let size = database.relations.iter().map(|relation| relation.plain_bytes).sum();
+        let size = database
+            .relations
+            .iter()
+            .map(|relation| relation.plain_bytes)
+            .sum();
         table.row(vec![
             database.name.clone(),
             time_short(database.snapshot_at),
@@ -90,7 +127,11 @@ fn databases(manifest: &DumpManifest) -> Table {
             count(database.relations.len() as u64),
             count(database.relations.iter().map(|relation| relation.rows).sum()),
             ByteCount(size).to_string(),
-            database.timescaledb.as_ref().map(|inventory| inventory.version.clone()).unwrap_or_default(),
+            database
+                .timescaledb
+                .as_ref()
+                .map(|inventory| inventory.version.clone())
+                .unwrap_or_default(),
         ]);
     }
     table

@@ -38,7 +38,9 @@ pub async fn read(repository: &Repository, ids: &[BackupId]) -> Result<Summaries
             }
             Err(error) if is_locked(&error) => summaries.locked = Some(error.to_string()),
             Err(error @ DumpError::Repository(RepositoryError::Store(_))) => return Err(error.into()),
-            Err(error) => summaries.damaged.push(format!("{id}: its summary can't be read: {error}")),
+            Err(error) => summaries
+                .damaged
+                .push(format!("{id}: its summary can't be read: {error}")),
         }
     }
     Ok(summaries)
@@ -46,6 +48,11 @@ pub async fn read(repository: &Repository, ids: &[BackupId]) -> Result<Summaries
 
 /// Whether it takes a key, or another key, and nothing else.
 pub fn is_locked(error: &DumpError) -> bool {
-    let DumpError::Repository(RepositoryError::Open { source, .. }) = error else { return false };
-    matches!(source, EncryptionError::NoIdentity { .. } | EncryptionError::WrongKey { .. })
+    let DumpError::Repository(RepositoryError::Open { source, .. }) = error else {
+        return false;
+    };
+    matches!(
+        source,
+        EncryptionError::NoIdentity { .. } | EncryptionError::WrongKey { .. }
+    )
 }

@@ -16,13 +16,31 @@ use crate::progress::Display;
 
 /// `pgkeep verify [ID|all]`
 pub async fn run(context: &Context, args: VerifyArgs) -> Result<Outcome, Failure> {
-    let settings = context.settings(Overrides { jobs: args.jobs, ..Overrides::default() })?;
-    let keys = if args.stored_only { KeyUse::None } else { KeyUse::Needed };
+    let settings = context.settings(Overrides {
+        jobs: args.jobs,
+        ..Overrides::default()
+    })?;
+    let keys = if args.stored_only {
+        KeyUse::None
+    } else {
+        KeyUse::Needed
+    };
     let repository = context.repository(&settings, keys).await?;
     let ids = context.backups(&repository, &args.backup).await?;
-    let depth = if args.stored_only { VerifyDepth::Stored } else { VerifyDepth::Contents };
-    let sample = args.sample.map(|fraction| Sample { fraction, seed: args.seed.unwrap_or_else(rand::random) });
-    let options = VerifyOptions { depth, sample, jobs: settings.jobs() };
+    let depth = if args.stored_only {
+        VerifyDepth::Stored
+    } else {
+        VerifyDepth::Contents
+    };
+    let sample = args.sample.map(|fraction| Sample {
+        fraction,
+        seed: args.seed.unwrap_or_else(rand::random),
+    });
+    let options = VerifyOptions {
+        depth,
+        sample,
+        jobs: settings.jobs(),
+    };
     let mut outcome = Outcome::Done;
     if ids.is_empty() {
         context.output.line("There is no backup to verify.");
@@ -54,7 +72,10 @@ fn tell(context: &Context, report: &VerifyReport, sample: Option<Sample>) -> Out
         }
     }
     if let Some(sample) = sample {
-        output.summary(format!("  chosen at random; --seed {} chooses the same", sample.seed));
+        output.summary(format!(
+            "  chosen at random; --seed {} chooses the same",
+            sample.seed
+        ));
     }
     if !report.passed() {
         let hint = "restore from another backup, take a new one now, and find out what happened to the store";
@@ -72,7 +93,11 @@ fn what_was_read(report: &VerifyReport) -> String {
     let objects = if report.objects == report.objects_total {
         format!("all {}", counted(report.objects_total, "object", "objects"))
     } else {
-        format!("{} of {} objects", count(report.objects), count(report.objects_total))
+        format!(
+            "{} of {} objects",
+            count(report.objects),
+            count(report.objects_total)
+        )
     };
     let size = ByteCount(report.stored_bytes);
     let took = duration(report.elapsed);
@@ -82,9 +107,16 @@ fn what_was_read(report: &VerifyReport) -> String {
             let tables = if report.relations == report.relations_total {
                 counted(report.relations_total, "table", "tables")
             } else {
-                format!("{} of {} tables", count(report.relations), count(report.relations_total))
+                format!(
+                    "{} of {} tables",
+                    count(report.relations),
+                    count(report.relations_total)
+                )
             };
-            format!("{objects}, {size}, {} in {tables} counted and hashed, in {took}", counted(report.rows, "row", "rows"))
+            format!(
+                "{objects}, {size}, {} in {tables} counted and hashed, in {took}",
+                counted(report.rows, "row", "rows")
+            )
         }
     }
 }

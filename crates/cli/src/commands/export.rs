@@ -1,0 +1,74 @@
+//! `pgkeep export`, and `pgkeep restore --into files:DIRECTORY`: a dump as files.
+
+use std::sync::Arc;
+
+use pgkeep_base::{BackupId, BackupKind, ByteCount};
+use pgkeep_config::Overrides;
+use pgkeep_dump::manifest::DumpManifest;
+use pgkeep_dump::{ExportFormat, ExportOptions, Progress};
+use pgkeep_repository::Repository;
+use serde_json::json;
+
+use crate::args::{ExportArgs, ExportAs};
+use crate::context::{Context, KeyUse};
+use crate::exit::{Failure, Outcome};
+use crate::output::{ACCENT, styled};
+use crate::progress::Display;
+
+/// `pgkeep export ID`
+pub async fn run(context: &Context, args: ExportArgs) -> Result<Outcome, Failure> {
+    let settings = context.settings(Overrides::default())?;
+    let format = match args.format {
+        ExportAs::Files => ExportFormat::Files,
+        ExportAs::Plain => ExportFormat::Plain,
+    };
+    if format == ExportFormat::Files && !args.databases.is_empty() {
+        return Err(Failure::usage(
+            "a folder holds the whole dump, and --database names a part",
+            "add --format plain, or leave --database out",
+        ));
+    }
+    let reading = async {
+        let repository = context.repository(&settings, KeyUse::Needed).await?;
+        let id = repository.find(BackupKind::Dump, &args.backup).await?;
+        let manifest = pgkeep_dump::read_manifest(&repository, &id).await?;
+        Ok((repository, id, manifest))
+    };
+    let (repository, id, manifest) = context.cancellation.or(reading).await?;
+    let options = ExportOptions {
+        format,
+        output: args.output,
+        databases: args.databases,
+        programs: settings.programs(),
+    };
+    write(context, &repository, &id, &manifest, &options).await
+}
+
+/// Writes it and tells.
+pub async fn write(
+    context: &Context,
+    repository: &Repository,
+    id: &BackupId,
+    manifest: &DumpManifest,
+    options: &ExportOptions,
+) -> Result<Outcome, Failure> {
+    let progress = Arc::new(Progress::default());
+    let display = Display::start(context.shown, &progress);
+    let cancelled = context.cancellation.cancelled();
+    let bytes = pgkeep_dump::export(repository, id, manifest, options, &progress, cancelled).await;
+    drop(display);
+    let bytes = bytes?;
+    let output = &context.output;
+    output.summary(format!(
+        "Dump {} is written to {} ({}).",
+        styled(ACCENT, id),
+        options.output,
+        ByteCount(bytes)
+    ));
+    output.summary(match options.format {
+        ExportFormat::Files => format!("\nRestore it with  sh {}/restore.sh", options.output),
+        ExportFormat::Plain => "\nIt is not encrypted; psql reads it.".to_owned(),
+    });
+    output.json(&json!({ "id": id.to_string(), "output": options.output, "bytes": bytes }));
+    Ok(Outcome::Done)
+}

@@ -1,0 +1,176 @@
+//! One clear error each, that names the mend; the right exit code; no panic and no secret (`Place::run` looks for both).
+
+use pgkeep_testkit::{ClusterOptions, require, requirements};
+
+use crate::support::{Done, PASSWORD, Place, server_with};
+
+/// One error is told, with this text, and with this mend unless it is empty.
+#[track_caller]
+fn told(done: Done, code: i32, error: &str, mend: &str) {
+    let done = done.expect(code);
+    assert_eq!(
+        done.stderr.matches("error:").count(),
+        1,
+        "one error: {}",
+        done.stderr
+    );
+    assert!(done.stderr.contains(error), "no '{error}' in: {}", done.stderr);
+    assert!(done.stderr.contains(mend), "no '{mend}' in: {}", done.stderr);
+}
+
+#[test]
+fn the_server_s_refusals_are_told() {
+    let options = ClusterOptions::default().hba_line("host all guarded 127.0.0.1/32 scram-sha-256");
+    let cluster = server_with(options);
+    cluster.psql("postgres", "CREATE ROLE guarded LOGIN SUPERUSER PASSWORD 'right'");
+    let mut place = Place::with(&cluster, None);
+    place
+        .environment
+        .push(("PGPASSWORD".to_owned(), PASSWORD.to_owned()));
+    let (host, port) = ("127.0.0.1", cluster.port());
+
+    let wrong = format!("host={host} port={port} user=guarded dbname=postgres");
+    told(
+        place.run(&["dump", "--connection", &wrong]),
+        1,
+        "password authentication failed",
+        "PGPASSWORD",
+    );
+    let missing = format!("host={host} port={port} user=postgres dbname=nix");
+    told(
+        place.run(&["dump", "--connection", &missing]),
+        1,
+        "database \"nix\" does not exist",
+        "psql -l",
+    );
+    told(
+        place.run(&["dump", "--database", "nix"]),
+        2,
+        "there is no database 'nix'",
+        "it has: postgres, app",
+    );
+    let nobody = format!("host={host} port=1 user=postgres");
+    told(
+        place.run(&["dump", "--connection", &nobody]),
+        1,
+        "connection refused",
+        "no server listens on 127.0.0.1:1",
+    );
+    assert!(
+        !place.path("repository").join("main/dump").exists(),
+        "nothing was begun"
+    );
+}
+
+/// Runs a command line without blanks in its words, and expects exit code 2.
+#[track_caller]
+fn refused(place: &Place, line: &str, error: &str, mend: &str) {
+    let words: Vec<&str> = line.split(' ').collect();
+    told(place.run(&words), 2, error, mend);
+}
+
+#[test]
+fn mistyped_flags_are_told_with_what_was_meant() {
+    let place = Place::new();
+    refused(&place, "dump --conection x", "'--conection'", "'--connection'");
+    refused(&place, "lst", "'lst'", "'list'");
+    refused(&place, "verify --sample 0%", "--sample", "100%");
+    refused(&place, "restore", "--into", "");
+    refused(
+        &place,
+        "restore --into server:",
+        "names no directory",
+        "server:DIRECTORY",
+    );
+    refused(&place, "list --set dump.jbs=3", "'dump.jbs'", "'dump.jobs'");
+    refused(&place, "list", "no repository is configured", "PGKEEP_REPOSITORY");
+    refused(&place, "list --repository s4://bucket", "'s4'", "s3");
+}
+
+#[test]
+fn mistyped_repositories_keys_and_connections_are_told() {
+    let place = Place::new();
+    let url = place.repository_url();
+    let (dump, key) = (format!("dump --repository {url}"), place.recipient());
+    refused(
+        &place,
+        &format!("list --repository {url}"),
+        "there is no pgkeep repository",
+        "pgkeep dump",
+    );
+    refused(&place, &dump, "no recipient", "pgkeep key new");
+    refused(
+        &place,
+        &format!("{dump} --recipient age1x"),
+        "age1x",
+        "pgkeep key new",
+    );
+    let dump = format!("{dump} --recipient {key}");
+    refused(&place, &format!("{dump} --connection hots=x"), "'hots'", "'host'");
+    let uri = format!("postgres://u:{PASSWORD}@127.0.0.1:99999/x");
+    refused(&place, &format!("{dump} --connection {uri}"), "port", "65535");
+    let two = format!("{dump} --repository file:///srv/two");
+    refused(&place, &two, "'repository' names 2 places", "pgkeep copy");
+    assert!(!place.path("repository").exists(), "nothing was begun");
+}
+
+#[test]
+fn a_wrong_configuration_file_is_told_with_the_place() {
+    let place = Place::new();
+    let write = |name: &str, text: &str| std::fs::write(place.path(name), text).unwrap();
+    refused(&place, "list --config nix.toml", "nix.toml", "--config FILE");
+    write("typo.toml", "[cluster.a]\nrepositry = \"file:///x\"\n");
+    refused(&place, "list --config typo.toml", "typo.toml:2:1", "'repository'");
+    write(
+        "broken.toml",
+        &format!("[cluster.a\nconnection = \"postgres://u:{PASSWORD}@h/d\"\n"),
+    );
+    refused(&place, "list --config broken.toml", "broken.toml:1", "");
+    write("two.toml", "[cluster.a]\n[cluster.b]\n");
+    refused(
+        &place,
+        "list --config two.toml",
+        "several clusters",
+        "--cluster NAME",
+    );
+    refused(&place, "list --config two.toml --cluster c", "'c'", "a, b");
+}
+
+/// With `--json` a program reads the same from standard output.
+#[test]
+fn programs_are_told_too() {
+    let place = Place::new();
+    let done = place.run(&["list", "--json"]).expect(2);
+    let error = &done.json()["error"];
+    assert_eq!(
+        (&error["exit_code"], &error["message"]),
+        (&2.into(), &"no repository is configured".into())
+    );
+    assert!(error["hint"].as_str().unwrap().contains("PGKEEP_REPOSITORY"));
+}
+
+/// It waits out a store that may only be restarting: a minute and a half.
+#[test]
+fn an_unreachable_bucket_is_told() {
+    require!(requirements::long());
+    let mut place = Place::new();
+    for (name, value) in [("AWS_ACCESS_KEY_ID", "key"), ("AWS_SECRET_ACCESS_KEY", PASSWORD)] {
+        place.environment.push((name.to_owned(), value.to_owned()));
+    }
+    let (endpoint, region) = ("s3.endpoint=http://127.0.0.1:1", "s3.region=eu-central-1");
+    let done = place.run(&[
+        "list",
+        "--repository",
+        "s3://bucket/x",
+        "--set",
+        endpoint,
+        "--set",
+        region,
+    ]);
+    told(
+        done,
+        1,
+        "Connection refused",
+        "check the network, the endpoint and the proxy settings",
+    );
+}

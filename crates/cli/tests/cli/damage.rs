@@ -1,0 +1,184 @@
+//! Objects that aren't what was written, and keys that don't fit.
+
+use std::fs;
+use std::path::Path;
+
+use pgkeep_repository::encryption::{Encryption, OpenOptions, open_bytes, seal_bytes};
+use serde_json::Value;
+
+use crate::support::{Place, server};
+
+fn flip_last_byte(path: &Path) {
+    let mut bytes = fs::read(path).unwrap();
+    *bytes.last_mut().unwrap() ^= 0x40;
+    fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn damage_is_found_named_and_remembered() {
+    let cluster = server();
+    let place = Place::with(&cluster, None);
+    let into = cluster.tcp_conninfo("postgres");
+    let restore = [
+        "restore",
+        "--into",
+        &into,
+        "-d",
+        "app",
+        "--target-database",
+        "other",
+    ];
+    let first = place.dump();
+    let object = place.object("d2/000001.sql.zst.age");
+    let whole = fs::read(&object).unwrap();
+
+    for (damage, word) in [("altered", "BLAKE3"), ("cut", "BLAKE3"), ("removed", "missing")] {
+        match damage {
+            "altered" => flip_last_byte(&object),
+            "cut" => fs::write(&object, &whole[..whole.len() / 2]).unwrap(),
+            _ => fs::remove_file(&object).unwrap(),
+        }
+        for args in [&["verify"][..], &["verify", "--stored-only"]] {
+            let done = place.run(args).expect(1);
+            assert!(
+                done.stdout.contains("is damaged") && done.stdout.contains("d2/000001.sql.zst.age"),
+                "{}",
+                done.stdout
+            );
+            assert!(done.stdout.contains(word), "no '{word}' in {}", done.stdout);
+            assert!(
+                done.stderr.contains("hint: restore from another backup"),
+                "{}",
+                done.stderr
+            );
+        }
+        fs::write(&object, &whole).unwrap();
+        place.run(&["verify"]).expect(0);
+    }
+
+    flip_last_byte(&object);
+    place.run(&["verify", "--json"]).expect(1);
+    let restored = place.run(&restore).expect(1);
+    assert!(
+        restored.stderr.contains("000001.sql.zst.age") && restored.stderr.contains("hint:"),
+        "{}",
+        restored.stderr
+    );
+    // The damaged one is the newest, and still the good one before it is kept.
+    let listed = place.run(&["list"]).expect(0).stdout;
+    assert!(listed.contains("DAMAGED"), "{listed}");
+    let second = place.dump();
+    let plan = place
+        .run(&["prune", "--keep-daily", "1", "--json"])
+        .expect(0)
+        .json_lines();
+    let goes = |id: &str| {
+        plan.iter()
+            .find(|line| line["id"] == id)
+            .map(|line| line["keep"] == false)
+    };
+    assert_eq!(
+        (goes(&first), goes(&second)),
+        (Some(true), Some(false)),
+        "{plan:?}"
+    );
+}
+
+#[test]
+fn the_wrong_key_opens_nothing_and_no_key_says_which_is_wanted() {
+    let cluster = server();
+    let place = Place::with(&cluster, None);
+    place.dump();
+    place.run(&["key", "new", "--output", "other.key"]).expect(0);
+    for command in [&["show"][..], &["verify"], &["restore", "--dry-run"]] {
+        let args: Vec<&str> = command
+            .iter()
+            .copied()
+            .chain(["--identity", "other.key"])
+            .collect();
+        let done = place.run(&args).expect(2);
+        assert!(
+            done.stderr.contains("none of the identities given opens"),
+            "{}",
+            done.stderr
+        );
+        assert!(
+            done.stderr.contains(&place.recipient()),
+            "it names the one that would: {}",
+            done.stderr
+        );
+    }
+    let listed = place.run(&["list", "--json"]).expect(0).json_lines();
+    assert_eq!(
+        listed[0]["verification"],
+        Value::Null,
+        "a wrong key says nothing about the dump"
+    );
+
+    let text = fs::read_to_string(place.path("pgkeep.toml")).unwrap();
+    fs::write(
+        place.path("host.toml"),
+        text.replace("identity_file", "# identity_file"),
+    )
+    .unwrap();
+    let done = place.run(&["show", "--config", "host.toml"]).expect(2);
+    assert!(done.stderr.contains("--identity FILE"), "{}", done.stderr);
+    // A host without the key takes dumps all the same.
+    place.run(&["dump", "--config", "host.toml"]).expect(0);
+    // One line of JSON for each.
+    assert_eq!(
+        place
+            .run(&["verify", "all", "--json"])
+            .expect(0)
+            .json_lines()
+            .len(),
+        2
+    );
+}
+
+#[test]
+fn what_a_later_version_wrote_is_left_to_it() {
+    let cluster = server();
+    let place = Place::with(&cluster, Some("encryption = \"none\""));
+    place.dump();
+    let options = OpenOptions {
+        identities: &[],
+        recipients: &[],
+        bytes_max: 1 << 20,
+    };
+    let path = place.object("/manifest");
+    let manifest = String::from_utf8(open_bytes(&fs::read(&path).unwrap(), &options).unwrap()).unwrap();
+    let sealed = |text: &str| seal_bytes(&Encryption::None, 3, text.as_bytes()).unwrap();
+
+    assert!(manifest.starts_with("{\"format\":1,"), "{manifest}");
+    fs::write(
+        &path,
+        sealed(&manifest.replacen("\"format\":1", "\"format\":99", 1)),
+    )
+    .unwrap();
+    let done = place.run(&["show"]).expect(1);
+    assert!(
+        done.stderr.contains("format version 99") && done.stderr.contains("install the pgkeep"),
+        "{}",
+        done.stderr
+    );
+
+    fs::write(&path, sealed(&manifest[..manifest.len() / 2])).unwrap();
+    let done = place.run(&["show"]).expect(1);
+    assert!(done.stderr.contains("is not readable"), "{}", done.stderr);
+
+    // A manifest that names objects outside the dump's folder.
+    fs::write(&path, sealed(&manifest.replace("d2/dependents", "../dependents"))).unwrap();
+    let done = place.run(&["verify"]).expect(1);
+    assert!(done.stderr.contains("is no name of an object"), "{}", done.stderr);
+    fs::write(&path, sealed(&manifest)).unwrap();
+    place.run(&["verify"]).expect(0);
+
+    let marker = place.path("repository/pgkeep.json");
+    let text = fs::read_to_string(&marker).unwrap();
+    fs::write(&marker, text.replace("\"format\": 1", "\"format\": 99")).unwrap();
+    for args in [&["list"][..], &["dump"], &["prune"]] {
+        let done = place.run(args).expect(1);
+        assert!(done.stderr.contains("format version 99"), "{}", done.stderr);
+    }
+}

@@ -1,0 +1,60 @@
+//! Ctrl-C: nothing half there, and the next run works.
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use pgkeep_testkit::poll_until;
+
+use crate::support::{Place, files, server};
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+fn signal(name: &str, pid: u32) {
+    let sent = std::process::Command::new("kill")
+        .args(["-s", name, &pid.to_string()])
+        .status()
+        .unwrap();
+    assert!(sent.success());
+}
+
+#[test]
+fn an_interrupted_dump_leaves_nothing_and_the_next_one_succeeds() {
+    let cluster = server();
+    // Rows that don't compress, so that a slow upload gives time.
+    cluster.psql(
+        "app",
+        "CREATE TABLE noise AS SELECT i, md5(random()::text) FROM generate_series(1, 20000) i",
+    );
+    let place = Place::with(&cluster, None);
+    let is_data = |path: &std::path::PathBuf| path.to_string_lossy().contains("/d2/");
+    for name in ["INT", "TERM"] {
+        let args = ["dump", "--jobs", "1", "--upload-limit", "100kB/s"];
+        let mut command = place.command(&args);
+        let child = command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        poll_until("the dump's first objects", LIMIT, || {
+            files(&place.path("repository")).iter().any(is_data)
+        });
+        signal(name, child.id());
+        let done = place.done(child.wait_with_output().unwrap()).expect(1);
+        assert!(done.stderr.contains("error: interrupted"), "{}", done.stderr);
+        assert_eq!(
+            place.run(&["list", "--json"]).expect(0).stdout,
+            "",
+            "no dump is there"
+        );
+        let left: Vec<_> = files(&place.path("repository"))
+            .into_iter()
+            .filter(is_data)
+            .collect();
+        assert!(left.is_empty(), "its objects are gone: {left:?}");
+    }
+    let id = place.dump();
+    let listed = place.run(&["list", "--json"]).expect(0).json_lines();
+    assert_eq!(listed.len(), 1);
+    assert_eq!(listed[0]["id"], id.as_str());
+    place.run(&["verify"]).expect(0);
+}

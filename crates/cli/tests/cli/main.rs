@@ -1,0 +1,14 @@
+//! The binary as users meet it: what it prints, how it exits, what it leaves behind.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "helpers of tests are tests"
+)]
+
+mod bad_input;
+mod damage;
+mod help;
+mod interrupted;
+mod support;
+mod whole;

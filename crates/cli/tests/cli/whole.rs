@@ -1,0 +1,340 @@
+//! One dump through all commands.
+
+use pgkeep_testkit::stores::SeaweedFs;
+use pgkeep_testkit::{Cluster, require};
+use serde_json::Value;
+
+use crate::support::{PASSWORD, PLAYERS, Place, server};
+
+const ROWS: u64 = PLAYERS + 5000;
+
+/// Every row of every table, in one hash.
+fn fingerprint(cluster: &Cluster, database: &str) -> String {
+    cluster.psql(
+        database,
+        "SELECT count(*), md5(string_agg(p::text, ',' ORDER BY id)) FROM players p;
+         SELECT count(*), md5(string_agg(s::text, ',' ORDER BY score)) FROM scores s;
+         SELECT count(*), sum(sum) FROM top; SELECT count(*) FROM empty; SELECT nextval('tickets');",
+    )
+}
+
+#[test]
+fn a_dump_is_listed_shown_verified_pinned_pruned_copied_and_restored() {
+    let cluster = server();
+    let place = Place::with(&cluster, None);
+    let dump = place.run(&["dump", "--annotate", "why=test"]).expect(0);
+    assert!(
+        dump.stdout.contains("is complete.") && dump.stdout.contains("8,000 in 4 tables"),
+        "{}",
+        dump.stdout
+    );
+    let entries = place.run(&["list", "--json"]).expect(0).json_lines();
+    let id = entries[0]["id"].as_str().unwrap().to_owned();
+    assert!(dump.stdout.contains(&id));
+    assert_eq!(entries[0]["state"], "complete");
+    assert_eq!(
+        entries[0]["summary"]["databases"],
+        serde_json::json!(["postgres", "app"])
+    );
+    assert_eq!(entries[0]["summary"]["totals"]["rows"], ROWS);
+    assert_eq!(entries[0]["verification"], Value::Null);
+
+    let shown = place.run(&["show", &id[..12], "--json"]).expect(0).json();
+    assert_eq!(shown["manifest"]["annotations"]["why"], "test");
+    let text = place.run(&["show", "--tables"]).expect(0).stdout;
+    assert!(
+        text.contains(&id) && text.contains("public.players") && text.contains("why=test"),
+        "{text}"
+    );
+
+    verified(&place, &id);
+    pruned(&place, &id);
+    copied(&place);
+    restored(&cluster, &place);
+}
+
+fn verified(place: &Place, id: &str) {
+    let report = place.run(&["verify", "--json"]).expect(0).json();
+    assert_eq!(
+        (&report["passed"], &report["depth"], &report["rows"]),
+        (&true.into(), &"contents".into(), &ROWS.into())
+    );
+    assert_eq!(
+        (&report["tables"], &report["recorded"]),
+        (&report["tables_total"], &true.into())
+    );
+    let sample = place
+        .run(&["verify", "all", "--sample", "1%", "--seed", "7"])
+        .expect(0)
+        .stdout;
+    assert!(
+        sample.contains("is good") && sample.contains("--seed 7"),
+        "{sample}"
+    );
+    // Without the key there are still the hashes.
+    std::fs::write(place.path("empty.toml"), "").unwrap();
+    let url = place.repository_url();
+    let stored = place.run(&[
+        "verify",
+        "--config",
+        "empty.toml",
+        "--repository",
+        &url,
+        "--stored-only",
+        "--json",
+    ]);
+    assert_eq!(stored.expect(0).json()["depth"], "hashes");
+    let listed = place
+        .run(&["list", "--config", "empty.toml", "--repository", &url])
+        .expect(0);
+    assert!(
+        listed.stdout.contains(id) && !listed.stdout.contains("app"),
+        "{}",
+        listed.stdout
+    );
+    assert!(listed.stderr.contains("--identity FILE"), "{}", listed.stderr);
+}
+
+fn pruned(place: &Place, id: &str) {
+    place
+        .run(&["pin", id, "--reason", "before the migration"])
+        .expect(0);
+    let second = place.dump();
+    assert_eq!(second.len(), id.len(), "--quiet prints the id alone: {second}");
+    let plan = place
+        .run(&["prune", "--dry-run", "--keep-daily", "1"])
+        .expect(0)
+        .stdout;
+    assert!(
+        plan.contains("pinned: before the migration") && plan.contains("Nothing would be removed"),
+        "{plan}"
+    );
+    place.run(&["unpin", id]).expect(0);
+    let plan = place
+        .run(&["prune", "--dry-run", "--keep-daily", "1", "--json"])
+        .expect(0)
+        .json_lines();
+    assert_eq!(
+        (&plan[0]["id"], &plan[0]["keep"], &plan[0]["state"]),
+        (&id.into(), &false.into(), &"goes".into())
+    );
+    assert_eq!(
+        (&plan[1]["id"], &plan[1]["reasons"][0]["code"]),
+        (&second.as_str().into(), &"last_good".into())
+    );
+    assert_eq!(
+        place.run(&["list", "--json"]).expect(0).json_lines().len(),
+        2,
+        "a dry run removes nothing"
+    );
+    let pruned = place.run(&["prune", "--keep-daily", "1"]).expect(0).stdout;
+    assert!(pruned.contains("Removed 1 backup"), "{pruned}");
+    let left = place.run(&["list", "--json"]).expect(0).json_lines();
+    assert_eq!(
+        left.iter().map(|entry| &entry["id"]).collect::<Vec<_>>(),
+        [&Value::from(second)]
+    );
+}
+
+fn copied(place: &Place) {
+    let to = format!("file://{}", place.path("second").display());
+    let first = place
+        .run(&["copy", "all", "--to", &to, "--json"])
+        .expect(0)
+        .json();
+    assert_eq!(first["was_complete"], false);
+    let again = place
+        .run(&["copy", "latest", "--to", &to, "--json"])
+        .expect(0)
+        .json();
+    assert_eq!(
+        (&again["was_complete"], &again["objects_copied"]),
+        (&true.into(), &0.into())
+    );
+    place.run(&["verify", "all", "--repository", &to]).expect(0);
+    let same = place
+        .run(&["copy", "all", "--to", &place.repository_url()])
+        .expect(2);
+    assert!(same.stderr.contains("--to URL"), "{}", same.stderr);
+}
+
+fn restored(cluster: &Cluster, place: &Place) {
+    let into = cluster.tcp_conninfo("postgres");
+    let plan = place.run(&["restore", "--dry-run", "--json"]).expect(0).json();
+    assert_eq!(
+        (&plan["dry_run"], &plan["databases"][1]["name"]),
+        (&true.into(), &"app".into())
+    );
+    let beside = [
+        "restore",
+        "latest",
+        "--into",
+        &into,
+        "-d",
+        "app",
+        "--target-database",
+        "app2",
+    ];
+    let report = place.run(&beside).expect(0).stdout;
+    assert!(
+        report.contains("is restored") && report.contains("8,000"),
+        "{report}"
+    );
+    assert_eq!(fingerprint(cluster, "app2"), fingerprint(cluster, "app"));
+    let refused = place.run(&beside).expect(4);
+    assert!(refused.stderr.contains("--overwrite"), "{}", refused.stderr);
+}
+
+#[test]
+fn a_new_server_is_made_for_a_restore() {
+    use std::os::unix::fs::PermissionsExt;
+    let cluster = server();
+    let place = Place::with(&cluster, None);
+    place.dump();
+    // The server's user has to get there.
+    std::fs::set_permissions(place.folder.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    let into = format!("server:{}", place.path("data").display());
+    let done = place.run(&["restore", "--into", &into]).expect(0);
+    assert!(done.stdout.contains("pg_ctl start -D"), "{}", done.stdout);
+    assert!(place.path("data/PG_VERSION").exists() && !place.path("data/postmaster.pid").exists());
+    let again = place.run(&["restore", "--into", &into]).expect(4);
+    assert!(again.stderr.contains("is not empty"), "{}", again.stderr);
+}
+
+/// What can't be captured is said, and the exit code says that something was.
+#[test]
+fn what_is_missing_from_a_dump_needs_attention() {
+    let cluster = server();
+    // pg_read_all_data would be enough for the passwords too.
+    let grants =
+        ["TABLES", "SEQUENCES"].map(|kind| format!("GRANT SELECT ON ALL {kind} IN SCHEMA public TO reader;"));
+    cluster.psql("app", &format!("CREATE ROLE reader LOGIN; {}", grants.concat()));
+    let place = Place::with(&cluster, None);
+    let conninfo = cluster
+        .tcp_conninfo("postgres")
+        .replace("user=postgres", "user=reader");
+    let done = place
+        .run(&["dump", "--connection", &conninfo, "-d", "app"])
+        .expect(3);
+    assert!(done.stdout.contains("is complete."), "{}", done.stdout);
+    assert!(
+        done.stderr.starts_with("attention: ") && done.stderr.contains("password"),
+        "{}",
+        done.stderr
+    );
+    assert_eq!(place.run(&["verify"]).expect(0).code, 0);
+}
+
+#[test]
+fn a_dump_is_written_as_files_too() {
+    let cluster = server();
+    let place = Place::with(&cluster, None);
+    place
+        .run(&["dump", "--format", "plain", "--output", "all.sql.gz"])
+        .expect(0);
+    place
+        .run(&["dump", "-F", "custom", "-o", "app.dump", "-d", "app"])
+        .expect(0);
+    place
+        .run(&["dump", "-F", "directory", "-o", "app", "-d", "app"])
+        .expect(0);
+    for name in ["all.sql.gz", "app.dump", "app/toc.dat"] {
+        assert!(std::fs::metadata(place.path(name)).unwrap().len() > 100, "{name}");
+    }
+    assert!(!place.path("repository").exists(), "files need no repository");
+    place.dump();
+    place.run(&["export", "--output", "folder"]).expect(0);
+    place
+        .run(&["export", "--format", "plain", "--output", "whole.sql"])
+        .expect(0);
+    place.run(&["restore", "--into", "files:again"]).expect(0);
+    for folder in ["folder", "again"] {
+        assert!(
+            place.path(folder).join("restore.sh").exists()
+                && place.path(folder).join("d2/schema.dump").exists()
+        );
+    }
+    assert!(
+        std::fs::read_to_string(place.path("whole.sql"))
+            .unwrap()
+            .contains("COPY \"public\".\"players\"")
+    );
+    place
+        .run(&["export", "--output", "folder", "-d", "app"])
+        .expect(2);
+    place.run(&["dump", "-F", "custom", "-o", "all.dump"]).expect(2);
+    place.run(&["dump", "-F", "plain"]).expect(2);
+    place.run(&["dump", "-o", "x"]).expect(2);
+}
+
+#[test]
+fn the_doctor_finds_everything_in_place_and_says_what_is_not() {
+    let cluster = server();
+    let place = Place::with(&cluster, None);
+    let findings = place.run(&["doctor", "--json"]).expect(0).json_lines();
+    let areas: Vec<&str> = findings
+        .iter()
+        .map(|finding| finding["area"].as_str().unwrap())
+        .collect();
+    for area in ["configuration", "encryption", "repository", "server", "programs"] {
+        assert!(areas.contains(&area), "{area}: {areas:?}");
+    }
+    let conninfo = "host=127.0.0.1 port=1";
+    let sick = place
+        .run(&["doctor", "--connection", conninfo, "--identity", "nothing.key"])
+        .expect(1)
+        .stdout;
+    assert!(
+        sick.contains("connection refused") && sick.contains("nothing.key"),
+        "{sick}"
+    );
+    assert!(sick.contains("2 errors to mend"), "{sick}");
+}
+
+#[test]
+fn a_bucket_works_like_a_folder() {
+    let store = require!(SeaweedFs::start());
+    let cluster = server();
+    let mut place = Place::new();
+    let url = format!("{}/backups", store.bucket("cli"));
+    place.configure(&cluster, &url, None);
+    for (name, value) in [
+        ("AWS_ACCESS_KEY_ID", store.access_key.as_str()),
+        ("AWS_SECRET_ACCESS_KEY", store.secret_key.as_str()),
+        ("PGKEEP_S3__ENDPOINT", store.endpoint.as_str()),
+        ("PGKEEP_S3__REGION", "us-east-1"),
+    ] {
+        place.environment.push((name.to_owned(), value.to_owned()));
+    }
+    place.dump();
+    let second = place.dump();
+    place.run(&["verify", "all"]).expect(0);
+    place.run(&["prune", "--keep-daily", "1"]).expect(0);
+    let left = place.run(&["list", "--json"]).expect(0).json_lines();
+    assert_eq!(
+        left.iter().map(|entry| &entry["id"]).collect::<Vec<_>>(),
+        [&Value::from(second)]
+    );
+    let folder = format!("file://{}", place.path("second").display());
+    place.run(&["copy", "all", "--to", &folder]).expect(0);
+    place.run(&["verify", "--repository", &folder]).expect(0);
+    let doctor = place.run(&["doctor"]);
+    assert!(
+        doctor.stdout.contains("is reachable"),
+        "{}{}",
+        doctor.stdout,
+        doctor.stderr
+    );
+    let wrong = [
+        format!("s3.access_key_id={}", store.access_key),
+        format!("s3.secret_access_key={PASSWORD}"),
+    ];
+    let refused = place
+        .run(&["dump", "--set", &wrong[0], "--set", &wrong[1]])
+        .expect(1);
+    assert!(
+        refused.stderr.contains("AWS_SECRET_ACCESS_KEY"),
+        "{}",
+        refused.stderr
+    );
+}
