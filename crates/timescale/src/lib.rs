@@ -1,7 +1,7 @@
 //! Knowledge of TimescaleDB's catalog: what a dump must record, what a restore must do, and what would silently go wrong.
 //!
 //! Supported: TimescaleDB 2.13 and later, both editions. The catalog changed from release to release; instead of a table
-//! of versions the code asks the catalog which columns it has ([`catalog`](crate::inventory) reads it), so that releases
+//! of versions the code asks the catalog which columns it has (`catalog.rs`), so that releases
 //! in between and development builds are read right too.
 //!
 //! # What was found by running it
@@ -16,7 +16,8 @@
 //! - **The catalog's rows** are those of the tables in `pg_extension.extconfig`, with its conditions. Loaded in the order
 //!   of their foreign keys, between [`pre_restore`] and [`post_restore`] and after the tables they name exist
 //!   (`regclass` columns), they equal the source's row for row, except for the installation's own id. They have to be read
-//!   with an empty `search_path`, or a `regclass` loses its schema.
+//!   with an empty `search_path`, or a `regclass` loses its schema. Which tables, and from which to which the keys lead,
+//!   differs by version: ask the catalog, don't list them. In 2.13 some have no columns.
 //! - **Loading** with `TRUNCATE ONLY` and `COPY ... FREEZE` in one transaction is right for plain chunks, partial chunks
 //!   and compressed relations, but not for chunks with the hypercore access method: there TRUNCATE empties the compressed
 //!   relation too. So: only where the access method is heap.
@@ -27,7 +28,10 @@
 //! - Indexes, constraints and triggers of chunks are entries of their own in `pg_dump`'s archive; those of the root don't
 //!   cascade while restoring. `pg_restore --section=post-data --jobs` is right once the data is there.
 //! - [`post_restore`] starts the background jobs at once, and a retention policy that is overdue deletes the history that
-//!   was just restored: [`hold_jobs`] before, [`pending_deletions`] after, then [`release_jobs`].
+//!   was just restored: [`hold_jobs`] before, [`pending_deletions`] after, then [`release_jobs`]. A first start in the
+//!   future (`initial_start`) is no protection: when a job ran last isn't dumped, so it is due.
+//! - The extension's schema, where it isn't `public`, is an entry of the archive too (`SCHEMA - name owner`), and is there
+//!   already when the archive is restored, because the extension is.
 //! - **Any statement, even `SET`, loads the extension's library into a session**, and `ALTER EXTENSION ... UPDATE` is
 //!   refused from then on: see [`update_extension`].
 

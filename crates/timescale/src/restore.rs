@@ -69,7 +69,7 @@ pub async fn pre_restore(session: &mut Session) -> Result<(), TimescaleError> {
 /// `timescaledb_post_restore()` has been seen to answer true and to leave the mode on (upstream issues 5842, 9625), so
 /// it is called until the mode is off, three times at most. It also starts the scheduler of the jobs before its own
 /// transaction has ended the mode; a scheduler that is faster than the commit finds the mode on and ends for good, and no
-/// job ever runs (seen on 2.13.1). So the workers are started once more.
+/// job ever runs (seen on 2.13.1 and 2.17.2). So the workers are started once more.
 ///
 /// # Errors
 /// [`TimescaleError::StillRestoring`]; [`TimescaleError::Pg`] if the catalog is of another version than the library.

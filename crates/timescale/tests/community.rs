@@ -5,7 +5,10 @@
 mod common;
 
 use common::migration::{self, Dumped};
-use common::{assert_same_state, block_on, community_servers, connect, create_community_game, state};
+use common::{
+    assert_same_state, block_on, community_servers, community_servers_with, connect, create_community_game,
+    state,
+};
 use pgkeep_testkit::{Cluster, require};
 use pgkeep_timescale::{
     HypertableKind, Inventory, License, RelationName, TimescaleError, Version, compressed_row_count_sql,
@@ -493,9 +496,17 @@ fn the_cutoff_is_the_policies_own_for_every_type_of_time() {
     }
 }
 
+/// With these, the commits of the sessions of [`connect`] take a tenth of a second: time enough for the scheduler, which is started before the commit that ends the
+/// restore mode, to find that mode on and to die of it.
+const SLOW_COMMIT: &[(&str, &str)] = &[
+    ("fsync", "on"),
+    ("commit_delay", "100000"),
+    ("commit_siblings", "0"),
+];
+
 #[test]
 fn without_holding_jobs_an_overdue_policy_deletes_the_restored_history() {
-    for cluster in require!(community_servers()) {
+    for cluster in require!(community_servers_with(SLOW_COMMIT)) {
         create_community_game(&cluster, "app");
         // As most policies are: without a fixed schedule, so due at once where no statistics say when it ran.
         let jobs = cluster.psql(
