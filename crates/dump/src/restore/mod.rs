@@ -47,6 +47,8 @@ pub(crate) struct Restore<'a> {
     pub options: &'a RestoreOptions,
     pub progress: &'a Arc<Progress>,
     pub prefix: String,
+    /// The database being restored, for the error's hint.
+    current: std::sync::Mutex<Option<String>>,
 }
 
 /// What a restore with these options would do. Reads only the manifest.
@@ -118,6 +120,7 @@ pub async fn restore(
         options,
         progress,
         prefix: layout::backup_prefix(repository.cluster(), id),
+        current: std::sync::Mutex::new(None),
     };
     let mut report = RestoreReport {
         id: id.clone(),
@@ -126,55 +129,78 @@ pub async fn restore(
         attention: Vec::new(),
         elapsed: begun.elapsed(),
     };
-    for omission in &manifest.omissions {
-        report
-            .attention
-            .push(format!("the dump does not hold {omission}"));
-    }
-    let mut cancelled = std::pin::pin!(cancelled);
-    if options.roles && !options.is_partial() {
-        restore_roles(&restore, &mut session, &mut report).await?;
-    }
-    if options.is_partial() {
-        let parts = part::restore(&restore, &mut session, &mut report.attention);
-        let restored = tokio::select! {
-            result = parts => result,
-            () = &mut cancelled => Err(DumpError::Interrupted),
-        };
-        report.databases.push(restored?);
-        session.close().await;
-        report.elapsed = begun.elapsed();
-        return Ok(report);
-    }
-    let chosen = plan::choose(manifest, options)?;
-    let bytes: u64 = chosen
-        .iter()
-        .flat_map(|(database, _)| &database.relations)
-        .map(|relation| relation.plain_bytes)
-        .sum();
-    progress
-        .bytes_total
-        .store(bytes, std::sync::atomic::Ordering::Relaxed);
-    for (database, target_name) in &chosen {
-        let attention = &mut report.attention;
-        let one = async {
-            if database.filters.selects_a_part() {
-                part::restore_filtered(&restore, &mut session, database, target_name, attention).await
-            } else {
-                database::restore(&restore, &mut session, database, target_name, attention).await
-            }
-        };
-        let restored = tokio::select! {
-            result = one => result,
-            () = &mut cancelled => Err(DumpError::Interrupted),
-        };
-        report
-            .databases
-            .push(restored.map_err(|source| unfinished(&restore, target_name, source))?);
-    }
+    let restored = tokio::select! {
+        result = everything(&restore, &mut session, &mut report) => result,
+        () = cancelled => Err(restore.unfinished(DumpError::Interrupted)),
+    };
+    restored?;
     session.close().await;
     report.elapsed = begun.elapsed();
     Ok(report)
+}
+
+async fn everything(
+    restore: &Restore<'_>,
+    session: &mut Session,
+    report: &mut RestoreReport,
+) -> Result<(), DumpError> {
+    let (manifest, options) = (restore.manifest, restore.options);
+    let omissions = manifest.omissions.iter();
+    report
+        .attention
+        .extend(omissions.map(|omission| format!("the dump does not hold {omission}")));
+    if options.is_partial() {
+        report
+            .databases
+            .push(part::restore(restore, session, &mut report.attention).await?);
+        return Ok(());
+    }
+    if options.roles {
+        restore_roles(restore, session, report).await?;
+    }
+    let chosen = plan::choose(manifest, options)?;
+    let relations = chosen.iter().flat_map(|(database, _)| &database.relations);
+    let bytes: u64 = relations.map(|relation| relation.plain_bytes).sum();
+    restore
+        .progress
+        .bytes_total
+        .store(bytes, std::sync::atomic::Ordering::Relaxed);
+    for (database, target_name) in &chosen {
+        restore.set_current(Some(target_name));
+        let attention = &mut report.attention;
+        let restored = if database.filters.selects_a_part() {
+            part::restore_filtered(restore, session, database, target_name, attention).await
+        } else {
+            database::restore(restore, session, database, target_name, attention).await
+        };
+        report
+            .databases
+            .push(restored.map_err(|source| restore.unfinished(source))?);
+        restore.set_current(None);
+    }
+    Ok(())
+}
+
+impl Restore<'_> {
+    fn set_current(&self, name: Option<&String>) {
+        *self
+            .current
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner) = name.cloned();
+    }
+
+    /// An error with how to go on, when a database was begun.
+    fn unfinished(&self, source: DumpError) -> DumpError {
+        let current = self
+            .current
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .clone();
+        match current {
+            Some(target_name) => unfinished(self, &target_name, source),
+            None => source,
+        }
+    }
 }
 
 fn unfinished(restore: &Restore<'_>, target_name: &str, source: DumpError) -> DumpError {
