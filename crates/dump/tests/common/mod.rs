@@ -1,7 +1,7 @@
 //! What the tests of dumps share: a repository in a temporary directory, and dumps and restores between two servers.
 #![allow(dead_code, reason = "each test program uses its part")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,6 +14,7 @@ use pgkeep_pg::programs::ProgramSearch;
 use pgkeep_pg::{Conninfo, Environment, Target};
 use pgkeep_repository::encryption::Encryption;
 use pgkeep_repository::{Access, Repository, keys};
+use pgkeep_store::fault::FaultPlan;
 use pgkeep_store::{Store, StoreOptions};
 use pgkeep_testkit::Cluster;
 
@@ -113,4 +114,70 @@ pub async fn restore(
         std::future::pending(),
     )
     .await
+}
+
+/// A dump that goes on while the test does something else.
+pub fn begin_dump(
+    repository: &Repository,
+    cluster: &Cluster,
+    options: &DumpOptions,
+) -> tokio::task::JoinHandle<Result<DumpReport, DumpError>> {
+    let (repository, options) = (repository.clone(), options.clone());
+    let target = target(cluster, "postgres");
+    let runtime = tokio::runtime::Handle::current();
+    tokio::task::spawn_blocking(move || {
+        let progress = Arc::new(Progress::default());
+        let dump = pgkeep_dump::dump(&repository, &target, &options, &progress, std::future::pending());
+        runtime.block_on(dump)
+    })
+}
+
+/// How long anything that must come may take on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Waits until a session stands in line for a lock of this mode on the relation.
+pub fn wait_for_waiter(cluster: &Cluster, database: &str, relation: &str, mode: &str) {
+    let sql = format!(
+        "SELECT count(*) FROM pg_locks WHERE NOT granted AND mode = '{mode}' AND relation = '{relation}'::regclass
+           AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+    );
+    pgkeep_testkit::poll_until(&format!("a session that waits for {relation}"), PATIENCE, || {
+        cluster.psql(database, &sql) != "0"
+    });
+}
+
+/// A repository whose store makes mistakes, tried again as usual but with less patience.
+pub async fn repository_with_faults(folder: &Path, faults: FaultPlan) -> Repository {
+    let options = StoreOptions {
+        faults: Some(faults),
+        ..StoreOptions::default()
+    };
+    let store = Store::open(&format!("file://{}", folder.display()), &options)
+        .await
+        .unwrap();
+    let access = Access {
+        encryption: Encryption::None,
+        identities: Vec::new(),
+        compression_level: 3,
+    };
+    Repository::open_or_create(store, "test", access).await.unwrap()
+}
+
+/// Every object in the dump's folder is named by its list of checksums, beside that list and the manifest themselves.
+pub async fn assert_no_strays(repository: &Repository, id: &BackupId) {
+    let prefix = format!("test/dump/{id}/");
+    let listed = repository.store().list(&prefix).await.unwrap();
+    let stored: BTreeSet<String> = listed
+        .iter()
+        .map(|object| object.key[prefix.len()..].to_owned())
+        .filter(|name| name != "manifest" && name != "checksums.b3")
+        .collect();
+    let named: BTreeSet<String> = repository
+        .checksums(id)
+        .await
+        .unwrap()
+        .into_iter()
+        .map(|checksum| checksum.name)
+        .collect();
+    assert_eq!(stored, named);
 }
