@@ -33,7 +33,7 @@ const FAILURES_KEPT_MAX: usize = 20;
 /// How deep a verification goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum VerifyDepth {
-    /// The stored bytes, against `checksums.b3`. Needs no key.
+    /// The stored bytes, against `checksums.b3`. Needs no key, and can't judge the manifest, which names the rest.
     Stored,
     /// Decrypted, decompressed, parsed and counted, against the manifest. Needs the key.
     Contents,
@@ -108,8 +108,8 @@ impl VerifyReport {
 /// Verifies one dump and records the outcome beside it.
 ///
 /// # Errors
-/// The store can't be read, the key is missing or wrong, the manifest can't be read: then nothing is said about the
-/// dump. Missing and damaged objects are the result, not an error.
+/// The store can't be read, the key is missing or wrong, a later version wrote the manifest: then nothing is said about
+/// the dump. Missing and damaged objects are the result, not an error.
 pub async fn verify(
     repository: &Repository,
     id: &BackupId,
@@ -230,7 +230,14 @@ async fn contents(
     findings: &mut Findings,
 ) -> Result<(), DumpError> {
     progress.set_phase("reading the manifest");
-    let manifest = read_manifest(repository, id).await?;
+    let manifest = match read_manifest(repository, id).await {
+        Ok(manifest) => manifest,
+        Err(error) if is_locked(&error) => return Err(error),
+        Err(error) => {
+            findings.fail(damage(error, layout::MANIFEST)?);
+            return Ok(());
+        }
+    };
     let checksums = repository.checksums(id).await?;
     compare_lists(&manifest, &checksums, findings);
     for database in &manifest.databases {
@@ -462,10 +469,21 @@ impl Check<'_> {
     }
 }
 
+/// Whether a key is missing or doesn't fit: that says nothing about the dump.
+fn is_locked(error: &DumpError) -> bool {
+    let DumpError::Repository(RepositoryError::Open { source, .. }) = error else {
+        return false;
+    };
+    matches!(
+        source,
+        EncryptionError::NoIdentity { .. } | EncryptionError::WrongKey { .. }
+    )
+}
+
 /// What an error says about the object, if it is about the object: the rest goes up.
 fn damage(error: DumpError, name: &str) -> Result<String, DumpError> {
     let reason = match &error {
-        DumpError::Object { .. } => return Ok(error.to_string()),
+        DumpError::Object { .. } | DumpError::Manifest { .. } => return Ok(error.to_string()),
         DumpError::Repository(RepositoryError::HashMismatch { found, expected, .. }) => {
             format!("its BLAKE3 hash is {found}, not {expected}")
         }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use pgkeep_base::ByteCount;
+use pgkeep_base::{ByteCount, Classified, RetryClass};
 use pgkeep_config::Overrides;
 use pgkeep_dump::Progress;
 use pgkeep_dump::verify::{Sample, VerifyDepth, VerifyOptions, VerifyReport, verify};
@@ -50,7 +50,15 @@ pub async fn run(context: &Context, args: VerifyArgs) -> Result<Outcome, Failure
         let display = Display::start(context.shown, &progress);
         let report = verify(&repository, id, &options, &progress).await;
         drop(display);
-        outcome = outcome.and(tell(context, &report?, sample));
+        outcome = outcome.and(match report {
+            Ok(report) => tell(context, &report, sample),
+            // One of a later version, say: the others can be verified all the same.
+            Err(error) if ids.len() > 1 && error.retry_class() == RetryClass::Permanent => {
+                Failure::from(error).tell(&context.output);
+                Outcome::Failed
+            }
+            Err(error) => return Err(error.into()),
+        });
     }
     Ok(outcome)
 }

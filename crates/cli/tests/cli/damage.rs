@@ -170,7 +170,7 @@ fn what_a_later_version_wrote_is_left_to_it() {
     // A manifest that names objects outside the dump's folder.
     fs::write(&path, sealed(&manifest.replace("d2/dependents", "../dependents"))).unwrap();
     let done = place.run(&["verify"]).expect(1);
-    assert!(done.stderr.contains("is no name of an object"), "{}", done.stderr);
+    assert!(done.stdout.contains("is no name of an object"), "{}", done.stdout);
     fs::write(&path, sealed(&manifest)).unwrap();
     place.run(&["verify"]).expect(0);
 
@@ -181,4 +181,75 @@ fn what_a_later_version_wrote_is_left_to_it() {
         let done = place.run(args).expect(1);
         assert!(done.stderr.contains("format version 99"), "{}", done.stderr);
     }
+}
+
+/// Everything has the right hash, and the manifest says something else: only reading the contents finds it.
+#[test]
+fn what_the_manifest_says_is_held_against_the_rows() {
+    let cluster = server();
+    let place = Place::with(&cluster, Some("encryption = \"none\""));
+    place.dump();
+    let path = place.object("/manifest");
+    let options = OpenOptions {
+        identities: &[],
+        recipients: &[],
+        bytes_max: 1 << 20,
+    };
+    let original = open_bytes(&fs::read(&path).unwrap(), &options).unwrap();
+    let lie = |change: &dyn Fn(&mut Value)| {
+        let mut manifest: Value = serde_json::from_slice(&original).unwrap();
+        change(&mut manifest["databases"][1]);
+        let sealed = seal_bytes(&Encryption::None, 3, manifest.to_string().as_bytes()).unwrap();
+        fs::write(&path, sealed).unwrap();
+        assert_eq!(
+            place.run(&["verify", "--stored-only"]).code,
+            0,
+            "the hashes are right"
+        );
+        place.run(&["verify"]).expect(1).stdout
+    };
+    let rows = lie(&|database| {
+        database["data"][0]["segments"][0]["rows"] = 2999.into();
+        database["relations"][0]["rows"] = 2999.into();
+    });
+    assert!(rows.contains("a block holds 3000 rows, not 2999"), "{rows}");
+    let sum = lie(&|database| database["relations"][0]["rows"] = 2999.into());
+    assert!(
+        sum.contains("has 2999 rows") && sum.contains("hold 3000"),
+        "{sum}"
+    );
+    let bytes = lie(&|database| {
+        let bytes = database["data"][0]["segments"][0]["bytes"].as_u64().unwrap() - 1;
+        database["data"][0]["segments"][0]["bytes"] = bytes.into();
+        database["relations"][0]["plain_bytes"] = bytes.into();
+    });
+    assert!(bytes.contains("a block doesn't end where it should"), "{bytes}");
+    let name = lie(&|database| database["relations"][0]["name"] = "gamers".into());
+    assert!(name.contains("should have a block of public.gamers"), "{name}");
+    let columns = lie(&|database| database["relations"][0]["columns"] = "\"id\"".into());
+    assert!(
+        columns.contains("should have a block of public.players"),
+        "{columns}"
+    );
+    let hash = lie(&|database| database["relations"][0]["hash"] = "00".repeat(32).into());
+    assert!(
+        hash.contains("the rows of table public.players have the hash"),
+        "{hash}"
+    );
+    let object = lie(&|database| database["data"][0]["hash"] = "00".repeat(32).into());
+    assert!(object.contains("disagree about its hash"), "{object}");
+    let gone = lie(&|database| {
+        database["data"].as_array_mut().unwrap().clear();
+    });
+    assert!(gone.contains("its blocks hold 0 in 0"), "{gone}");
+    fs::write(&path, seal_bytes(&Encryption::None, 3, &original).unwrap()).unwrap();
+    place.run(&["verify"]).expect(0);
+    // Damage to the manifest itself is damage, and remembered.
+    flip_last_byte(&path);
+    let manifest = place.run(&["verify"]).expect(1).stdout;
+    assert!(
+        manifest.contains("is damaged") && manifest.contains("manifest"),
+        "{manifest}"
+    );
+    assert!(place.run(&["list"]).stdout.contains("DAMAGED"));
 }
