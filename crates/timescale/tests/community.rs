@@ -496,12 +496,12 @@ fn the_cutoff_is_the_policies_own_for_every_type_of_time() {
     }
 }
 
-/// With these, the commits of the sessions of [`connect`] take a tenth of a second: time enough for the scheduler, which is started before the commit that ends the
-/// restore mode, to find that mode on and to die of it.
+/// With these, the commits of the sessions of [`connect`] take a tenth of a second: time enough for the scheduler, which
+/// is started before the commit that ends the restore mode, to find that mode on and to die of it.
 const SLOW_COMMIT: &[(&str, &str)] = &[
     ("fsync", "on"),
-    ("commit_delay", "100000"),
     ("commit_siblings", "0"),
+    ("synchronous_commit", "off"),
 ];
 
 #[test]
