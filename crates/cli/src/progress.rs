@@ -97,17 +97,24 @@ async fn move_bar(progress: Arc<Progress>, bar: ProgressBar) {
         |template| ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
     let (spinner, full) = (style(SPINNER), style(BAR).progress_chars("━━╌"));
     let mut ticks = tokio::time::interval(REFRESH_INTERVAL);
-    let mut has_length = None;
+    let mut measurable = None;
     loop {
         ticks.tick().await;
         let total = progress.bytes_total.load(Ordering::Relaxed);
-        if has_length != Some(total > 0) {
-            has_length = Some(total > 0);
-            bar.set_style(if total > 0 { full.clone() } else { spinner.clone() });
+        // Sizes are estimates: more may be done than there was to do.
+        let done = progress.bytes_done.load(Ordering::Relaxed).min(total);
+        // Before the first byte and after the last there is no rate to tell a time from.
+        let now_measurable = done > 0 && done < total;
+        if measurable != Some(now_measurable) {
+            measurable = Some(now_measurable);
+            bar.set_style(if now_measurable {
+                full.clone()
+            } else {
+                spinner.clone()
+            });
         }
         bar.set_length(total);
-        // Sizes are estimates: more may be done than there was to do.
-        bar.set_position(progress.bytes_done.load(Ordering::Relaxed).min(total));
+        bar.set_position(done);
         bar.set_message(progress.phase());
         bar.tick();
     }
