@@ -89,8 +89,17 @@ fn timescale_error(database: &str) -> impl Fn(pgkeep_timescale::TimescaleError) 
 
 pub(crate) async fn inventory(session: &mut Session, database: &str) -> Result<Option<Inventory>, DumpError> {
     let error = timescale_error(database);
-    if pgkeep_timescale::detect(session).await.map_err(&error)?.is_none() {
+    let Some(extension) = pgkeep_timescale::detect(session).await.map_err(&error)? else {
         return Ok(None);
+    };
+    if extension.restoring {
+        // Compressed rows can't be seen then, and what is there is perhaps half of something.
+        return Err(DumpError::Refused {
+            message: format!(
+                "database '{database}' is in TimescaleDB's restore mode: it is being restored, or a restore stopped"
+            ),
+            hint: "finish the restore, or end the mode with: SELECT timescaledb_post_restore()".to_owned(),
+        });
     }
     Ok(Some(pgkeep_timescale::inventory(session).await.map_err(&error)?))
 }

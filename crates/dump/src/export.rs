@@ -210,11 +210,11 @@ impl Exporting<'_> {
             .write(Bytes::from(sql::before_script(database.timescaledb.as_ref())))
             .await?;
         let archive = self.archive(database, &database.schema).await?;
-        let timescaledb = database.timescaledb.is_some();
+        let timescaledb = database.timescaledb.as_ref();
         let late = |oid: u32| database.foreign_keys_to_hypertables.contains(&oid);
         archive
             .script(Some("pre-data"), output, |entry| {
-                !(timescaledb && entry.is_timescaledb_extension())
+                !entry.is_made_beforehand(timescaledb)
             })
             .await?;
         let (mut configuration, mut data) = split_data(database);

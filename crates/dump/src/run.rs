@@ -16,7 +16,9 @@ use pgkeep_repository::{Repository, integrity, layout};
 use crate::catalog;
 use crate::database;
 use crate::error::{Context, DumpError};
-use crate::manifest::{DatabaseManifest, DumpManifest, DumpSummary, Filters, MANIFEST_FORMAT, Totals};
+use crate::manifest::{
+    DatabaseManifest, DumpManifest, DumpSummary, Filters, MANIFEST_FORMAT, RelationKind, Totals,
+};
 use crate::progress::Progress;
 use crate::schema::{self, ClientPrograms};
 use crate::{sql, way_out};
@@ -223,6 +225,7 @@ impl Run<'_> {
             let folder = format!("d{}", number + 1);
             dumped.push(database::dump(self, name, &folder).await?);
         }
+        refuse_empty_selection(&dumped, &self.options.filters)?;
         let mut manifest = DumpManifest {
             format: MANIFEST_FORMAT,
             id: self.id.to_string(),
@@ -296,6 +299,18 @@ impl Run<'_> {
         self.repository.commit(&self.id, sealed).await?;
         Ok(())
     }
+}
+
+/// A pattern with a typing error must not make a dump of nothing.
+fn refuse_empty_selection(dumped: &[database::Dumped], filters: &Filters) -> Result<(), DumpError> {
+    let mut relations = dumped.iter().flat_map(|dumped| &dumped.manifest.relations);
+    if filters.selects_a_part() && relations.all(|relation| relation.kind == RelationKind::Configuration) {
+        return Err(DumpError::Usage {
+            message: "no table fits what was asked for".to_owned(),
+            hint: Some("patterns are those of pg_dump: --table 'schema.name*'".to_owned()),
+        });
+    }
+    Ok(())
 }
 
 fn serialize<T: serde::Serialize>(value: &T) -> Result<Bytes, DumpError> {

@@ -207,7 +207,8 @@ pub fn after_script(timescaledb: Option<&Inventory>, materialized_views: &[Quali
             script,
             "-- A retention policy that is overdue would delete what was just restored: the jobs stay off until you\n\
              -- have checked the data. Turn one on with: SELECT alter_job(ID, scheduled => true);\n\
-             {HOLD_JOBS}\nSELECT {schema}.timescaledb_post_restore();\n\\connect\n"
+             {HOLD_JOBS}\nSELECT {schema}.timescaledb_post_restore();\n\\connect\n\
+             SELECT _timescaledb_functions.restart_background_workers();\n"
         );
         let held: Vec<String> = timescaledb
             .jobs

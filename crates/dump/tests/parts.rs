@@ -125,6 +125,10 @@ async fn filters_leave_rows_out_and_the_manifest_says_so() {
     assert_eq!(relations[2], ("visits_2".to_owned(), 0, true));
     assert_eq!(relations.len(), 3);
 
+    options.filters.tables = vec!["shop.visist".to_owned()];
+    let nothing = common::dump(&repository, &cluster, &options).await.unwrap_err();
+    assert!(matches!(nothing, DumpError::Usage { .. }), "{nothing}");
+
     // A filtered dump restores what it holds, and no empty shells of the rest.
     cluster.psql("shop", "DROP SCHEMA shop CASCADE");
     let restore = common::restore_options(&cluster);

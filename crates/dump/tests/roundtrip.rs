@@ -4,7 +4,7 @@ mod common;
 
 use pgkeep_testkit::compare::{Inventory, InventoryOptions, assert_same, assert_same_servers};
 use pgkeep_testkit::fixtures::{DATABASES, Events, GameData};
-use pgkeep_testkit::{Cluster, ClusterOptions, require};
+use pgkeep_testkit::{Cluster, ClusterOptions, require, requirements};
 
 async fn there_and_back(source: &Cluster, destination: &Cluster, encrypted: bool) {
     let folder = tempfile::tempdir().unwrap();
@@ -110,8 +110,11 @@ async fn timescaledb_on_18() {
 /// Compressed and partly compressed chunks, continuous aggregates, policies and jobs.
 #[tokio::test(flavor = "multi_thread")]
 async fn timescaledb_community() {
-    let source = require!(Cluster::start_community(None));
-    let destination = require!(Cluster::start_community(None));
-    GameData::new(Events::Community).load(&source);
-    there_and_back(&source, &destination, true).await;
+    for server in require!(requirements::community(None)) {
+        println!("{}", server.bin.display());
+        let start = || Cluster::start_with(&server.bin, &ClusterOptions::new(server.major).timescaledb());
+        let (source, destination) = (start(), start());
+        GameData::new(Events::Community).load(&source);
+        there_and_back(&source, &destination, true).await;
+    }
 }

@@ -1,13 +1,13 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use pgkeep_base::quote_identifier;
+use pgkeep_base::{quote_identifier, quote_literal};
 use pgkeep_pg::Session;
 use serde::{Deserialize, Serialize};
 
 use crate::catalog::CatalogForm;
 use crate::edition::require;
-use crate::{Inventory, License, TimescaleError};
+use crate::{Inventory, Job, License, TimescaleError};
 
 /// A background job's id. A restore keeps it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
@@ -47,6 +47,36 @@ pub async fn hold_jobs(session: &mut Session) -> Result<Vec<JobId>, TimescaleErr
     held.sort_unstable();
     tracing::debug!(jobs = held.len(), "holds TimescaleDB's jobs");
     Ok(held)
+}
+
+/// Gives jobs the next start they had when they were dumped, where that is still to come: a restored job has no history,
+/// and would run at once. Call it before [`release_jobs`]. Nothing is done on the Apache edition, which runs no policies.
+///
+/// # Errors
+/// As [`release_jobs`].
+pub async fn keep_next_starts(session: &mut Session, dumped: &[Job]) -> Result<(), TimescaleError> {
+    let extension = require(session).await?;
+    if extension.restoring {
+        return Err(TimescaleError::Restoring);
+    }
+    if extension.license != License::Timescale {
+        return Ok(());
+    }
+    let schema = quote_identifier(&extension.schema);
+    for job in dumped.iter().filter(|job| job.id >= FIRST_USER_JOB) {
+        let Some(next_start) = &job.next_start else {
+            continue;
+        };
+        let next_start = quote_literal(next_start);
+        session
+            .execute(&format!(
+                "SELECT {schema}.alter_job({}, next_start => {next_start}::timestamptz, if_exists => true) \
+                 WHERE {next_start}::timestamptz > now() AND isfinite({next_start}::timestamptz)",
+                job.id
+            ))
+            .await?;
+    }
+    Ok(())
 }
 
 /// Lets held jobs run again. Jobs that aren't there any more are passed over.

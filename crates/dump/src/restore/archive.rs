@@ -7,6 +7,7 @@ use pgkeep_pg::Target;
 use pgkeep_pg::programs::{self, Program, ProgramError, ProgramSearch, RunLimits};
 use pgkeep_repository::Repository;
 use pgkeep_repository::object::ObjectRef;
+use pgkeep_timescale::Inventory;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
@@ -238,10 +239,14 @@ impl Archive {
 }
 
 impl Entry {
-    /// The extension itself, which is made beforehand at the dumped version.
-    pub fn is_timescaledb_extension(&self) -> bool {
+    /// TimescaleDB itself, which is made beforehand at the dumped version, and the schema it was made in.
+    pub fn is_made_beforehand(&self, timescaledb: Option<&Inventory>) -> bool {
+        let Some(inventory) = timescaledb else {
+            return false;
+        };
         let text = self.text.trim_end();
-        text == "EXTENSION - timescaledb" || text == "COMMENT - EXTENSION timescaledb"
+        let extension = text == "EXTENSION - timescaledb" || text == "COMMENT - EXTENSION timescaledb";
+        extension || text.starts_with(&format!("SCHEMA - {} ", inventory.schema))
     }
 
     /// A row of `pg_constraint`.

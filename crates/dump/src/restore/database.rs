@@ -148,9 +148,9 @@ impl One<'_> {
             pgkeep_timescale::pre_restore(&mut session).await.map_err(error)?;
             session.close().await;
         }
-        let timescaledb = self.database.timescaledb.is_some();
+        let timescaledb = self.database.timescaledb.as_ref();
         let restored = archive.restore(&self.target, Some("pre-data"), 1, false, |entry| {
-            !(timescaledb && entry.is_timescaledb_extension())
+            !entry.is_made_beforehand(timescaledb)
         });
         restored
             .await?
@@ -411,6 +411,9 @@ impl One<'_> {
             .filter(|job| job.scheduled && !held.contains(&job.id))
             .map(|job| pgkeep_timescale::JobId(job.id))
             .collect();
+        pgkeep_timescale::keep_next_starts(&mut session, &inventory.jobs)
+            .await
+            .map_err(error)?;
         pgkeep_timescale::release_jobs(&mut session, &release)
             .await
             .map_err(error)?;

@@ -280,7 +280,7 @@ impl One<'_> {
         let archive = tables::fetch_archive_as(restore, self.database, false).await?;
         let context = || format!("preparing chunks of {}", self.name);
         let made = archive.restore(scratch, Some("pre-data"), 1, false, |entry| {
-            !entry.is_timescaledb_extension()
+            !entry.is_made_beforehand(Some(inventory))
         });
         made.await?.context(context)?;
         let mut session = loading_session(scratch, client_encoding(self.database)).await?;
