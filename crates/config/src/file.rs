@@ -131,7 +131,7 @@ pub(crate) fn parse(text: &str, path: &Path) -> Result<BTreeMap<String, Cluster>
     let mut walk = Walk {
         text,
         path,
-        errors: Vec::new(),
+        problems: Vec::new(),
     };
     let root = DeTable::parse(text).map_err(|error| {
         let at = error.span().map_or(0, |span| span.start);
@@ -143,16 +143,29 @@ pub(crate) fn parse(text: &str, path: &Path) -> Result<BTreeMap<String, Cluster>
     })?;
     let clusters = walk.root(root.get_ref());
     // Tables are sorted by name; what stands first in the file is what the user should mend first.
-    match walk.errors.into_iter().min_by_key(|(at, _)| *at) {
-        Some((_, error)) => Err(error),
+    match walk.problems.iter().min_by_key(|(at, _)| *at) {
+        Some((at, problem)) => Err(walk.error(*at, problem)),
         None => Ok(clusters),
     }
+}
+
+/// What is wrong somewhere. Only the first in the file becomes an error: where it stands and what was meant take time to
+/// find out, and a file may hold a hundred thousand of them.
+enum Problem {
+    UnknownAtTop(String),
+    /// The names of the tables around it, each with a dot after it, and the key.
+    UnknownKey(String, String),
+    InvalidValue {
+        setting: String,
+        problem: String,
+    },
+    InvalidClusterName(String),
 }
 
 struct Walk<'a> {
     text: &'a str,
     path: &'a Path,
-    errors: Vec<(usize, ConfigError)>,
+    problems: Vec<(usize, Problem)>,
 }
 
 impl Walk<'_> {
@@ -167,22 +180,34 @@ impl Walk<'_> {
         }
     }
 
-    fn unknown_key(&mut self, at: usize, key: String, nearest: Option<String>) {
+    fn error(&self, at: usize, problem: &Problem) -> ConfigError {
         let origin = self.origin(at);
-        self.errors
-            .push((at, ConfigError::UnknownKey { origin, key, nearest }));
+        match problem {
+            Problem::UnknownAtTop(key) => ConfigError::UnknownKey {
+                origin,
+                key: key.clone(),
+                nearest: nearest_at_top(key),
+            },
+            Problem::UnknownKey(prefix, key) => ConfigError::UnknownKey {
+                origin,
+                key: format!("{prefix}{key}"),
+                nearest: nearest_setting(prefix, key),
+            },
+            Problem::InvalidValue { setting, problem } => ConfigError::InvalidValue {
+                origin,
+                setting: setting.clone(),
+                problem: problem.clone(),
+            },
+            Problem::InvalidClusterName(name) => ConfigError::InvalidClusterName {
+                origin,
+                name: name.clone(),
+            },
+        }
     }
 
     fn invalid_value(&mut self, at: usize, setting: String, problem: String) {
-        let origin = self.origin(at);
-        self.errors.push((
-            at,
-            ConfigError::InvalidValue {
-                origin,
-                setting,
-                problem,
-            },
-        ));
+        self.problems
+            .push((at, Problem::InvalidValue { setting, problem }));
     }
 
     fn root(&mut self, root: &DeTable<'_>) -> BTreeMap<String, Cluster> {
@@ -190,7 +215,8 @@ impl Walk<'_> {
         for (key, value) in root {
             let at = key.span().start;
             if key.get_ref() != TOP_LEVEL_KEY {
-                self.unknown_key(at, key.get_ref().to_string(), nearest_at_top(key.get_ref()));
+                self.problems
+                    .push((at, Problem::UnknownAtTop(key.get_ref().to_string())));
                 continue;
             }
             let DeValue::Table(tables) = value.get_ref() else {
@@ -207,11 +233,8 @@ impl Walk<'_> {
                     continue;
                 };
                 if !is_cluster_name(name.get_ref()) {
-                    let error = ConfigError::InvalidClusterName {
-                        origin: self.origin(at),
-                        name: name.get_ref().to_string(),
-                    };
-                    self.errors.push((at, error));
+                    let problem = Problem::InvalidClusterName(name.get_ref().to_string());
+                    self.problems.push((at, problem));
                 }
                 let mut cluster = Cluster::default();
                 self.table(&mut cluster, table, "");
@@ -240,8 +263,8 @@ impl Walk<'_> {
                     }
                 }
             } else {
-                let meant = nearest_setting(prefix, key.get_ref());
-                self.unknown_key(key.span().start, name, meant);
+                let problem = Problem::UnknownKey(prefix.to_owned(), key.get_ref().to_string());
+                self.problems.push((key.span().start, problem));
             }
         }
     }
@@ -311,6 +334,25 @@ mod tests {
             assert_eq!(clusters, present.first().map_or(Vec::new(), |name| vec![*name]));
             assert_eq!(loaded.path, (first < all.len()).then(|| paths[first].clone()));
         }
+    }
+
+    /// Finding out for each where it stands and what was meant took minutes.
+    #[test]
+    fn a_file_full_of_errors_is_refused_at_once() {
+        let mut text = "[cluster.a]\n".to_owned();
+        let mut number = 0;
+        while (text.len() as u64) < CONFIG_FILE_BYTES_MAX - 20 {
+            text += &format!("k{number:x}=1\n");
+            number += 1;
+        }
+        let begun = std::time::Instant::now();
+        let error = parse(&text, Path::new("/x")).unwrap_err().to_string();
+        assert!(error.starts_with("/x:2:1: there is no setting 'k0'"), "{error}");
+        assert!(
+            begun.elapsed() < std::time::Duration::from_secs(60),
+            "{:?}",
+            begun.elapsed()
+        );
     }
 
     #[test]
