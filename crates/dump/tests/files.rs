@@ -1,4 +1,11 @@
 //! Dumps in PostgreSQL's own formats restore with PostgreSQL's own tools.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "helpers of tests are tests"
+)]
 
 mod common;
 

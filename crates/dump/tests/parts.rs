@@ -1,4 +1,11 @@
 //! Parts of a dump: filters while dumping, single tables, hypertables and time ranges while restoring.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "helpers of tests are tests"
+)]
 
 mod common;
 

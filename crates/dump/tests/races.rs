@@ -1,4 +1,11 @@
 //! What other sessions do while a dump runs: nothing is lost, nothing hangs, nobody is cancelled.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "helpers of tests are tests"
+)]
 
 mod common;
 

@@ -1,4 +1,11 @@
 //! What docs/FORMAT.md says is true and enough: a reader in another language, written from it alone, gets every row out.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "helpers of tests are tests"
+)]
 
 mod common;
 
