@@ -18,12 +18,16 @@ pub fn store_url(data: &[u8]) {
         return;
     }
     for scheme in ["s3", "gs", "az", "abfss", "file", "https", "s4"] {
-        for own in [
-            format!("{scheme}://{SECRET}@{text}"),
+        let mut texts = vec![
             format!("{scheme}://user:{SECRET}{text}@host/prefix"),
             format!("{scheme}://user:?{text}{SECRET}@host/prefix"),
             format!("{scheme}://host/prefix?{text}{SECRET}"),
-        ] {
+        ];
+        // On Azure a container stands before the '@'.
+        if !matches!(scheme, "az" | "abfss") {
+            texts.push(format!("{scheme}://{SECRET}@{text}"));
+        }
+        for own in texts {
             let said = match StoreUrl::parse(&own) {
                 Ok(url) => url.to_string(),
                 Err(error) => error.to_string(),
