@@ -153,7 +153,8 @@ mod tests {
 
     #[test]
     fn the_corpus_of_the_fuzzers_is_read_or_refused() {
-        let targets: [(&str, fn(&[u8])); 5] = [
+        type Target = (&'static str, fn(&[u8]));
+        let targets: [Target; 5] = [
             ("manifest", manifest),
             ("blocks", blocks),
             ("archive", archive),

@@ -9,8 +9,10 @@
 
 mod common;
 
-use pgkeep_dump::restore::HypertableRange;
+use pgkeep_base::BackupId;
+use pgkeep_dump::restore::{HypertableRange, RestoreOptions};
 use pgkeep_dump::{DumpError, read_manifest};
+use pgkeep_repository::Repository;
 use pgkeep_testkit::{Cluster, ClusterOptions, require};
 
 const TABLES: &str = "
@@ -202,15 +204,24 @@ async fn hypertable(source: &Cluster, compressed: bool) {
         .unwrap_err();
     assert!(matches!(refused, DumpError::Refused { .. }), "{refused}");
 
-    // The whole hypertable, beside the old one, made anew.
+    options.hypertable = None;
+    whole_beside(source, &repository, &report.id, options, hash, &before).await;
+}
+
+/// The whole hypertable, beside the old one, made anew.
+async fn whole_beside(
+    source: &Cluster,
+    repository: &Repository,
+    id: &BackupId,
+    mut options: RestoreOptions,
+    hash: &str,
+    before: &str,
+) {
     source.create_database("copy");
     source.psql("copy", "CREATE EXTENSION timescaledb");
-    options.hypertable = None;
     options.tables = vec!["s.metrics".to_owned()];
     options.target_database = Some("copy".to_owned());
-    common::restore(&repository, &report.id, source, &options)
-        .await
-        .unwrap();
+    common::restore(repository, id, source, &options).await.unwrap();
     assert_eq!(source.psql("copy", hash), before);
     let chunks = "SELECT count(*) > 9 FROM timescaledb_information.chunks WHERE hypertable_name = 'metrics'";
     assert_eq!(source.psql("copy", chunks).trim(), "t");

@@ -62,7 +62,7 @@ pub(crate) fn archive(list: &str, dependents: &str, relation: &Relation) {
         let _ = (
             picker.picks(entry),
             entry.is_constraint(),
-            entry.is_timescaledb_extension(),
+            entry.is_made_beforehand(None),
         );
     }
 }
