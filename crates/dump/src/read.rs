@@ -1,6 +1,7 @@
 //! Reading what a dump says of itself.
 
 use pgkeep_base::BackupId;
+use pgkeep_repository::integrity::is_object_name;
 use pgkeep_repository::object::ObjectRef;
 use pgkeep_repository::{Repository, RepositoryError, layout};
 use serde::Deserialize;
@@ -108,12 +109,11 @@ fn check_sums(manifest: &DumpManifest) -> Result<(), String> {
 
 /// Names become keys of the store, and hashes file contents: neither may be just anything.
 fn check_object(object: &ObjectRef) -> Result<(), String> {
-    let inside = object
-        .name
-        .split('/')
-        .all(|part| !matches!(part, "" | "." | ".."));
-    if !inside {
-        return Err(format!("'{}' is no name of an object", object.name));
+    if !is_object_name(&object.name) {
+        return Err(format!(
+            "'{}' is no name of an object",
+            object.name.escape_debug()
+        ));
     }
     let hexadecimal =
         object.hash.len() == blake3::OUT_LEN * 2 && object.hash.bytes().all(|byte| byte.is_ascii_hexdigit());
@@ -190,7 +190,7 @@ mod tests {
     #[test]
     fn names_that_lead_out_of_the_folder_are_refused() {
         assert_eq!(check_object(&object("d1/000001.sql.zst")), Ok(()));
-        for bad in ["", "/x", "../manifest", "d1//x", "d1/./x", "d1/.."] {
+        for bad in ["", "/x", "../manifest", "d1//x", "d1/./x", "d1/..", "d1\n"] {
             assert!(check_object(&object(bad)).is_err(), "{bad}");
         }
         let short = ObjectRef {

@@ -22,6 +22,16 @@ const VERIFY_CONCURRENCY: usize = 4;
 /// Names the length of a BLAKE3 hash in hexadecimal.
 const HASH_HEX_LENGTH: usize = 64;
 
+/// Of a wrong line this much is shown, in characters.
+const SHOWN_LENGTH_MAX: usize = 200;
+
+/// Whether it can be the name of an object in a backup's folder: it doesn't lead out of the folder, and can be shown on
+/// a terminal.
+pub fn is_object_name(name: &str) -> bool {
+    let inside = name.split('/').all(|part| !matches!(part, "" | "." | ".."));
+    inside && !name.chars().any(char::is_control)
+}
+
 /// What is known of one stored object without the manifest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Checksum {
@@ -51,11 +61,12 @@ pub fn parse_checksums(text: &str) -> Result<Vec<Checksum>, String> {
         let parsed = line.split_once("  ").filter(|(hash, name)| {
             let hexadecimal =
                 hash.len() == HASH_HEX_LENGTH && hash.bytes().all(|byte| byte.is_ascii_hexdigit());
-            let inside = !name.is_empty() && name.split('/').all(|part| !matches!(part, "" | "." | ".."));
-            hexadecimal && inside
+            hexadecimal && is_object_name(name)
         });
         let Some((hash, name)) = parsed else {
-            return Err(format!("'{line}' is not a checksum"));
+            // Anybody who can write to the store may have written it: no control characters, and not much of it.
+            let shown: String = line.chars().take(SHOWN_LENGTH_MAX).collect();
+            return Err(format!("'{}' is not a checksum", shown.escape_debug()));
         };
         checksums.push(Checksum {
             hash: hash.to_owned(),
@@ -169,8 +180,11 @@ mod tests {
             &format!("{}  ../x", object.hash),
             &format!("{}  /etc/passwd", object.hash),
             "zz  name",
+            &format!("{}  summary\r", object.hash),
+            &format!("{}  a\u{1b}[31mb", object.hash),
         ] {
-            assert!(parse_checksums(bad).is_err(), "{bad}");
+            let said = parse_checksums(bad).expect_err(bad);
+            assert!(!said.chars().any(char::is_control), "{said:?}");
         }
     }
 }
