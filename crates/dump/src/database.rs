@@ -36,8 +36,7 @@ pub(crate) async fn dump(run: &Run<'_>, name: &str, folder: &str) -> Result<Dump
     let target = run.target.with_database(name);
     let phase = |what: &str| run.progress.set_phase(format!("{name}: {what}"));
     phase("locking tables");
-    let owners = owners_query(&run.options.filters, &target).await?;
-    let (mut snapshot, schema) = snapshot_and_schema(run, &target, &owners, folder).await?;
+    let (mut snapshot, schema) = snapshot_and_schema(run, &target, folder).await?;
     let timescaledb = inventory(&mut snapshot.session, name).await?;
     let relations = ordered_relations(&mut snapshot, timescaledb.as_ref()).await?;
     phase("reading the catalog");
@@ -105,16 +104,18 @@ pub(crate) async fn inventory(session: &mut Session, database: &str) -> Result<O
 }
 
 /// Under which name the filters see a chunk: its hypertable's. Only asked when there are filters.
-pub(crate) async fn owners_query(filters: &Filters, target: &Target) -> Result<String, DumpError> {
+pub(crate) async fn owners_query(
+    filters: &Filters,
+    session: &mut Session,
+    database: &str,
+) -> Result<String, DumpError> {
     let none = "SELECT NULL::oid AS relid, NULL::text AS schema_name, NULL::text AS table_name WHERE false";
     if *filters == Filters::default() {
         return Ok(none.to_owned());
     }
-    let mut session = snapshot::reading_session(target).await?;
-    let Some(inventory) = inventory(&mut session, target.database()).await? else {
+    let Some(inventory) = inventory(session, database).await? else {
         return Ok(none.to_owned());
     };
-    session.close().await;
     let mut rows = Vec::new();
     for hypertable in inventory
         .hypertables
@@ -157,14 +158,13 @@ pub(crate) async fn owners_query(filters: &Filters, target: &Target) -> Result<S
 async fn snapshot_and_schema(
     run: &Run<'_>,
     target: &Target,
-    owners: &str,
     folder: &str,
 ) -> Result<(LockedSnapshot, Vec<ObjectRef>), DumpError> {
     let suffix = sealed_suffix(run.repository);
     let mut attempt = 1;
     loop {
         let options = run.options;
-        let mut snapshot = snapshot::take(target, &options.filters, owners, options.lock_timeout).await?;
+        let mut snapshot = snapshot::take(target, &options.filters, options.lock_timeout).await?;
         run.progress
             .set_phase(format!("{}: reading the schema", target.database()));
         let lock_timeout_ms = SCHEMA_LOCK_TIMEOUT.as_millis();

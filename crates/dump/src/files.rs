@@ -14,7 +14,7 @@ use pgkeep_store::StoreOptions;
 use tokio::process::Command;
 
 use crate::catalog;
-use crate::database::{inventory, owners_query};
+use crate::database::inventory;
 use crate::error::{Context, DumpError};
 use crate::manifest::Filters;
 use crate::output::{Compression, Output};
@@ -105,6 +105,13 @@ pub async fn write_files(
             hint: Some(format!("choose one with --database: {}", databases.join(", "))),
         });
     }
+    if !options.filters.schemas.is_empty() && !options.filters.tables.is_empty() {
+        return Err(DumpError::Usage {
+            message: "pg_dump takes --schema or --table, and ignores the one when the other is there"
+                .to_owned(),
+            hint: Some("give one of them, or use the repository format".to_owned()),
+        });
+    }
     let programs = ClientPrograms::find(server_version_num, &options.programs).await?;
     let mut writing = Writing {
         target,
@@ -145,9 +152,7 @@ impl Writing<'_> {
     async fn snapshot(&self, name: &str) -> Result<(Target, LockedSnapshot), DumpError> {
         self.progress.set_phase(format!("{name}: locking tables"));
         let target = self.target.with_database(name);
-        let owners = owners_query(&self.options.filters, &target).await?;
-        let snapshot =
-            snapshot::take(&target, &self.options.filters, &owners, self.options.lock_timeout).await?;
+        let snapshot = snapshot::take(&target, &self.options.filters, self.options.lock_timeout).await?;
         self.progress.set_phase(format!("{name}: reading with pg_dump"));
         Ok((target, snapshot))
     }

@@ -85,6 +85,9 @@ pub struct DumpSummary {
     /// Whether only a part of the databases or tables was asked for.
     #[serde(default)]
     pub partial: bool,
+    /// Which part of the tables.
+    #[serde(default)]
+    pub filters: Filters,
 }
 
 /// One database of a dump.
@@ -302,11 +305,9 @@ pub struct Filters {
 }
 
 impl Filters {
-    /// Whether anything but rows is left out.
+    /// Whether only chosen tables or schemas are in the dump. What is merely excluded leaves a whole database, whose
+    /// excluded tables come back empty.
     pub fn selects_a_part(&self) -> bool {
-        !(self.tables.is_empty()
-            && self.exclude_tables.is_empty()
-            && self.schemas.is_empty()
-            && self.exclude_schemas.is_empty())
+        !(self.tables.is_empty() && self.schemas.is_empty())
     }
 }

@@ -366,5 +366,6 @@ fn summary(manifest: &DumpManifest, options: &DumpOptions) -> DumpSummary {
         annotations: manifest.annotations.clone(),
         totals: manifest.totals,
         partial: !options.databases.is_empty() || options.filters != Filters::default(),
+        filters: options.filters.clone(),
     }
 }

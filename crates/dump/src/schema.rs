@@ -67,7 +67,8 @@ pub async fn store_output(
     let (sealed_output, mut sealed) = mpsc::channel(1);
     let access = repository.shared_access();
     let sealing = tokio::task::spawn_blocking(move || seal_blocks(&access, block_input, &sealed_output));
-    let storing = async {
+    // The receiver moves in: when storing fails it closes, and the stages before notice.
+    let storing = async move {
         let mut objects = Vec::new();
         while let Some(object) = sealed.recv().await {
             let number = u32::try_from(objects.len()).unwrap_or(u32::MAX).saturating_add(1);

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use pgkeep_pg::{PgError, Session, Target};
 
 use crate::catalog::{self, CatalogRelation, READ_SETTINGS};
+use crate::database::owners_query;
 use crate::error::{Context, DumpError};
 use crate::manifest::Filters;
 
@@ -73,17 +74,16 @@ pub async fn reading_session(target: &Target) -> Result<Session, DumpError> {
 pub async fn take(
     target: &Target,
     filters: &Filters,
-    owners: &str,
     lock_timeout: Duration,
 ) -> Result<LockedSnapshot, DumpError> {
     let mut session = reading_session(target).await?;
     let deadline = Instant::now() + lock_timeout;
     let mut change = String::new();
     for attempt in 1..=ATTEMPTS_MAX {
-        let listed = catalog::relations(&mut session, filters, owners).await?;
+        let listed = list(&mut session, filters, target.database()).await?;
         match lock_and_export(&mut session, &listed, deadline).await {
             Ok(id) => {
-                let after = catalog::relations(&mut session, filters, owners).await?;
+                let after = list(&mut session, filters, target.database()).await?;
                 if let Some(difference) = difference(&listed, &after) {
                     change = difference;
                 } else {
@@ -113,6 +113,17 @@ pub async fn take(
         attempts: ATTEMPTS_MAX,
         change,
     })
+}
+
+/// The relations to read, with chunks known by their hypertables as of now: those that came after the last look belong
+/// to them as well.
+async fn list(
+    session: &mut Session,
+    filters: &Filters,
+    database: &str,
+) -> Result<Vec<CatalogRelation>, DumpError> {
+    let owners = owners_query(filters, session, database).await?;
+    catalog::relations(session, filters, &owners).await
 }
 
 fn starts_over(error: &PgError) -> bool {

@@ -83,6 +83,13 @@ pub struct Evidence {
     pub failures: Vec<String>,
 }
 
+impl Evidence {
+    /// Whether it looked at all that an earlier, failed one looked at.
+    fn clears(&self, failed: &Self) -> bool {
+        self.objects == self.objects_total && (self.depth == failed.depth || self.depth == "contents")
+    }
+}
+
 #[derive(Debug, Serialize, Deserialize)]
 struct Tombstone {
     swept_at: Timestamp,
@@ -328,8 +335,20 @@ impl Repository {
     /// # Errors
     /// Whatever the store says.
     pub async fn record_evidence(&self, id: &BackupId, evidence: &Evidence) -> Result<(), RepositoryError> {
-        self.put_numbered(&layout::backup_evidence_prefix(&self.cluster, id), evidence)
-            .await
+        let prefix = layout::backup_evidence_prefix(&self.cluster, id);
+        let mut earlier = self
+            .newest_of::<Evidence>(&layout::evidence_prefix(&self.cluster))
+            .await?;
+        let mut evidence = evidence.clone();
+        if let Some(failed) = earlier.remove(id).filter(|earlier| !earlier.passed)
+            && evidence.passed
+            && !evidence.clears(&failed)
+        {
+            // What this one didn't look at is as damaged as before.
+            evidence.passed = false;
+            evidence.failures = failed.failures;
+        }
+        self.put_numbered(&prefix, &evidence).await
     }
 
     /// Puts the next object of a numbered series, of which the highest counts.

@@ -328,7 +328,8 @@ mod tests {
 
     #[test]
     fn the_corpus_of_the_fuzzers_is_read_or_refused() {
-        let targets: [(&str, fn(&[u8])); 6] = [
+        type Target = (&'static str, fn(&[u8]));
+        let targets: [Target; 6] = [
             ("open", open),
             ("sealed", sealed),
             ("keys", keys),

@@ -292,12 +292,8 @@ async fn renew_once(
     body: &mut LeaseBody,
     duration: Duration,
 ) -> Result<bool, RepositoryError> {
-    if repository
-        .store
-        .head(&key(repository, generation + 1, 0))
-        .await?
-        .is_some()
-    {
+    // Any later generation: its first object may be swept already.
+    if read_state(repository).await?.generation > generation {
         return Ok(false);
     }
     let renewed = LeaseBody {

@@ -78,7 +78,8 @@ async fn input(repository: &Repository) -> Result<PruneInput, Failure> {
     let summaries = summaries::read(repository, &ids).await?;
     let known = |(id, summary): (&BackupId, &DumpSummary)| {
         let scope = if summary.partial {
-            summary.databases.join(", ")
+            // A dump of some tables never stands for one of others, or of the whole database.
+            format!("{:?} {:?}", summary.databases, summary.filters)
         } else {
             String::new()
         };

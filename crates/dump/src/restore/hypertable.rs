@@ -24,6 +24,9 @@ use crate::{catalog, sql};
 /// Jobs refer to roles, which may be missing here, and are of no use in a scratch database.
 const CONFIGURATION_NOT_NEEDED: [&str; 2] = ["bgw_job", "bgw_policy_chunk_stats"];
 
+/// A bound of the range without a zone means UTC, in every session that reads it.
+const ONE_TIME_ZONE: &str = "SET timezone = 'UTC'";
+
 /// Triggers that TimescaleDB makes itself.
 const OWN_TRIGGERS: [&str; 2] = ["ts_insert_blocker", "ts_cagg_invalidation_trigger"];
 
@@ -87,11 +90,47 @@ impl One<'_> {
         attention: &mut Vec<String>,
     ) -> Result<RestoredDatabase, DumpError> {
         let mut inside = connect(self.target).await?;
+        inside
+            .execute(ONE_TIME_ZONE)
+            .await
+            .context(|| "setting the time zone".to_owned())?;
         let places = self.places(&mut inside).await?;
         let condition = self.condition();
         let exists = self.clear_the_way(&mut inside, condition.as_deref()).await?;
         inside.close().await;
         self.fill_scratch(scratch, &places).await?;
+        let filled = self
+            .fill_table(scratch, exists, condition.as_deref(), attention)
+            .await;
+        if filled.is_err() && !exists {
+            // A table without its indexes would be taken for a good one by the next attempt.
+            let mut session = connect(self.target).await?;
+            let sql = format!("DROP TABLE IF EXISTS {}", self.name.quoted());
+            session
+                .execute(&sql)
+                .await
+                .context(|| format!("dropping the unfinished table {}", self.name))?;
+        }
+        Ok(RestoredDatabase {
+            name: self.database.name.clone(),
+            target_name: self.target.database().to_owned(),
+            relations: places.len() as u64,
+            rows: filled?,
+            counted: 1,
+        })
+    }
+
+    /// The rows, and where there is no table yet, the table with all that belongs to it.
+    async fn fill_table(
+        &self,
+        scratch: &Target,
+        exists: bool,
+        condition: Option<&str>,
+        attention: &mut Vec<String>,
+    ) -> Result<u64, DumpError> {
+        if exists {
+            return self.flow(scratch, condition).await;
+        }
         let archive = tables::fetch_archive(self.restore, self.database).await?;
         let mut selection = Selection::default();
         selection.add_table(self.database, self.name);
@@ -100,39 +139,27 @@ impl One<'_> {
         let schemas = tables::missing_schemas(&mut session, &selection).await?;
         let picker = Picker::new(&archive.entries, &selection, &dependents, schemas);
         let context = || format!("making hypertable {}", self.name);
-        if !exists {
-            archive
-                .restore(self.target, Some("pre-data"), 1, false, |entry| {
-                    picker.picks(entry)
-                })
-                .await?
-                .context(context)?;
-            self.make_hypertable(&mut session, attention).await?;
-        }
-        let rows = self.flow(scratch, condition.as_deref()).await?;
-        if !exists {
-            let own = |text: &str| {
-                OWN_TRIGGERS.iter().any(|trigger| {
-                    text.starts_with(&format!(
-                        "TRIGGER {} {} {trigger} ",
-                        self.name.schema, self.name.name
-                    ))
-                })
-            };
-            let picks = |entry: &crate::restore::archive::Entry| picker.picks(entry) && !own(&entry.text);
-            archive
-                .restore(self.target, Some("post-data"), 1, false, picks)
-                .await?
-                .context(context)?;
-        }
+        let made = archive.restore(self.target, Some("pre-data"), 1, false, |entry| {
+            picker.picks(entry)
+        });
+        made.await?.context(context)?;
+        self.make_hypertable(&mut session, attention).await?;
         session.close().await;
-        Ok(RestoredDatabase {
-            name: self.database.name.clone(),
-            target_name: self.target.database().to_owned(),
-            relations: places.len() as u64,
-            rows,
-            counted: 1,
-        })
+        let rows = self.flow(scratch, condition).await?;
+        let own = |text: &str| {
+            OWN_TRIGGERS.iter().any(|trigger| {
+                text.starts_with(&format!(
+                    "TRIGGER {} {} {trigger} ",
+                    self.name.schema, self.name.name
+                ))
+            })
+        };
+        let picks = |entry: &crate::restore::archive::Entry| picker.picks(entry) && !own(&entry.text);
+        archive
+            .restore(self.target, Some("post-data"), 1, false, picks)
+            .await?
+            .context(context)?;
+        Ok(rows)
     }
 
     /// The dimension of time, which the range is about.
@@ -250,10 +277,7 @@ impl One<'_> {
                 hint: "give --overwrite to delete and replace them, or --target-database NAME to restore beside them".to_owned(),
             });
         }
-        session
-            .execute(&format!("DELETE FROM {table}{condition}"))
-            .await
-            .context(context)?;
+        // They go in the transaction that brings the others: see flow().
         Ok(true)
     }
 
@@ -284,7 +308,7 @@ impl One<'_> {
         });
         made.await?.context(context)?;
         let mut session = loading_session(scratch, client_encoding(self.database)).await?;
-        mark::make(&mut session, &restore.id.to_string(), &self.database.name).await?;
+        mark::make(&mut session, &restore.id.to_string(), &self.database.name, true).await?;
         let phase = LoadPhase {
             repository: restore.repository.clone(),
             prefix: restore.prefix.clone(),
@@ -384,11 +408,17 @@ impl One<'_> {
         );
         source.execute(&settings).await.context(context)?;
         let mut sink = loading_session(self.target, encoding).await?;
+        sink.execute(ONE_TIME_ZONE).await.context(context)?;
         let filter = condition
             .map(|condition| format!(" WHERE {condition}"))
             .unwrap_or_default();
         let table = self.name.quoted();
         sink.execute("BEGIN").await.context(context)?;
+        if restore.options.overwrite {
+            sink.execute(&format!("DELETE FROM {table}{filter}"))
+                .await
+                .context(context)?;
+        }
         let mut read = source
             .copy_out(&format!("COPY (SELECT {columns} FROM {table}{filter}) TO STDOUT"))
             .await

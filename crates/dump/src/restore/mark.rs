@@ -50,6 +50,8 @@ pub struct Mark {
     pub dump: String,
     /// Its database's name in the dump.
     pub database: String,
+    /// The whole database is the restore's, not only some tables in it. Only such a one may be dropped to start over.
+    pub whole: bool,
     steps: BTreeSet<String>,
     /// Relations loaded, by place.
     pub relations: BTreeSet<u32>,
@@ -66,14 +68,14 @@ impl Mark {
 ///
 /// # Errors
 /// PostgreSQL's.
-pub async fn make(session: &mut Session, dump: &str, database: &str) -> Result<(), DumpError> {
+pub async fn make(session: &mut Session, dump: &str, database: &str, whole: bool) -> Result<(), DumpError> {
     let sql = format!(
         "CREATE SCHEMA {MARK_SCHEMA};
-         CREATE TABLE {MARK_SCHEMA}.restore (dump text NOT NULL, database text NOT NULL, begun_at timestamptz NOT NULL DEFAULT now());
+         CREATE TABLE {MARK_SCHEMA}.restore (dump text NOT NULL, database text NOT NULL, whole boolean NOT NULL, begun_at timestamptz NOT NULL DEFAULT now());
          CREATE TABLE {MARK_SCHEMA}.step (name text PRIMARY KEY, done_at timestamptz NOT NULL DEFAULT now());
          CREATE TABLE {MARK_SCHEMA}.relation (place bigint NOT NULL, rows bigint NOT NULL);
          COMMENT ON SCHEMA {MARK_SCHEMA} IS 'pgkeep: this database is being restored and is not complete';
-         INSERT INTO {MARK_SCHEMA}.restore (dump, database) VALUES ({}, {})",
+         INSERT INTO {MARK_SCHEMA}.restore (dump, database, whole) VALUES ({}, {}, {whole})",
         quote_literal(dump),
         quote_literal(database)
     );
@@ -102,10 +104,11 @@ pub async fn read(session: &mut Session) -> Result<Option<Mark>, DumpError> {
         return Ok(None);
     }
     let mut mark = Mark::default();
-    let restore = format!("SELECT dump, database FROM {MARK_SCHEMA}.restore");
+    let restore = format!("SELECT dump, database, whole FROM {MARK_SCHEMA}.restore");
     for row in session.query(&restore).await.context(context)? {
         mark.dump = row.get(0).context(context)?;
         mark.database = row.get(1).context(context)?;
+        mark.whole = row.get(2).context(context)?;
     }
     for row in session
         .query(&format!("SELECT name FROM {MARK_SCHEMA}.step"))

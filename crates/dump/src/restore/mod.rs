@@ -111,7 +111,7 @@ pub async fn restore(
     let begun = Instant::now();
     progress.set_phase("checking the target");
     check(id, manifest, target, options).await?;
-    let mut session = connect(target).await?;
+    let mut session = connect(&outside(manifest, target, options)?).await?;
     let restore = Restore {
         repository,
         id,
@@ -137,6 +137,19 @@ pub async fn restore(
     session.close().await;
     report.elapsed = begun.elapsed();
     Ok(report)
+}
+
+/// A database to stand in that isn't about to be dropped.
+fn outside(manifest: &DumpManifest, target: &Target, options: &RestoreOptions) -> Result<Target, DumpError> {
+    let chosen = plan::choose(manifest, options)?;
+    let replaced =
+        |name: &str| options.overwrite && chosen.iter().any(|(_, target_name)| target_name == name);
+    let names = [target.database(), "postgres", "template1"];
+    let name = names
+        .into_iter()
+        .find(|name| !replaced(name))
+        .unwrap_or("template1");
+    Ok(target.with_database(name))
 }
 
 async fn everything(

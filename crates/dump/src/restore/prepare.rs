@@ -58,6 +58,17 @@ pub async fn state(
     inside.close().await;
     match mark {
         Some(_) if options.overwrite => Ok(Way::Replace),
+        // What else is in the database isn't the restore's to drop.
+        Some(mark) if !mark.whole => Err(DumpError::Refused {
+            message: format!(
+                "in database '{target_name}' a restore of single tables from dump {} stopped half-way",
+                mark.dump
+            ),
+            hint: format!(
+                "repeat that restore with --overwrite, or give it up with: DROP SCHEMA {} CASCADE",
+                mark::MARK_SCHEMA
+            ),
+        }),
         Some(mark) if options.resume => {
             if mark.dump != id.to_string() || mark.database != database.name {
                 return Err(DumpError::Refused {
@@ -178,7 +189,7 @@ pub async fn prepare(
         Way::UseEmpty => {}
     }
     let mut inside = connect(&restore.target.with_database(target_name)).await?;
-    mark::make(&mut inside, &restore.id.to_string(), &database.name).await?;
+    mark::make(&mut inside, &restore.id.to_string(), &database.name, true).await?;
     inside.close().await;
     Ok(Mark::default())
 }

@@ -30,7 +30,7 @@ pub(crate) async fn restore(
 ) -> Result<RestoredDatabase, DumpError> {
     let mut session = connect(target).await?;
     clear_the_way(restore, &mut session, target, selection).await?;
-    mark::make(&mut session, &restore.id.to_string(), &database.name).await?;
+    mark::make(&mut session, &restore.id.to_string(), &database.name, false).await?;
     restore
         .progress
         .set_phase(format!("{}: making tables", target.database()));
