@@ -1,7 +1,7 @@
 #!/bin/sh
 # Restores this dump with stock tools alone: psql and pg_restore, zstd, and age when it is encrypted. See RESTORE.md.
-#   sh restore.sh [-i KEYFILE] [-j JOBS] [-d DATABASE]
-# The server is the one that psql finds: set PGHOST, PGPORT, PGUSER, PGPASSWORD.
+#   sh restore.sh [-i KEYFILE] [-j JOBS] [-d DATABASE] [-n]
+# The server is the one that psql finds: set PGHOST, PGPORT, PGUSER, PGPASSWORD. -n leaves the roles as they are.
 set -eu
 
 here=${PGKEEP_DUMP_FOLDER:-$(cd "$(dirname "$0")" && pwd)}
@@ -13,85 +13,182 @@ die() { say "restore.sh: $*"; exit 1; }
 # Opens an object into a file: all of it or an error. Piping it straight into psql would let a broken object look like
 # the end of the rows.
 open_into() {
-  object=$(find "$here" -path "$here/$1*" -type f | head -n 1)
-  [ -n "$object" ] || die "$1 is missing"
-  case $object in
-    *.zst.age)
-      [ -n "$key" ] || die "the dump is encrypted: give the key file with -i KEYFILE"
-      age --decrypt --identity "$key" --output "$2.zst" "$object" || die "cannot decrypt $1"
-      zstd --quiet --decompress --force --rm -o "$2" "$2.zst" || die "cannot decompress $1" ;;
-    *.zst) zstd --quiet --decompress --force -o "$2" "$object" || die "cannot decompress $1" ;;
-    # Exported by 'pgkeep export --format files', which opened it.
-    *) cp "$object" "$2" || die "cannot read $1" ;;
-  esac
+  object=$here/$1
+  for suffix in .zst .zst.age; do [ -f "$object" ] || object=$here/$1$suffix; done
+  [ -f "$object" ] || die "$1 is missing: the dump is not whole"
+  if [ "$(head -c 3 "$object")" = age ]; then
+    command -v age >/dev/null || die "age is not installed, and the dump is encrypted"
+    [ -n "$key" ] || die "the dump is encrypted: give the key file with -i KEYFILE"
+    age --decrypt --identity "$key" --output "$2.zst" "$object" || die "cannot decrypt $1"
+    zstd --quiet --decompress --force --rm -o "$2" "$2.zst" || die "cannot decompress $1: it is damaged"
+  else
+    zstd --quiet --decompress --force -o "$2" "$object" || die "cannot decompress $1: it is damaged"
+  fi
+}
+
+# Objects that are pieces of one file.
+open_all_into() {
+  target=$1
+  shift
+  : > "$target"
+  for piece in "$@"; do
+    open_into "$piece" "$target.piece"
+    cat "$target.piece" >> "$target"
+    rm "$target.piece"
+  done
 }
 
 run_script() { psql --no-psqlrc --quiet --output=/dev/null --set ON_ERROR_STOP=1 --file "$1"; }
 
 if [ "${1:-}" = load ]; then
-  # One object, in a process of its own.
-  work=$(mktemp -d); trap 'rm -rf "$work"' EXIT
-  open_into "$2" "$work/script.sql"
-  PGOPTIONS="${PGOPTIONS:-} -c synchronous_commit=off" run_script "$work/script.sql" || die "cannot load $2"
+  # One object, in a process of its own. 255 tells xargs to begin no other.
+  work=$(mktemp -d)
+  trap 'rm -rf "$work"' EXIT
+  (open_into "$2" "$work/script.sql") || exit 255
+  PGOPTIONS="${PGOPTIONS:-} -c synchronous_commit=off" run_script "$work/script.sql" || { say "restore.sh: cannot load $2"; exit 255; }
   exit 0
 fi
 
-jobs=2 only=
-while getopts i:j:d: option; do
+jobs=2 only='' roles=yes
+while getopts i:j:d:n option; do
   case $option in
-    i) key=$OPTARG ;; j) jobs=$OPTARG ;; d) only=$OPTARG ;;
-    *) die "usage: sh restore.sh [-i KEYFILE] [-j JOBS] [-d DATABASE]" ;;
+    i) key=$OPTARG ;; j) jobs=$OPTARG ;; d) only=$OPTARG ;; n) roles=no ;;
+    *) die "usage: sh restore.sh [-i KEYFILE] [-j JOBS] [-d DATABASE] [-n]" ;;
   esac
 done
-for tool in psql pg_restore zstd find xargs; do
+for tool in psql pg_restore zstd awk grep sed head xargs mktemp; do
   command -v "$tool" >/dev/null || die "$tool is not installed"
 done
+[ -z "$key" ] || [ -r "$key" ] || die "there is no key file $key"
 [ -f "$here/manifest" ] || die "there is no manifest in $here: this dump was never finished"
+# A manifest opens with age's or zstd's magic; what was given up has a note of that in its place.
+[ "$(head -c 1 "$here/manifest")" != '{' ] || die "this dump was given up before it was finished"
 export PGKEEP_DUMP_FOLDER="$here" PGKEEP_DUMP_KEY="$key"
 export PGCONNECT_TIMEOUT="${PGCONNECT_TIMEOUT:-15}"
-work=$(mktemp -d); trap 'rm -rf "$work"' EXIT
 maintenance=${PGDATABASE:-postgres}
 
-if command -v b3sum >/dev/null && [ -f "$here/checksums.b3" ]; then
-  (cd "$here" && b3sum --quiet --check checksums.b3) || die "stored objects are damaged"
+work=$(mktemp -d) unfinished=''
+end() {
+  status=$?
+  rm -rf "$work"
+  [ "$status" = 0 ] || [ -z "$unfinished" ] \
+    || say "restore.sh: failed, and database '$unfinished' is NOT complete: drop it before you try again"
+  exit "$status"
+}
+trap end EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+if command -v b3sum >/dev/null; then
+  (cd "$here" && b3sum --quiet --check checksums.b3) || die "stored objects are damaged or missing"
 fi
 
 open_into index.tsv "$work/index"
 objects() { awk -F '\t' -v folder="$1" -v step="$2" '$1 == folder && $2 == step { print $3 }' "$work/index"; }
+folders=$(awk -F '\t' '$2 == "database" { print $1 }' "$work/index")
+database_of() {
+  database=$(printf '%b.' "$(objects "$1" database)")
+  database=${database%.}
+}
+ask() { PGDATABASE=$1 psql --no-psqlrc --quiet --no-align --tuples-only --set ON_ERROR_STOP=1 --set name="$database"; }
 
-if [ -n "$(objects all globals)" ]; then
-  say "roles (those that exist already are reported and left as they are)"
-  open_into globals.sql "$work/globals.sql"
-  PGDATABASE=$maintenance psql --no-psqlrc --quiet --file "$work/globals.sql" >/dev/null || die "cannot run the globals"
+# Nothing is touched before it is clear that nothing is in the way.
+found=''
+for folder in $folders; do
+  database_of "$folder"
+  [ -z "$only" ] || [ "$only" = "$database" ] || continue
+  found=yes
+  there=$(ask "$maintenance" <<'SQL'
+SELECT count(*) FROM pg_catalog.pg_database WHERE datname = :'name';
+SQL
+) || die "cannot ask the server for its databases"
+  [ "$there" = 0 ] || contents=$(ask "$database" <<'SQL'
+WITH own AS (SELECT oid FROM pg_catalog.pg_namespace WHERE nspname !~ '^pg_' AND nspname <> 'information_schema'),
+  member AS (SELECT classid, objid FROM pg_catalog.pg_depend WHERE deptype = 'e')
+SELECT (SELECT count(*) FROM pg_catalog.pg_class WHERE relnamespace IN (SELECT oid FROM own) AND relkind <> 'i'
+    AND ('pg_catalog.pg_class'::pg_catalog.regclass, oid) NOT IN (SELECT classid, objid FROM member))
+  + (SELECT count(*) FROM pg_catalog.pg_proc WHERE pronamespace IN (SELECT oid FROM own)
+    AND ('pg_catalog.pg_proc'::pg_catalog.regclass, oid) NOT IN (SELECT classid, objid FROM member))
+  + (SELECT count(*) FROM own JOIN pg_catalog.pg_namespace n USING (oid) WHERE nspname <> 'public'
+    AND ('pg_catalog.pg_namespace'::pg_catalog.regclass, oid) NOT IN (SELECT classid, objid FROM member))
+  + (SELECT count(*) FROM pg_catalog.pg_largeobject_metadata);
+SQL
+) || die "cannot look into database '$database'"
+  [ "$there" = 0 ] || [ "$contents" = 0 ] \
+    || die "database '$database' is there already and holds something: drop it, or restore another one with -d"
+  [ "$there" = 0 ] || : > "$work/$folder.there"
+done
+[ -n "$found" ] || die "the dump has no database '$only'"
+
+if [ "$roles" = yes ] && [ -n "$(objects all globals)" ]; then
+  say "roles"
+  open_into "$(objects all globals)" "$work/globals.sql"
+  database=$maintenance
+  echo 'SELECT pg_catalog.quote_ident(rolname) FROM pg_catalog.pg_roles;' | ask "$maintenance" > "$work/existing" \
+    || die "cannot ask for the roles that exist"
+  # Roles that exist keep their passwords and attributes. Tablespaces are a matter of the machine.
+  awk 'FNR == NR { exists[$0] = 1; next }
+    /^(CREATE|ALTER|COMMENT ON|GRANT .* ON|REVOKE .* ON) TABLESPACE / { next }
+    /^(CREATE|ALTER) ROLE / {
+      name = $0
+      sub(/^[A-Z]* ROLE /, "", name)
+      if (match(name, /^"([^"]|"")*"/) || match(name, /^[^ ;]*/)) name = substr(name, 1, RLENGTH)
+      if (name in exists) next
+    }
+    { print }' "$work/existing" "$work/globals.sql" > "$work/roles.sql"
+  PGDATABASE=$maintenance run_script "$work/roles.sql" \
+    || die "cannot make the roles; make them by hand and run this again with -n"
 fi
 
-for folder in $(awk -F '\t' '$2 == "database" { print $1 }' "$work/index"); do
-  database=$(printf '%b.' "$(objects "$folder" database)"); database=${database%.}
+for folder in $folders; do
+  database_of "$folder"
   [ -z "$only" ] || [ "$only" = "$database" ] || continue
   say "database $database"
-  open_into "$folder/create.sql" "$work/create.sql"
-  PGDATABASE=$maintenance run_script "$work/create.sql"
+  unfinished=$database
+  if [ ! -f "$work/$folder.there" ]; then
+    open_into "$folder/create.sql" "$work/create.sql"
+    PGDATABASE=$maintenance run_script "$work/create.sql" || die "cannot make database '$database'"
+  fi
   export PGDATABASE="$database"
-  open_into "$folder/settings.sql" "$work/settings.sql"
-  run_script "$work/settings.sql"
   open_into "$folder/before.sql" "$work/before.sql"
-  run_script "$work/before.sql"
-  open_into "$folder/schema.dump" "$work/schema.dump"
-  pg_restore --list "$work/schema.dump" \
-    | grep -vE ' (EXTENSION - timescaledb|COMMENT - EXTENSION timescaledb) *$' > "$work/list"
+  run_script "$work/before.sql" || die "cannot prepare database '$database'"
+  # shellcheck disable=SC2046 # Names of objects have no spaces.
+  open_all_into "$work/schema.dump" $(objects "$folder" schema)
+  # Foreign keys to hypertables can only be checked when TimescaleDB's restore mode has ended.
+  objects "$folder" after_foreign_key | sed 's/.*/^[0-9]*; & /' > "$work/late"
+  pg_restore --list "$work/schema.dump" > "$work/entries" || die "cannot read the schema"
+  # What before.sql has made.
+  schema=$(printf '%b.' "$(objects "$folder" extension_schema)")
+  schema=${schema%.} awk '!/ (EXTENSION - timescaledb|COMMENT - EXTENSION timescaledb) *$/ &&
+    (ENVIRON["schema"] == "" || !index($0, " SCHEMA - " ENVIRON["schema"] " "))' "$work/entries" \
+    | grep -v -f "$work/late" > "$work/list"
   # A connection string, because pg_restore would take a name with an equals sign for one.
-  connection="dbname='$(printf '%s' "$database" | sed "s/[\\\\']/\\\\&/g")'"
-  pg_restore --section=pre-data --use-list "$work/list" --exit-on-error --dbname="$connection" "$work/schema.dump"
-  for object in $(objects "$folder" configuration); do sh "$0" load "$object"; done
-  objects "$folder" data | xargs -r -P "$jobs" -n 1 sh "$0" load
-  for object in $(objects "$folder" sequences); do sh "$0" load "$object"; done
-  pg_restore --section=post-data --use-list "$work/list" --exit-on-error --jobs "$jobs" --dbname="$connection" "$work/schema.dump"
-  for object in $(objects "$folder" large_objects); do
-    open_into "$object" "$work/large_objects.dump"
-    pg_restore --exit-on-error --dbname="$connection" "$work/large_objects.dump"
+  connection="dbname='$(printf '%s.' "$database" | sed "s/[\\\\']/\\\\&/g")"
+  connection="${connection%.}'"
+  restore() { pg_restore --exit-on-error --no-tablespaces --dbname="$connection" "$@"; }
+  restore --section=pre-data --use-list "$work/list" "$work/schema.dump" || die "cannot make the tables of '$database'"
+  for object in $(objects "$folder" configuration); do
+    sh "$0" load "$object" || die "cannot load the extensions' configuration of '$database'"
   done
+  objects "$folder" data > "$work/data"
+  [ ! -s "$work/data" ] || xargs -P "$jobs" -n 1 sh "$0" load < "$work/data" || die "cannot load the rows of '$database'"
+  for object in $(objects "$folder" sequences); do sh "$0" load "$object" || die "cannot set the sequences"; done
+  restore --section=post-data --use-list "$work/list" --jobs "$jobs" "$work/schema.dump" \
+    || die "cannot make the indexes and constraints of '$database'"
+  if [ -n "$(objects "$folder" large_objects)" ]; then
+    # shellcheck disable=SC2046 # As above.
+    open_all_into "$work/large_objects.dump" $(objects "$folder" large_objects)
+    restore "$work/large_objects.dump" || die "cannot restore the large objects of '$database'"
+  fi
   open_into "$folder/after.sql" "$work/after.sql"
-  run_script "$work/after.sql"
+  run_script "$work/after.sql" || die "cannot finish database '$database'"
+  if grep -f "$work/late" "$work/entries" > "$work/list"; then
+    restore --section=post-data --use-list "$work/list" "$work/schema.dump" || die "cannot make foreign keys of '$database'"
+  fi
+  # Last: a short time limit or a read-only default would have stopped all this.
+  open_into "$folder/settings.sql" "$work/settings.sql"
+  run_script "$work/settings.sql" || die "cannot set the properties of '$database'"
+  unfinished=''
   export PGDATABASE="$maintenance"
 done
 say "done"

@@ -181,8 +181,10 @@ pub fn before_script(timescaledb: Option<&Inventory>) -> String {
     let Some(timescaledb) = timescaledb else {
         return "-- nothing to prepare\n".to_owned();
     };
+    // The vendor's images put the extension into template1, and so into the database `postgres`.
     format!(
-        "CREATE SCHEMA IF NOT EXISTS {schema};\n\
+        "SET client_min_messages = warning;\nDROP EXTENSION IF EXISTS timescaledb;\n\\connect\n\
+         SET client_min_messages = warning;\nCREATE SCHEMA IF NOT EXISTS {schema};\n\
          CREATE EXTENSION timescaledb WITH SCHEMA {schema} VERSION {version};\n\\connect\n\
          SELECT {schema}.timescaledb_pre_restore();\n",
         schema = quote_identifier(&timescaledb.schema),

@@ -7,6 +7,8 @@ use crate::manifest::DumpManifest;
 
 /// The script that restores with stock tools.
 pub const RESTORE_SCRIPT: &str = include_str!("../assets/restore.sh");
+/// `pg_constraint`'s own oid, as the lists of `pg_restore` have it.
+const CLASS_CONSTRAINT: u32 = 2606;
 const README: &str = include_str!("../assets/RESTORE.md");
 
 /// Lines of folder, step and object (or name), separated by tabs, in the order in which `restore.sh` uses them.
@@ -22,6 +24,9 @@ pub fn index(manifest: &DumpManifest) -> String {
     for database in &manifest.databases {
         let folder = &database.folder;
         line(folder, "database", &escape(&database.name));
+        if let Some(timescaledb) = &database.timescaledb {
+            line(folder, "extension_schema", &escape(&timescaledb.schema));
+        }
         for object in &database.schema {
             line(folder, "schema", &object.name);
         }
@@ -37,6 +42,9 @@ pub fn index(manifest: &DumpManifest) -> String {
         }
         for object in &database.large_objects {
             line(folder, "large_objects", &object.name);
+        }
+        for oid in &database.foreign_keys_to_hypertables {
+            line(folder, "after_foreign_key", &format!("{CLASS_CONSTRAINT} {oid}"));
         }
     }
     text

@@ -1,0 +1,522 @@
+//! Every dump restores without pgkeep: `restore.sh`, with nothing but stock tools in its PATH.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
+mod common;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use pgkeep_repository::Repository;
+use pgkeep_testkit::compare::{Inventory, InventoryOptions, assert_same, assert_same_servers};
+use pgkeep_testkit::fixtures::{DATABASES, Events, GameData};
+use pgkeep_testkit::requirements::{self, Missing};
+use pgkeep_testkit::{Cluster, ClusterOptions, require};
+
+/// What any Unix has; the rest comes from PostgreSQL, age and zstd.
+const UNIX_TOOLS: [&str; 13] = [
+    "sh", "dirname", "find", "head", "cat", "rm", "mktemp", "awk", "grep", "sed", "xargs", "bash", "dash",
+];
+
+/// A dump's folder, copied out of the repository, and the key on its own.
+struct Carried {
+    place: tempfile::TempDir,
+    encrypted: bool,
+}
+
+impl Carried {
+    async fn new(cluster: &Cluster, encrypted: bool) -> Self {
+        let place = tempfile::tempdir().unwrap();
+        let repository = common::repository(&place.path().join("repository"), encrypted).await;
+        let report = common::dump(&repository, cluster, &common::dump_options(cluster))
+            .await
+            .unwrap();
+        let carried = Self { place, encrypted };
+        carried.write_key(&repository);
+        let stored = carried
+            .place
+            .path()
+            .join(format!("repository/test/dump/{}", report.id));
+        let copied = Command::new("cp")
+            .arg("-r")
+            .arg(stored)
+            .arg(carried.folder())
+            .status()
+            .unwrap();
+        assert!(copied.success());
+        std::fs::remove_dir_all(carried.place.path().join("repository")).unwrap();
+        carried
+    }
+
+    fn write_key(&self, repository: &Repository) {
+        let secret = repository.access().identities[0].to_secret();
+        std::fs::write(self.key(), format!("# a comment\n{}\n", secret.expose())).unwrap();
+    }
+
+    /// With a space and a quote, as folders of people have.
+    fn folder(&self) -> PathBuf {
+        self.place.path().join("the dump's folder [1]")
+    }
+
+    fn key(&self) -> PathBuf {
+        self.place.path().join("my key.txt")
+    }
+
+    /// The first object whose name begins so.
+    fn object(&self, start: &str) -> PathBuf {
+        let (directory, name) = start.rsplit_once('/').unwrap_or((".", start));
+        let mut found: Vec<PathBuf> = std::fs::read_dir(self.folder().join(directory))
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| path.file_name().unwrap().to_string_lossy().starts_with(name))
+            .collect();
+        found.sort();
+        found
+            .into_iter()
+            .next()
+            .unwrap_or_else(|| panic!("no object {start}"))
+    }
+}
+
+/// How the script is run.
+struct Way<'a> {
+    shell: &'a str,
+    with_b3sum: bool,
+    arguments: &'a [&'a str],
+}
+
+const DASH: Way = Way {
+    shell: "dash",
+    with_b3sum: false,
+    arguments: &["-j", "2"],
+};
+
+const BASH: Way = Way {
+    shell: "bash",
+    with_b3sum: true,
+    arguments: &["-j", "3"],
+};
+
+/// Runs `restore.sh` with these tools alone.
+fn restore(carried: &Carried, destination: &Cluster, way: &Way<'_>) -> Result<Output, Missing> {
+    let tools = tempfile::tempdir().unwrap();
+    let link = |program: &Path, name: &str| {
+        std::os::unix::fs::symlink(program, tools.path().join(name)).unwrap();
+    };
+    for name in UNIX_TOOLS {
+        let found = ["/usr/bin", "/bin"].map(|directory| Path::new(directory).join(name));
+        if let Some(program) = found.iter().find(|path| path.exists()) {
+            link(program, name);
+        }
+    }
+    for name in ["psql", "pg_restore"] {
+        link(&destination.pg_bin().join(name), name);
+    }
+    for name in ["age", "zstd", "b3sum"] {
+        if (name != "age" || carried.encrypted) && (name != "b3sum" || way.with_b3sum) {
+            link(&requirements::tool(name)?, name);
+        }
+    }
+    if !tools.path().join(way.shell).exists() {
+        return Err(Missing(format!("the shell {}", way.shell)));
+    }
+    // The children are run with `sh`: it has to be the same shell.
+    std::fs::remove_file(tools.path().join("sh")).unwrap();
+    let shell = tools.path().join(way.shell).canonicalize().unwrap();
+    link(&shell, "sh");
+    let scratch = tempfile::tempdir().unwrap();
+    let mut command = Command::new(tools.path().join("sh"));
+    command
+        .env_clear()
+        .env("PATH", tools.path())
+        .env("TMPDIR", scratch.path())
+        .env("PGHOST", destination.socket_dir())
+        .env("PGPORT", destination.port().to_string())
+        .env("PGUSER", "postgres")
+        .arg(carried.folder().join("restore.sh"))
+        .args(way.arguments);
+    if carried.encrypted {
+        command.arg("-i").arg(carried.key());
+    }
+    let output = command.output().unwrap();
+    let left: Vec<_> = std::fs::read_dir(scratch.path()).unwrap().collect();
+    assert!(left.is_empty(), "it leaves {left:?}");
+    Ok(output)
+}
+
+fn messages(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn assert_restores(carried: &Carried, destination: &Cluster, way: &Way<'_>) -> Result<(), Missing> {
+    let output = restore(carried, destination, way)?;
+    assert!(
+        output.status.success(),
+        "{}: {}",
+        output.status,
+        messages(&output)
+    );
+    Ok(())
+}
+
+fn start() -> Result<(Cluster, Cluster), Missing> {
+    let start = || Cluster::start(ClusterOptions::default());
+    Ok((start()?, start()?))
+}
+
+async fn plain(encrypted: bool, way: &Way<'_>) {
+    let (source, destination) = require!(start());
+    GameData::new(Events::Partitions).load(&source);
+    let carried = Carried::new(&source, encrypted).await;
+    require!(assert_restores(&carried, &destination, way));
+    assert_same_servers(&source, &destination, &DATABASES, &InventoryOptions::default());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_encrypted_dump() {
+    plain(true, &DASH).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unencrypted_dump_by_bash() {
+    plain(false, &BASH).await;
+}
+
+/// Lets the jobs run again, as RESTORE.md says, which were scheduled in the source.
+fn release_jobs(source: &Cluster, destination: &Cluster) {
+    let scheduled = source.psql(
+        "app",
+        "SELECT string_agg(job_id::text, ', ') FROM timescaledb_information.jobs WHERE scheduled AND job_id >= 1000",
+    );
+    let held = "SELECT count(*) FROM timescaledb_information.jobs WHERE scheduled AND job_id >= 1000";
+    assert_eq!(
+        destination.psql("app", held),
+        "0",
+        "jobs run before anybody has looked"
+    );
+    destination.psql(
+        "app",
+        &format!(
+            "SELECT alter_job(job_id, scheduled => true) FROM timescaledb_information.jobs WHERE job_id IN ({scheduled})"
+        ),
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn timescaledb() {
+    let options = || ClusterOptions::default().timescaledb();
+    let source = require!(Cluster::start(options()));
+    let destination = require!(Cluster::start(options()));
+    GameData::new(Events::Hypertables).load(&source);
+    let carried = Carried::new(&source, false).await;
+    require!(assert_restores(&carried, &destination, &DASH));
+    assert_same_servers(&source, &destination, &DATABASES, &InventoryOptions::default());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn timescaledb_community() {
+    let source = require!(Cluster::start_community(None));
+    let destination = require!(Cluster::start_community(None));
+    GameData::new(Events::Community).load(&source);
+    let carried = Carried::new(&source, true).await;
+    require!(assert_restores(&carried, &destination, &DASH));
+    release_jobs(&source, &destination);
+    assert_same_servers(&source, &destination, &DATABASES, &InventoryOptions::default());
+}
+
+/// Possible since 2.16; they can't be checked before TimescaleDB's restore mode has ended.
+#[tokio::test(flavor = "multi_thread")]
+async fn foreign_keys_to_hypertables() {
+    let options = || ClusterOptions::default().timescaledb();
+    let source = require!(Cluster::start(options()));
+    let destination = require!(Cluster::start(options()));
+    source.create_database("app");
+    source.psql(
+        "app",
+        "SET client_min_messages = error;
+         CREATE SCHEMA \"time scale\"; CREATE EXTENSION timescaledb SCHEMA \"time scale\";
+         CREATE TABLE event (id int, at timestamptz NOT NULL, PRIMARY KEY (id, at));
+         SELECT \"time scale\".create_hypertable('event', 'at');
+         INSERT INTO event SELECT n, '2024-03-01'::timestamptz + n * interval '1 day' FROM generate_series(1, 60) n;
+         CREATE TABLE note AS SELECT id AS event_id, at FROM event;
+         ALTER TABLE note ADD FOREIGN KEY (event_id, at) REFERENCES event;",
+    );
+    let carried = Carried::new(&source, false).await;
+    require!(assert_restores(&carried, &destination, &DASH));
+    let inventory = |cluster: &Cluster| Inventory::of_database(cluster, "app", &InventoryOptions::default());
+    assert_same(&inventory(&source), &inventory(&destination));
+    let orphan = destination.try_psql("app", "INSERT INTO note VALUES (1000, now())");
+    assert!(orphan.unwrap_err().contains("foreign key"));
+}
+
+const ODD_NAMES: [&str; 14] = [
+    "with  two spaces",
+    " leading and trailing ",
+    "double\"quote",
+    "it's",
+    "a=b",
+    "host=nowhere",
+    "postgres://nowhere/x",
+    "tab\there",
+    "line\nfeed",
+    "trailing line feed\n",
+    "back\\slash\\n",
+    "Ünïcode データ",
+    "-d",
+    "$HOME *?[a] `x` %s",
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn odd_names_of_databases() {
+    let (source, destination) = require!(start());
+    for (number, name) in ODD_NAMES.iter().enumerate() {
+        source.create_database(name);
+        source.psql(
+            name,
+            &format!("CREATE TABLE t AS SELECT {number} AS n; SELECT lo_from_bytea({number} + 1, 'large object') \\g /dev/null"),
+        );
+    }
+    let carried = Carried::new(&source, false).await;
+    let one = Way {
+        arguments: &["-d", "tab\there"],
+        ..DASH
+    };
+    require!(assert_restores(&carried, &destination, &one));
+    let names =
+        "SELECT count(*) FROM pg_database WHERE datname NOT IN ('postgres', 'template0', 'template1')";
+    assert_eq!(destination.psql("postgres", names), "1", "only one was asked for");
+    destination.psql("postgres", "DROP DATABASE \"tab\there\"");
+    require!(assert_restores(&carried, &destination, &DASH));
+    for name in ODD_NAMES {
+        let inventory =
+            |cluster: &Cluster| Inventory::of_database(cluster, name, &InventoryOptions::default());
+        assert_same(&inventory(&source), &inventory(&destination));
+    }
+
+    let missing = Way {
+        arguments: &["-d", "nobody's"],
+        ..DASH
+    };
+    let output = restore(&carried, &destination, &missing).unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        messages(&output).contains("no database 'nobody's'"),
+        "{}",
+        messages(&output)
+    );
+}
+
+/// Archives of the schema and of large objects come in pieces when they are large.
+#[tokio::test(flavor = "multi_thread")]
+async fn large_objects_in_pieces() {
+    let (source, destination) = require!(start());
+    source.create_database("app");
+    source.psql(
+        "app",
+        "SELECT lo_from_bytea(77, (SELECT string_agg(sha512((n || 'x')::bytea), ''::bytea) FROM generate_series(1, 300000) n)) \\g /dev/null",
+    );
+    let carried = Carried::new(&source, false).await;
+    let index = Command::new("zstd")
+        .arg("-dc")
+        .arg(carried.object("index.tsv"))
+        .output()
+        .unwrap();
+    let index = String::from_utf8(index.stdout).unwrap();
+    assert!(
+        index
+            .lines()
+            .filter(|line| line.contains("\tlarge_objects\t"))
+            .count()
+            > 1,
+        "{index}"
+    );
+    require!(assert_restores(&carried, &destination, &DASH));
+    assert_same_servers(&source, &destination, &["app"], &InventoryOptions::default());
+}
+
+/// What is there already is left as it is: roles with their passwords, and databases that hold something.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_there_already_is_left_alone() {
+    let (source, destination) = require!(start());
+    GameData::new(Events::Partitions).load(&source);
+    let carried = Carried::new(&source, false).await;
+    destination.psql("postgres", "CREATE ROLE dagster PASSWORD 'mine' NOLOGIN; CREATE ROLE \"Odd \"\"Role\"\" mit Ümlaut\" NOBYPASSRLS");
+    let roles = "SELECT rolname, rolpassword, rolbypassrls, rolcanlogin FROM pg_authid WHERE rolname IN ('dagster', 'postgres', 'Odd \"Role\" mit Ümlaut') ORDER BY 1";
+    let before = destination.psql("postgres", roles);
+    destination.create_database("dagster");
+    destination.psql("dagster", "CREATE SCHEMA precious");
+    let output = restore(&carried, &destination, &DASH);
+    let output = require!(output);
+    assert_eq!(output.status.code(), Some(1));
+    let text = messages(&output);
+    assert!(
+        text.contains("database 'dagster' is there already and holds something"),
+        "{text}"
+    );
+    assert!(!text.contains("NOT complete"), "nothing was begun: {text}");
+    let found = "SELECT string_agg(datname, ' ' ORDER BY datname) FROM pg_database WHERE NOT datistemplate";
+    assert_eq!(
+        destination.psql("postgres", found),
+        "dagster postgres",
+        "it made something before it refused"
+    );
+    assert_eq!(
+        destination.psql(
+            "postgres",
+            "SELECT count(*) FROM pg_roles WHERE rolname = 'app_owner'"
+        ),
+        "0"
+    );
+
+    destination.psql("dagster", "DROP SCHEMA precious");
+    require!(assert_restores(&carried, &destination, &DASH));
+    assert_eq!(destination.psql("postgres", roles), before);
+    let inventory =
+        |cluster: &Cluster| Inventory::of_database(cluster, "dagster", &InventoryOptions::default());
+    assert_same(&inventory(&source), &inventory(&destination));
+}
+
+/// The last command must be a failure with a reason, and with nothing that looks restored.
+fn assert_fails(
+    carried: &Carried,
+    destination: &Cluster,
+    way: &Way<'_>,
+    reasons: &[&str],
+) -> Result<(), Missing> {
+    let output = restore(carried, destination, way)?;
+    let text = messages(&output);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    for reason in reasons {
+        assert!(text.contains(reason), "no '{reason}' in: {text}");
+    }
+    assert!(!text.contains("done"), "{text}");
+    Ok(())
+}
+
+fn drop_databases(destination: &Cluster) {
+    for name in DATABASES {
+        destination.psql("postgres", &format!("DROP DATABASE IF EXISTS {name}"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dump_with_damage_is_refused_with_the_reason() {
+    let (source, destination) = require!(start());
+    GameData::new(Events::Partitions).load(&source);
+    for encrypted in [false, true] {
+        let carried = Carried::new(&source, encrypted).await;
+        let path = carried.object("d2/000002.sql");
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        let whole = std::fs::read(&path).unwrap();
+        let mut flipped = whole.clone();
+        flipped[whole.len() / 2] ^= 1;
+        let cut = &whole[..whole.len() - 1];
+        for (bytes, reason) in [
+            (Some(flipped.as_slice()), "cannot de"),
+            (Some(cut), "cannot de"),
+            (None, "is missing"),
+        ] {
+            match bytes {
+                Some(bytes) => std::fs::write(&path, bytes).unwrap(),
+                None => std::fs::remove_file(&path).unwrap(),
+            }
+            drop_databases(&destination);
+            let half = [
+                "cannot load the rows of 'app'",
+                "database 'app' is NOT complete",
+                &name,
+            ];
+            require!(assert_fails(&carried, &destination, &DASH, &half));
+            require!(assert_fails(&carried, &destination, &DASH, &["there already"]));
+            drop_databases(&destination);
+            require!(assert_fails(&carried, &destination, &DASH, &[reason]));
+            // With b3sum nothing is even begun.
+            drop_databases(&destination);
+            require!(assert_fails(
+                &carried,
+                &destination,
+                &BASH,
+                &["damaged or missing"]
+            ));
+            assert_eq!(
+                destination.psql(
+                    "postgres",
+                    "SELECT count(*) FROM pg_database WHERE datname IN ('app', 'dagster')"
+                ),
+                "0"
+            );
+        }
+        std::fs::write(&path, &whole).unwrap();
+        require!(assert_restores(&carried, &destination, &BASH));
+        assert_same_servers(&source, &destination, &DATABASES, &InventoryOptions::default());
+        drop_databases(&destination);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dump_that_cannot_be_opened_is_refused_before_anything_is_made() {
+    let (source, destination) = require!(start());
+    source.create_database("app");
+    let carried = Carried::new(&source, true).await;
+    let key = std::fs::read(carried.key()).unwrap();
+    let (other, _) = pgkeep_repository::keys::generate();
+    std::fs::write(carried.key(), format!("{}\n", other.to_secret().expose())).unwrap();
+    require!(assert_fails(
+        &carried,
+        &destination,
+        &DASH,
+        &["cannot decrypt index.tsv"]
+    ));
+    std::fs::remove_file(carried.key()).unwrap();
+    require!(assert_fails(
+        &carried,
+        &destination,
+        &DASH,
+        &["there is no key file"]
+    ));
+    std::fs::write(carried.key(), key).unwrap();
+
+    let manifest = carried.folder().join("manifest");
+    let whole = std::fs::read(&manifest).unwrap();
+    std::fs::write(&manifest, "{\"swept_at\": \"2024-01-01T00:00:00Z\"}").unwrap();
+    require!(assert_fails(
+        &carried,
+        &destination,
+        &DASH,
+        &["given up before it was finished"]
+    ));
+    std::fs::remove_file(&manifest).unwrap();
+    require!(assert_fails(&carried, &destination, &DASH, &["never finished"]));
+    std::fs::write(&manifest, whole).unwrap();
+
+    let index = carried.object("index.tsv");
+    std::fs::rename(&index, index.with_extension("away")).unwrap();
+    require!(assert_fails(
+        &carried,
+        &destination,
+        &DASH,
+        &["index.tsv is missing"]
+    ));
+    std::fs::rename(index.with_extension("away"), &index).unwrap();
+    assert_eq!(
+        destination.psql(
+            "postgres",
+            "SELECT count(*) FROM pg_database WHERE datname = 'app'"
+        ),
+        "0"
+    );
+    require!(assert_restores(&carried, &destination, &DASH));
+}
+
+#[test]
+fn the_script_has_nothing_that_shellcheck_warns_of() {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/restore.sh");
+    let Ok(output) = Command::new("shellcheck").arg("--shell=sh").arg(script).output() else {
+        pgkeep_testkit::skip(&Missing("shellcheck".to_owned()));
+        return;
+    };
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stdout)
+    );
+}
