@@ -76,6 +76,13 @@ async fn input(repository: &Repository) -> Result<PruneInput, Failure> {
         .filter(|entry| entry.state == BackupState::Complete);
     let ids: Vec<BackupId> = complete.map(|entry| entry.id).collect();
     let summaries = summaries::read(repository, &ids).await?;
+    if let Some(reason) = &summaries.locked {
+        // A dump of one table would pass for one of the whole cluster, and push it out.
+        return Err(Failure::usage(
+            format!("without their key, dumps of a part can't be told from whole ones: {reason}"),
+            "prune where the private key is: --identity FILE or PGKEEP_IDENTITY_FILE=FILE",
+        ));
+    }
     let known = |(id, summary): (&BackupId, &DumpSummary)| {
         let scope = if summary.partial {
             // A dump of some tables never stands for one of others, or of the whole database.

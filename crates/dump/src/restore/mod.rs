@@ -78,6 +78,14 @@ pub async fn check(
     let chosen = plan::choose(manifest, options)?;
     let mut session = connect(target).await?;
     check_server(&session, manifest)?;
+    // Before anything is dropped or made.
+    for (database, _) in &chosen {
+        let major = archive_major(database, manifest.server_version_num / 10_000);
+        let context = || format!("looking for pg_restore of PostgreSQL {major} or later");
+        pgkeep_pg::programs::find("pg_restore", major, &options.programs)
+            .await
+            .context(context)?;
+    }
     if options.is_partial() {
         // What is in the way is looked for in the database itself, table by table.
         session.close().await;
