@@ -48,6 +48,7 @@ async fn every_version_answers() {
 }
 
 #[tokio::test]
+#[allow(clippy::too_many_lines, reason = "one session seen through its whole life")]
 async fn statements_transactions_and_notices() {
     let server = TestServer::started().await;
     let mut session = server.session().await;
