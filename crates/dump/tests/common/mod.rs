@@ -13,12 +13,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pgkeep_base::BackupId;
+use pgkeep_base::{BackupId, BackupKind};
 use pgkeep_dump::manifest::Filters;
 use pgkeep_dump::restore::{RestoreOptions, RestoreReport};
+use pgkeep_dump::verify::{self, VerifyDepth, VerifyOptions};
 use pgkeep_dump::{DumpError, DumpOptions, DumpReport, Progress, read_manifest};
 use pgkeep_pg::programs::ProgramSearch;
 use pgkeep_pg::{Conninfo, Environment, Target};
+use pgkeep_repository::backups::BackupState;
 use pgkeep_repository::encryption::Encryption;
 use pgkeep_repository::{Access, Repository, keys};
 use pgkeep_store::fault::FaultPlan;
@@ -153,21 +155,13 @@ pub fn wait_for_waiter(cluster: &Cluster, database: &str, relation: &str, mode: 
     });
 }
 
-/// A repository whose store makes mistakes, tried again as usual but with less patience.
+/// An unencrypted repository whose store makes mistakes; the requests are tried again as usual.
 pub async fn repository_with_faults(folder: &Path, faults: FaultPlan) -> Repository {
     let options = StoreOptions {
         faults: Some(faults),
         ..StoreOptions::default()
     };
-    let store = Store::open(&format!("file://{}", folder.display()), &options)
-        .await
-        .unwrap();
-    let access = Access {
-        encryption: Encryption::None,
-        identities: Vec::new(),
-        compression_level: 3,
-    };
-    Repository::open_or_create(store, "test", access).await.unwrap()
+    repository_through(folder, options).await
 }
 
 /// Every object in the dump's folder is named by its list of checksums, beside that list and the manifest themselves.
@@ -187,4 +181,37 @@ pub async fn assert_no_strays(repository: &Repository, id: &BackupId) {
         .map(|checksum| checksum.name)
         .collect();
     assert_eq!(stored, named);
+}
+
+/// An unencrypted repository, reached in a special way.
+pub async fn repository_through(folder: &Path, options: StoreOptions) -> Repository {
+    let store = Store::open(&format!("file://{}", folder.display()), &options)
+        .await
+        .unwrap();
+    let access = Access {
+        encryption: Encryption::None,
+        identities: Vec::new(),
+        compression_level: 3,
+    };
+    Repository::open_or_create(store, "test", access).await.unwrap()
+}
+
+/// The dumps that exist; each is read to its end and found right.
+pub async fn whole_dumps(repository: &Repository) -> Vec<BackupId> {
+    let options = VerifyOptions {
+        depth: VerifyDepth::Contents,
+        sample: None,
+        jobs: 2,
+    };
+    let mut ids = Vec::new();
+    for entry in repository.backups(BackupKind::Dump).await.unwrap() {
+        if entry.state == BackupState::Complete {
+            let report = verify::verify(repository, &entry.id, &options, &Progress::default()).await;
+            let report = report.unwrap();
+            assert!(report.passed(), "{report:?}");
+            assert_no_strays(repository, &entry.id).await;
+            ids.push(entry.id);
+        }
+    }
+    ids
 }
