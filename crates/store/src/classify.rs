@@ -87,7 +87,7 @@ pub(crate) fn by_io(error: &io::Error) -> Cause {
 /// Codes: <https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html>
 fn by_status(error: &object_store::Error, status: u16, text: &str, backend: Backend) -> Option<Cause> {
     let code = error_code(text).unwrap_or_default();
-    let why = match error_message(text) {
+    let why = match between(text, "<Message>", "</Message>") {
         Some(message) if !code.is_empty() => format!("the store answered {status} {code}: {message}"),
         _ if !code.is_empty() => format!("the store answered {status} {code}"),
         _ => format!("the store answered {status}"),
@@ -159,17 +159,14 @@ fn is_conflict(error: &object_store::Error, status: u16, backend: Backend) -> bo
 
 /// The `<Code>` of an S3 or Azure error document, or of one failure in a bulk delete.
 fn error_code(text: &str) -> Option<&str> {
-    between(text, "<Code>", "</Code>").or_else(|| between(text, "(code: ", ")"))
-}
-
-fn error_message(text: &str) -> Option<&str> {
-    between(text, "<Message>", "</Message>")
+    let code = between(text, "<Code>", "</Code>").or_else(|| between(text, "(code: ", ")"));
+    code.filter(|code| code.len() < WHY_LENGTH_MAX)
 }
 
 fn between<'a>(text: &'a str, before: &str, after: &str) -> Option<&'a str> {
     let (_, rest) = text.split_once(before)?;
     let (found, _) = rest.split_once(after)?;
-    (!found.is_empty() && found.len() < WHY_LENGTH_MAX).then_some(found)
+    (!found.is_empty()).then_some(found)
 }
 
 fn full_text(error: &object_store::Error) -> String {

@@ -21,7 +21,8 @@ pub struct RequestCounts {
     pub bytes_received: u64,
 }
 
-#[derive(Debug, Clone, Copy)]
+/// What a store is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Request {
     Put,
     Get,

@@ -3,6 +3,9 @@ use std::time::Duration;
 
 use pgkeep_base::{Classified, Hint, RetryClass};
 
+use crate::counts::Request;
+use crate::permission::{self, Permission};
+
 /// What went wrong, in the terms a caller decides by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -78,6 +81,8 @@ struct Details {
     elapsed: Duration,
     may_have_happened: bool,
     retryable: bool,
+    /// What was asked of the store.
+    request: Option<Request>,
 }
 
 impl StoreError {
@@ -96,12 +101,14 @@ impl StoreError {
             elapsed: Duration::ZERO,
             may_have_happened: false,
             retryable: kind.is_transient(),
+            request: None,
         }))
     }
 
     pub(crate) fn from_cause(cause: Cause, doing: impl Into<String>, url: &str) -> Self {
         let mut error = Self::new(cause.kind, doing, url, cause.why);
         error.0.retryable = cause.retryable;
+        error.0.request = cause.request;
         error
     }
 
@@ -124,6 +131,37 @@ impl StoreError {
     /// The store's URL, without secrets.
     pub fn url(&self) -> &str {
         &self.0.url
+    }
+
+    /// The permission that was refused, where the store has names for permissions and didn't name it itself.
+    fn missing_permission(&self) -> Option<Permission> {
+        let denied = self.0.kind == StoreErrorKind::PermissionDenied;
+        let request = self.0.request.filter(|_| denied)?;
+        match permission::named_by_aws(&self.0.why) {
+            Some(_) => None,
+            None => permission::permission(request, &self.0.url),
+        }
+    }
+
+    fn how_to_permit(&self) -> String {
+        if let Some(action) = permission::named_by_aws(&self.0.why) {
+            return format!("allow these credentials {action}");
+        }
+        match self.missing_permission() {
+            // https://docs.aws.amazon.com/AmazonS3/latest/API/API_GetObject.html: without the right to list, a missing object
+            // is answered like a forbidden one.
+            Some(Permission { action, resource }) if action == "s3:GetObject" => {
+                let bucket = resource.split('/').next().unwrap_or_default();
+                format!("allow these credentials {action} on {resource}, and s3:ListBucket on {bucket}")
+            }
+            Some(Permission { action, resource }) => {
+                format!("allow these credentials {action} on {resource}")
+            }
+            None => format!(
+                "allow these credentials to put, get and list objects under {}",
+                self.0.url
+            ),
+        }
     }
 
     /// True where a write failed in a way that leaves open whether the store performed it.
@@ -156,6 +194,9 @@ impl fmt::Display for StoreError {
                 elapsed.as_secs_f64()
             )?;
         }
+        if let Some(Permission { action, .. }) = self.missing_permission() {
+            write!(f, " (it takes the permission {action})")?;
+        }
         Ok(())
     }
 }
@@ -180,9 +221,7 @@ impl Classified for StoreError {
             StoreErrorKind::PermissionDenied if url.starts_with("file:") => {
                 format!("give the user that runs pgkeep read and write access to {url}")
             }
-            StoreErrorKind::PermissionDenied => {
-                format!("allow these credentials to put, get and list objects under {url}")
-            }
+            StoreErrorKind::PermissionDenied => self.how_to_permit(),
             StoreErrorKind::AuthenticationFailed if cloud => {
                 "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, \
                  choose a profile with AWS_PROFILE, or give the machine an instance role"
@@ -213,6 +252,8 @@ pub(crate) struct Cause {
     /// The request may have been performed although it failed.
     pub(crate) maybe_performed: bool,
     pub(crate) retryable: bool,
+    /// What was asked of the store, if anything was.
+    pub(crate) request: Option<Request>,
 }
 
 impl Cause {
@@ -223,6 +264,7 @@ impl Cause {
             why: why.into(),
             maybe_performed: retryable,
             retryable,
+            request: None,
         }
     }
 

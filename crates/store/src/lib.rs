@@ -23,6 +23,7 @@ mod list;
 mod local;
 mod open;
 mod options;
+mod permission;
 mod probe;
 mod reader;
 mod retry;

@@ -88,7 +88,10 @@ impl Store {
         let mut objects = Vec::new();
         loop {
             let next = async { stream.next().await.transpose() };
-            let Some(meta) = self.attempt(self.inner.options.request_timeout, next).await? else {
+            let Some(meta) = self
+                .attempt(Request::List, self.inner.options.request_timeout, next)
+                .await?
+            else {
                 break;
             };
             if objects.len() >= OBJECTS_MAX {
@@ -117,7 +120,10 @@ impl Store {
             self.inner.counters.request(Request::List);
             let cause = loop {
                 let next = async { stream.next().await.transpose() };
-                match self.attempt(self.inner.options.request_timeout, next).await {
+                match self
+                    .attempt(Request::List, self.inner.options.request_timeout, next)
+                    .await
+                {
                     Ok(None) => return Ok(seen),
                     Ok(Some(meta)) => {
                         budget.progressed();
@@ -168,7 +174,11 @@ impl Store {
         self.retry(&doing, async || {
             self.inner.counters.request(Request::List);
             let found = self
-                .attempt(deadline, opened.objects.list_with_delimiter(Some(&location)))
+                .attempt(
+                    Request::List,
+                    deadline,
+                    opened.objects.list_with_delimiter(Some(&location)),
+                )
                 .await?;
             if let Some(disk) = opened.local.clone() {
                 let location = location.clone();
@@ -242,7 +252,7 @@ impl Store {
             }
             failure.map_or(Ok(()), Err)
         };
-        self.attempt(deadline, all).await?;
+        self.attempt(Request::Delete, deadline, all).await?;
         match answers == locations.len() {
             true => Ok(()),
             // One "not found" for the whole request is about the bucket.

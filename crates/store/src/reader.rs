@@ -167,7 +167,7 @@ impl ObjectReader {
         let next = match &mut self.body {
             Some(Body::Stream(stream)) => {
                 let next = async { stream.next().await.transpose() };
-                self.store.attempt(timeout, next).await?
+                self.store.attempt(Request::Get, timeout, next).await?
             }
             Some(Body::File(file)) => {
                 let (file, start) = (Arc::clone(file), self.range.start);
@@ -209,7 +209,9 @@ async fn request(
         ..GetOptions::default()
     };
     let answer = store.inner.opened.objects.get_opts(location, options);
-    let result = store.attempt(store.inner.options.request_timeout, answer).await?;
+    let result = store
+        .attempt(Request::Get, store.inner.options.request_timeout, answer)
+        .await?;
     let (size, etag, range) = (result.meta.size, result.meta.e_tag.clone(), result.range.clone());
     let body = match result.payload {
         GetResultPayload::File(file, _) => Body::File(Arc::new(file)),

@@ -162,6 +162,7 @@ impl Store {
         };
         let deadline = self.inner.options.put_deadline(bytes);
         self.attempt(
+            Request::Put,
             deadline,
             self.inner.opened.objects.put_opts(location, payload, options),
         )
@@ -245,6 +246,7 @@ impl Store {
             .retry(&format!("look at object '{key}'"), || {
                 self.inner.counters.request(Request::Head);
                 self.attempt(
+                    Request::Head,
                     self.inner.options.request_timeout,
                     self.inner.opened.objects.head(&location),
                 )
@@ -326,13 +328,14 @@ impl Store {
         }
     }
 
-    /// One attempt with a deadline; a failure comes out classified.
+    /// One attempt of a request with a deadline; a failure comes out classified.
     pub(crate) async fn attempt<T>(
         &self,
+        request: Request,
         deadline: Duration,
-        request: impl Future<Output = object_store::Result<T>>,
+        answer: impl Future<Output = object_store::Result<T>>,
     ) -> Result<T, Cause> {
-        let (result, status) = with_status(tokio::time::timeout(deadline, request)).await;
+        let (result, status) = with_status(tokio::time::timeout(deadline, answer)).await;
         let result = match result {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(error)) => Err(classify(&error, status, self.inner.opened.backend)),
@@ -344,7 +347,10 @@ impl Store {
         if result.is_ok() || status != 0 {
             self.inner.counters.answered();
         }
-        result
+        result.map_err(|cause| Cause {
+            request: Some(request),
+            ..cause
+        })
     }
 
     /// Attempts until one succeeds, fails for good, or the budget is spent. Only for what may be done twice.

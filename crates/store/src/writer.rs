@@ -185,6 +185,7 @@ impl ObjectWriter {
                 store.inner.counters.sent(bytes);
                 store
                     .attempt(
+                        Request::Put,
                         deadline,
                         multipart.put_part(&location, &id, index, payload.clone()),
                     )
@@ -205,6 +206,7 @@ impl ObjectWriter {
             .retry(&self.doing, || {
                 store.inner.counters.request(Request::Put);
                 store.attempt(
+                    Request::Put,
                     store.inner.options.request_timeout,
                     multipart.create_multipart(&self.location),
                 )
@@ -268,6 +270,7 @@ impl ObjectWriter {
                 store.inner.counters.request(Request::Put);
                 let parts = upload.parts.clone();
                 store.attempt(
+                    Request::Put,
                     deadline,
                     upload
                         .multipart
@@ -319,7 +322,10 @@ impl Upload {
         }
         store.inner.counters.request(Request::Delete);
         let aborted = self.multipart.abort_multipart(location, &self.id);
-        if let Err(cause) = store.attempt(store.inner.options.request_timeout, aborted).await {
+        if let Err(cause) = store
+            .attempt(Request::Delete, store.inner.options.request_timeout, aborted)
+            .await
+        {
             tracing::debug!(
                 url = store.url(),
                 "an unfinished upload stays behind: {}",

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use pgkeep_base::{BackupId, BackupKind};
+use pgkeep_base::{BackupId, BackupKind, Classified, Hint};
 use pgkeep_config::{Cluster, Overrides};
 use pgkeep_dump::manifest::DumpSummary;
 use pgkeep_repository::Repository;
@@ -201,13 +201,19 @@ fn tell_report(context: &Context, report: &PruneReport) -> Outcome {
     }
     output.summary(done);
     for (id, error) in &report.failed {
-        output.error(&format!("cannot remove {id}"), &[error.to_string()], None);
+        let hint = error.hint();
+        output.error(
+            &format!("cannot remove {id}"),
+            &[error.to_string()],
+            hint.as_ref().map(Hint::as_str),
+        );
     }
     if let Some(error) = &report.sweep_failure {
+        let hint = error.hint();
         output.error(
             "cannot clean up after unfinished backups",
             &[error.to_string()],
-            None,
+            hint.as_ref().map(Hint::as_str),
         );
     }
     if report.failures().next().is_some() {

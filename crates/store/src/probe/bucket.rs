@@ -1,6 +1,7 @@
 //! The settings of an S3 bucket. Not every credential may see them: that's fine, and said.
 
 use super::{ProbeReport, Severity};
+use crate::counts::Request;
 use crate::store::Store;
 
 /// What became of the question.
@@ -30,7 +31,11 @@ async fn ask(store: &Store, setting: &str) -> Answer {
         return Answer::Unset;
     };
     let asked = store
-        .attempt(store.inner.options.request_timeout, s3.setting(setting))
+        .attempt(
+            Request::Get,
+            store.inner.options.request_timeout,
+            s3.setting(setting),
+        )
         .await;
     match asked {
         Ok((200, xml)) => Answer::Set(xml),

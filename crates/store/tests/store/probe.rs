@@ -1,6 +1,7 @@
 //! The probe: what it says of stores that are good, of one that isn't, and of credentials that may do only a part.
 
 use bytes::Bytes;
+use pgkeep_base::Classified;
 use pgkeep_store::fault::FaultPlan;
 use pgkeep_store::{ProbeReport, PutOutcome, Severity, Store, StoreErrorKind, StoreOptions};
 use pgkeep_testkit::require;
@@ -70,6 +71,21 @@ async fn seaweedfs_passes_and_its_buckets_settings_are_seen() {
     assert_eq!(report.capabilities.read_allowed, Some(false), "{report:?}");
     assert_eq!(report.capabilities.create_only_put, Some(true), "{report:?}");
     assert_eq!(severity_of(&report, "read"), Severity::Info);
+
+    // What is refused is named as a policy would name it.
+    let error = writer.get("doctor/object", 10).await.unwrap_err();
+    assert_eq!(error.kind(), StoreErrorKind::PermissionDenied, "{error}");
+    assert!(
+        error
+            .to_string()
+            .ends_with("(it takes the permission s3:GetObject)"),
+        "{error}"
+    );
+    let hint = error.hint().unwrap();
+    assert!(
+        hint.as_str().contains("s3:GetObject on arn:aws:s3:::plain/*"),
+        "{hint}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -128,7 +144,7 @@ async fn what_cannot_be_reached_or_entered_is_an_error_with_its_mend() {
         assert_eq!(error.kind(), kind, "{error}");
         assert!(error.to_string().contains(says), "{error}");
         assert!(!format!("{error} {error:?}").contains("hunter2"), "{error:?}");
-        assert!(pgkeep_base::Classified::hint(&error).is_some(), "{error}");
+        assert!(error.hint().is_some(), "{error}");
     }
     // Nobody listens on port 1.
     let mut options = super::s3("http://127.0.0.1:1", "a", "b");
