@@ -48,6 +48,12 @@ pub fn pin_prefix(cluster: &str, id: &BackupId) -> String {
     format!("{cluster}/pin/{id}/")
 }
 
+/// Whether nothing below this prefix is part of a backup or says anything of one that counts later, so that a lifecycle
+/// rule of a few days may delete it: old leases.
+pub fn is_disposable(prefix: &str) -> bool {
+    matches!(prefix.split('/').collect::<Vec<_>>().as_slice(), [_, "lease", ..])
+}
+
 /// The folder of all pins of a cluster.
 pub fn pins_prefix(cluster: &str) -> String {
     format!("{cluster}/pin/")
@@ -61,4 +67,26 @@ pub fn evidence_prefix(cluster: &str) -> String {
 /// The folder of what verifications of one backup found.
 pub fn backup_evidence_prefix(cluster: &str, id: &BackupId) -> String {
     format!("{cluster}/verify/{id}/")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_leases_are_disposable() {
+        assert!(is_disposable(&lease_prefix("main")));
+        assert!(is_disposable("main/lease/0000000001-"));
+        for prefix in [
+            "",
+            "main",
+            "main/",
+            "main/dump/",
+            "main/pin/",
+            "main/identity/",
+            "lease/dump/",
+        ] {
+            assert!(!is_disposable(prefix), "{prefix}");
+        }
+    }
 }

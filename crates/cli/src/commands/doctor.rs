@@ -5,7 +5,7 @@ use pgkeep_config::{EncryptionMode, Overrides};
 use pgkeep_pg::programs::{self, ProgramSearch};
 use pgkeep_pg::{Session, Target};
 use pgkeep_repository::backups::BackupState;
-use pgkeep_repository::{Repository, RepositoryError, keys};
+use pgkeep_repository::{Repository, RepositoryError, keys, layout};
 use pgkeep_store::{Severity, Store};
 use serde_json::json;
 
@@ -233,7 +233,7 @@ async fn repository(settings: &Settings, findings: &mut Findings) {
 
 async fn probe(store: &Store, findings: &mut Findings) -> bool {
     let area = "repository";
-    match store.probe("").await {
+    match store.probe("", layout::is_disposable).await {
         Ok(report) => {
             findings.ok(area, format!("{} is reachable", store.url()));
             for finding in report.findings {

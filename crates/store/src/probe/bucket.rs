@@ -14,19 +14,42 @@ enum Answer {
     Unknown(String),
 }
 
-pub(super) async fn probe(store: &Store, report: &mut ProbeReport) {
+pub(super) async fn probe(store: &Store, disposable: fn(&str) -> bool, report: &mut ProbeReport) {
     if store.inner.opened.s3.is_none() {
         return;
     }
-    let versioning = ask(store, "versioning").await;
+    let versioning = ask(store, "versioning", "s3:GetBucketVersioning").await;
     probe_versioning(&versioning, report);
-    let object_lock = ask(store, "object-lock").await;
+    let object_lock = ask(store, "object-lock", "s3:GetBucketObjectLockConfiguration").await;
     probe_object_lock(&object_lock, report);
-    let lifecycle = ask(store, "lifecycle").await;
-    probe_lifecycle(&lifecycle, report);
+    let lifecycle = ask(store, "lifecycle", "s3:GetLifecycleConfiguration").await;
+    let prefix = store.inner.opened.prefix.as_ref();
+    probe_lifecycle(&lifecycle, &Place { prefix, disposable }, report);
 }
 
-async fn ask(store: &Store, setting: &str) -> Answer {
+/// Where in the bucket the backups are.
+struct Place<'a> {
+    /// The store's own prefix, without a slash at its end.
+    prefix: &'a str,
+    /// Whether what lies below a prefix, relative to the store's, may go at any time.
+    disposable: fn(&str) -> bool,
+}
+
+impl Place<'_> {
+    /// Whether a rule for this prefix of the bucket reaches backups.
+    fn is_reached_by(&self, rule: &str) -> bool {
+        let own = match self.prefix {
+            "" => String::new(),
+            prefix => format!("{prefix}/"),
+        };
+        match rule.strip_prefix(&own) {
+            Some(inside) => !inside.starts_with(super::DIRECTORY_PREFIX) && !(self.disposable)(inside),
+            None => own.starts_with(rule),
+        }
+    }
+}
+
+async fn ask(store: &Store, setting: &str, permission: &str) -> Answer {
     let Some(s3) = &store.inner.opened.s3 else {
         return Answer::Unset;
     };
@@ -41,7 +64,7 @@ async fn ask(store: &Store, setting: &str) -> Answer {
         Ok((200, xml)) => Answer::Set(xml),
         // NoSuchLifecycleConfiguration, ObjectLockConfigurationNotFoundError
         Ok((404, _)) => Answer::Unset,
-        Ok((403, _)) => Answer::Unknown("these credentials may not see it".to_owned()),
+        Ok((403, _)) => Answer::Unknown(format!("these credentials lack {permission}")),
         Ok((status, _)) => Answer::Unknown(format!("the store answered {status}")),
         Err(cause) => Answer::Unknown(cause.why),
     }
@@ -102,7 +125,7 @@ fn probe_object_lock(answer: &Answer, report: &mut ProbeReport) {
 }
 
 /// <https://docs.aws.amazon.com/AmazonS3/latest/API/API_GetBucketLifecycleConfiguration.html>
-fn probe_lifecycle(answer: &Answer, report: &mut ProbeReport) {
+fn probe_lifecycle(answer: &Answer, place: &Place<'_>, report: &mut ProbeReport) {
     const CHECK: &str = "lifecycle";
     let xml = match answer {
         Answer::Set(xml) => xml,
@@ -131,35 +154,7 @@ fn probe_lifecycle(answer: &Answer, report: &mut ProbeReport) {
     report.capabilities.lifecycle = Some(!rules.is_empty());
     let mut harmless = true;
     for rule in &rules {
-        let id = text(rule, "ID").unwrap_or("without a name");
-        let prefix = text(rule, "Prefix")
-            .map(|prefix| format!(" below '{prefix}'"))
-            .unwrap_or_default();
-        if let Some(expiration) =
-            element(rule, "Expiration").filter(|e| e.contains("<Days>") || e.contains("<Date>"))
-        {
-            harmless = false;
-            let days = text(expiration, "Days")
-                .map(|days| format!(" after {days} days"))
-                .unwrap_or_default();
-            let what = format!("the lifecycle rule '{id}' expires objects{prefix}{days}");
-            let why =
-                "It knows nothing of which objects belong together: the oldest backups would be torn apart.";
-            report
-                .add(CHECK, Severity::Warning, what, why)
-                .mend("remove the rule, and let pgkeep prune decide what goes");
-        }
-        if let Some(class) =
-            element(rule, "Transition").and_then(|transition| text(transition, "StorageClass"))
-            && matches!(class, "GLACIER" | "DEEP_ARCHIVE")
-        {
-            harmless = false;
-            let what = format!("the lifecycle rule '{id}' moves objects{prefix} to {class}");
-            let why = "From there nothing can be read, so nothing restored, before hours of waiting.";
-            report
-                .add(CHECK, Severity::Warning, what, why)
-                .mend("use GLACIER_IR or STANDARD_IA in the rule");
-        }
+        harmless &= probe_rule(rule, place, report);
     }
     if harmless {
         let what = format!(
@@ -173,6 +168,46 @@ fn probe_lifecycle(answer: &Answer, report: &mut ProbeReport) {
             "A rule that expires objects would tear backups apart.",
         );
     }
+}
+
+/// False if the rule does harm to backups.
+fn probe_rule(rule: &str, place: &Place<'_>, report: &mut ProbeReport) -> bool {
+    const CHECK: &str = "lifecycle";
+    let id = text(rule, "ID").unwrap_or("without a name");
+    let prefix = text(rule, "Prefix").unwrap_or_default();
+    if !place.is_reached_by(prefix) {
+        return true;
+    }
+    let below = match prefix {
+        "" => String::new(),
+        prefix => format!(" below '{prefix}'"),
+    };
+    let mut harmless = true;
+    if let Some(expiration) =
+        element(rule, "Expiration").filter(|e| e.contains("<Days>") || e.contains("<Date>"))
+    {
+        harmless = false;
+        let days = text(expiration, "Days")
+            .map(|days| format!(" after {days} days"))
+            .unwrap_or_default();
+        let what = format!("the lifecycle rule '{id}' expires objects{below}{days}");
+        let why =
+            "It knows nothing of which objects belong together: the oldest backups would be torn apart.";
+        report
+            .add(CHECK, Severity::Warning, what, why)
+            .mend("remove the rule, and let pgkeep prune decide what goes");
+    }
+    if let Some(class) = element(rule, "Transition").and_then(|transition| text(transition, "StorageClass"))
+        && matches!(class, "GLACIER" | "DEEP_ARCHIVE")
+    {
+        harmless = false;
+        let what = format!("the lifecycle rule '{id}' moves objects{below} to {class}");
+        let why = "From there nothing can be read, so nothing restored, before hours of waiting.";
+        report
+            .add(CHECK, Severity::Warning, what, why)
+            .mend("use GLACIER_IR or STANDARD_IA in the rule");
+    }
+    harmless
 }
 
 fn element<'a>(xml: &'a str, name: &str) -> Option<&'a str> {
@@ -193,16 +228,24 @@ mod tests {
     fn lifecycle(rules: &str) -> ProbeReport {
         let mut report = ProbeReport::default();
         let xml = format!("<LifecycleConfiguration>{rules}</LifecycleConfiguration>");
-        probe_lifecycle(&Answer::Set(xml), &mut report);
+        let place = Place {
+            prefix: "a",
+            disposable: |prefix| prefix.ends_with("/lease/"),
+        };
+        probe_lifecycle(&Answer::Set(xml), &place, &mut report);
         report
+    }
+
+    fn expiring(prefix: &str) -> String {
+        format!(
+            "<Rule><ID>old</ID><Status>Enabled</Status><Filter>{prefix}</Filter><Expiration><Days>30</Days>\
+             </Expiration></Rule>"
+        )
     }
 
     #[test]
     fn rules_that_would_tear_backups_apart_are_named() {
-        let report = lifecycle(
-            "<Rule><ID>old</ID><Status>Enabled</Status><Filter><Prefix>a/</Prefix></Filter>\
-             <Expiration><Days>30</Days></Expiration></Rule>",
-        );
+        let report = lifecycle(&expiring("<Prefix>a/</Prefix>"));
         assert_eq!(report.severity(), Severity::Warning);
         assert!(
             report.findings[0]
@@ -215,6 +258,18 @@ mod tests {
              <Transition><Days>1</Days><StorageClass>GLACIER</StorageClass></Transition></Rule>",
         );
         assert_eq!(report.severity(), Severity::Warning);
+    }
+
+    #[test]
+    fn a_rule_is_judged_by_what_lies_below_its_prefix() {
+        let severity = |prefix: &str| lifecycle(&expiring(prefix)).severity();
+        for reaching in ["", "<Prefix>a</Prefix>", "<Prefix>a/main/dump/</Prefix>"] {
+            assert_eq!(severity(reaching), Severity::Warning, "{reaching}");
+        }
+        for elsewhere in ["b/", "ab/", "a/main/lease/", "a/pgkeep-probe-"] {
+            let prefix = format!("<Prefix>{elsewhere}</Prefix>");
+            assert_eq!(severity(&prefix), Severity::Ok, "{elsewhere}");
+        }
     }
 
     #[test]
