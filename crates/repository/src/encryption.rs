@@ -1,6 +1,6 @@
 //! Sealing and opening objects: zstd inside age, as streams.
 //!
-//! Written: bytes -> zstd (one frame, with checksum) -> age (if there are recipients) -> the object. So
+//! Written: bytes -> zstd (frames, with checksums) -> age (if there are recipients) -> the object. So
 //! `age -d -i KEY object | zstd -dc` opens any object. Read: both layers are told by their first bytes, so an object
 //! may also be several zstd frames one after another, with or without age around it.
 //!
@@ -15,6 +15,7 @@ use std::io::{self, BufRead, BufReader, Cursor, Read, Write};
 use age::stream::{StreamReader, StreamWriter};
 use pgkeep_base::{ByteCount, Classified, Hint, RetryClass};
 
+use crate::compression::FrameWriter;
 use crate::keys::{Identity, Recipient};
 
 /// What is done to objects beside compression.
@@ -133,7 +134,7 @@ impl<W: Write> Write for EncryptWriter<W> {
 }
 
 /// Compresses, then encrypts. Write to it, then [`finish`](SealWriter::finish).
-pub struct SealWriter<W: Write>(zstd::stream::write::Encoder<'static, EncryptWriter<W>>);
+pub struct SealWriter<W: Write>(FrameWriter<EncryptWriter<W>>);
 
 /// Begins an object: what is written to the result comes out of [`open_reader`] again.
 ///
@@ -147,10 +148,8 @@ pub fn seal_writer<W: Write>(
     if !COMPRESSION_LEVELS.contains(&level) {
         return Err(EncryptionError::Level(level));
     }
-    let encoder = zstd::stream::write::Encoder::new(encrypt_writer(encryption, output)?, level);
-    let mut encoder = encoder.map_err(EncryptionError::Write)?;
-    encoder.include_checksum(true).map_err(EncryptionError::Write)?;
-    Ok(SealWriter(encoder))
+    let frames = FrameWriter::new(level, encrypt_writer(encryption, output)?);
+    Ok(SealWriter(frames.map_err(EncryptionError::Write)?))
 }
 
 impl<W: Write> SealWriter<W> {

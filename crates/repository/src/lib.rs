@@ -3,7 +3,7 @@
 //! | module | what it knows |
 //! |---|---|
 //! | `layout` | every key of the repository, in one place |
-//! | `encryption`, `keys` | zstd and age around an object; key pairs |
+//! | `compression`, `encryption`, `keys` | zstd and age around an object; key pairs |
 //! | `object` | sealed objects: written create-only with a BLAKE3 hash, read back as a stream |
 //! | `repo` | opening and making a repository; which cluster may write |
 //! | `lease` | one writer at a time for each cluster |
@@ -15,6 +15,7 @@
 //! The manifest's presence is the backup's existence. See docs/FORMAT.md and docs/CONCURRENCY.md.
 
 pub mod backups;
+pub mod compression;
 pub mod copy;
 pub mod encryption;
 mod error;
