@@ -8,7 +8,7 @@ for hashes (without it they are not compared, which is said).
     pgkeep_reader.py DIRECTORY extract ID --into NEW_DIRECTORY [--identity KEYFILE] [--cluster NAME]
 
 `extract` writes `globals.sql`, and for each database a folder with `schema.dump` (for pg_restore), `sequences.sql`,
-`large_objects.dump`, and for each relation a file of its rows in COPY's text format, named in `relations.json`.
+`large_objects.dump`, and for each relation a file of its rows as COPY takes them, text or binary, named in `relations.json`.
 """
 
 import argparse
@@ -201,6 +201,26 @@ class Dump:
         return stored - named
 
 
+BINARY_HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
+BINARY_TRAILER = b"\xff\xff"
+
+
+def binary_row(stream, name):
+    """The next row in COPY's binary format, as its bytes; none at the trailer."""
+    def exactly(length):
+        found = stream.read(length)
+        require(len(found) == length, f"{name} ends inside a row")
+        return found
+
+    parts = [exactly(2)]
+    if parts[0] == BINARY_TRAILER:
+        return None
+    for _ in range(int.from_bytes(parts[0], "big")):
+        parts.append(exactly(4))
+        parts.append(exactly(max(int.from_bytes(parts[-1], "big", signed=True), 0)))
+    return b"".join(parts)
+
+
 class DataReader:
     """Reads the blocks of one data object, comparing everything with the manifest."""
 
@@ -234,6 +254,17 @@ class DataReader:
         require(self.line() == "\\.\n", f"{self.name}: a block doesn't end where it should")
         return rows
 
+    def stream(self, relation, segment, file):
+        """All of an object in COPY's binary format; the file gets header and trailer once."""
+        stream, rows, length = self.contents.output, 0, 0
+        require(stream.read(len(BINARY_HEADER)) == BINARY_HEADER, f"{self.name} has no header")
+        while row := binary_row(stream, self.name):
+            file.write(row)
+            rows, length = rows + 1, length + len(row)
+        require(rows == segment["rows"], f"{self.name}: {rows} rows of {relation['name']}, not {segment['rows']}")
+        require(length == segment["bytes"], f"{self.name}: {length} bytes of {relation['name']}, not {segment['bytes']}")
+        return rows
+
     def end(self):
         require(not self.contents.output.read(1), f"{self.name}: there is more in it than the manifest says")
         self.contents.close()
@@ -263,7 +294,9 @@ def extract_database(dump, database, target, hashes):
             place = segment["relation"]
             require(0 <= place < len(relations), f"{data['name']} has rows of a relation that isn't listed")
             with open(path(place), "ab") as file:
-                rows[place] += reader.block(relations[place], segment, file)
+                binary = relations[place].get("format") == "binary"
+                require(not binary or len(data["segments"]) == 1, f"{data['name']}: binary rows have objects of their own")
+                rows[place] += (reader.stream if binary else reader.block)(relations[place], segment, file)
         reader.end()
     listed = []
     for place, relation in enumerate(relations):
@@ -273,6 +306,7 @@ def extract_database(dump, database, target, hashes):
         require(length == relation["plain_bytes"], f"{name}: {length} bytes, not {relation['plain_bytes']}")
         hashes.expect(path(place), relation["hash"])
         fields = {key: relation[key] for key in ("schema", "name", "kind", "columns", "rows")}
+        fields["format"] = relation.get("format", "text")
         listed.append({**fields, "excluded": relation.get("data_excluded", False), "file": path(place).name})
     (target / "relations.json").write_text(json.dumps(listed, indent=1))
     return sum(rows)

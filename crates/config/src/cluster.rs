@@ -104,6 +104,16 @@ impl Cluster {
     }
 }
 
+/// In which of COPY's formats rows are written into the repository.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum RowFormat {
+    /// Chunks and large tables binary, where their types allow it.
+    #[default]
+    Auto,
+    /// Everything as text.
+    Text,
+}
+
 /// Whether objects are encrypted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum EncryptionMode {
@@ -146,6 +156,8 @@ pub struct Dump {
     pub compression_level: Option<i32>,
     /// What is written.
     pub format: DumpFormat,
+    /// How rows are written into the repository.
+    pub row_format: RowFormat,
 }
 
 /// Which databases are dumped.

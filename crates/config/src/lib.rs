@@ -24,7 +24,8 @@ mod select;
 mod settings;
 
 pub use cluster::{
-    Azure, Backup, Cluster, Databases, Drill, Dump, DumpFormat, EncryptionMode, Gcs, Keep, Limits, S3,
+    Azure, Backup, Cluster, Databases, Drill, Dump, DumpFormat, EncryptionMode, Gcs, Keep, Limits, RowFormat,
+    S3,
 };
 pub use error::{ConfigError, Origin, Warning};
 pub use file::{Loaded, SEARCH_PATHS, load};

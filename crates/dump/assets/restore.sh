@@ -38,14 +38,24 @@ open_all_into() {
   done
 }
 
+objects() { awk -F '\t' -v folder="$1" -v step="$2" '$1 == folder && $2 == step { print $3 }' "$PGKEEP_DUMP_INDEX"; }
 run_script() { psql --no-psqlrc --quiet --output=/dev/null --set ON_ERROR_STOP=1 --file "$1"; }
 
 if [ "${1:-}" = load ]; then
   # One object, in a process of its own. 255 tells xargs to begin no other.
   work=$(mktemp -d)
   trap 'rm -rf "$work"' EXIT
-  (open_into "$2" "$work/script.sql") || exit 255
-  PGOPTIONS="${PGOPTIONS:-} -c synchronous_commit=off" run_script "$work/script.sql" || { say "restore.sh: cannot load $2"; exit 255; }
+  (open_into "$2" "$work/rows") || exit 255
+  export PGOPTIONS="${PGOPTIONS:-} -c synchronous_commit=off -c row_security=off -c search_path= -c statement_timeout=0"
+  # Rows in COPY's binary format have their statement in the index; the others are scripts.
+  statement=$(printf '%b.' "$(objects "${2%%.*}" copy)")
+  statement=${statement%.}
+  if [ -n "$statement" ]; then
+    export PGCLIENTENCODING="$(objects "${2%%/*}" encoding)"
+    psql --no-psqlrc --quiet --set ON_ERROR_STOP=1 --command "$statement" < "$work/rows"
+  else
+    run_script "$work/rows"
+  fi || { say "restore.sh: cannot load $2"; exit 255; }
   exit 0
 fi
 
@@ -84,7 +94,7 @@ if command -v b3sum >/dev/null; then
 fi
 
 open_into index.tsv "$work/index"
-objects() { awk -F '\t' -v folder="$1" -v step="$2" '$1 == folder && $2 == step { print $3 }' "$work/index"; }
+export PGKEEP_DUMP_INDEX="$work/index"
 folders=$(awk -F '\t' '$2 == "database" { print $1 }' "$work/index")
 database_of() {
   database=$(printf '%b.' "$(objects "$1" database)")

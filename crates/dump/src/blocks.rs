@@ -1,4 +1,5 @@
-//! Reading a data object: a psql script of COPY blocks whose sizes the manifest gives.
+//! Reading a data object: a psql script of COPY blocks, or one stream in COPY's binary format. The manifest gives the
+//! sizes of the blocks; a binary stream is one.
 //!
 //! The sizes say where the rows end, so the rows themselves are never searched for the end mark; and every byte is
 //! compared with what the manifest says should stand there.
@@ -6,23 +7,38 @@
 use bytes::{Buf, Bytes, BytesMut};
 use pgkeep_repository::object::Contents;
 
+use crate::binary;
 use crate::error::DumpError;
-use crate::manifest::{DataObject, QualifiedName, Relation, Segment};
+use crate::manifest::{DataObject, QualifiedName, Relation, RowFormat, Segment};
 use crate::pack::BLOCK_END;
 
 /// Settings before a block are short lines, in bytes.
 const SETTING_BYTES_MAX: usize = 4 << 10;
 
-/// What begins a block: the statement that psql would run. Whoever reads a block knows it from the manifest, and runs
+/// What loads a block: the statement that psql would run. Whoever reads a block knows it from the manifest, and runs
 /// nothing that merely stands in an object.
-pub fn copy_statement(into: &QualifiedName, columns: &str) -> String {
+pub fn copy_statement(into: &QualifiedName, columns: &str, format: RowFormat, freeze: bool) -> String {
     // A table without columns takes no list.
     let list = if columns.is_empty() {
         String::new()
     } else {
         format!(" ({columns})")
     };
-    format!("COPY {}{list} FROM stdin", into.quoted())
+    let options = match (format, freeze) {
+        (RowFormat::Text, false) => "",
+        (RowFormat::Text, true) => " WITH (FREEZE)",
+        (RowFormat::Binary, false) => " WITH (FORMAT binary)",
+        (RowFormat::Binary, true) => " WITH (FORMAT binary, FREEZE)",
+    };
+    format!("COPY {}{list} FROM stdin{options}", into.quoted())
+}
+
+/// What stands before a block's rows and after them, as COPY takes them; in a text object, more is around them.
+pub fn around_rows(format: RowFormat) -> (&'static [u8], &'static [u8]) {
+    match format {
+        RowFormat::Text => (b"", b""),
+        RowFormat::Binary => (binary::HEADER, binary::TRAILER),
+    }
 }
 
 /// The next piece of a data object.
@@ -67,8 +83,11 @@ impl<'a> BlockReader<'a> {
         let segment = self.object.segments.get(self.next_segment).copied();
         match (self.rows_left, segment) {
             (Some(0), Some(segment)) => {
-                let end = self.take(BLOCK_END.len()).await?;
-                if end != BLOCK_END {
+                let expected = match self.relation(segment)?.format {
+                    RowFormat::Text => BLOCK_END,
+                    RowFormat::Binary => binary::TRAILER,
+                };
+                if self.take(expected.len()).await? != expected {
                     return Err(self.malformed("a block doesn't end where it should"));
                 }
                 self.rows_left = None;
@@ -100,14 +119,27 @@ impl<'a> BlockReader<'a> {
         }
     }
 
-    /// Past the settings and the COPY statement, which must be the one that the manifest implies.
+    fn relation(&self, segment: Segment) -> Result<&'a Relation, DumpError> {
+        let relation = self.relations.get(segment.relation as usize);
+        relation.ok_or_else(|| self.malformed("it has a block of a table that isn't in the manifest"))
+    }
+
+    /// Past the settings and the COPY statement, which must be the one that the manifest implies; or past the header.
     async fn begin(&mut self, segment: Segment) -> Result<(), DumpError> {
         const SETTING: &[u8] = b"SET ";
-        let relation = self.relations.get(segment.relation as usize);
-        let relation =
-            relation.ok_or_else(|| self.malformed("it has a block of a table that isn't in the manifest"))?;
+        let relation = self.relation(segment)?;
+        if relation.format == RowFormat::Binary {
+            if self.object.segments.len() != 1 {
+                return Err(self.malformed("it has several blocks, and one of them is binary"));
+            }
+            if self.take(binary::HEADER.len()).await? != binary::HEADER {
+                return Err(self.malformed("it doesn't begin as COPY's binary format does"));
+            }
+            return Ok(());
+        }
         let into = relation.load_into.as_ref().unwrap_or(&relation.name);
-        let expected = format!("{};\n", copy_statement(into, &relation.columns));
+        let statement = copy_statement(into, &relation.columns, RowFormat::Text, false);
+        let expected = format!("{statement};\n");
         loop {
             self.fill(SETTING.len()).await?;
             if !self.waiting.starts_with(SETTING) {

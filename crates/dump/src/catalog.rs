@@ -3,10 +3,11 @@
 use pgkeep_base::{quote_literal, quote_qualified};
 use pgkeep_pg::{Row, Session};
 
+use crate::binary::PORTABLE_SEND_FUNCTIONS;
 use crate::error::{Context, DumpError};
 use crate::manifest::{
     DatabasePrivilege, DatabaseProperties, DatabaseSetting, ExtensionInfo, Filters, QualifiedName,
-    RelationKind,
+    RelationKind, RowFormat,
 };
 use crate::pattern::{Pattern, regex_condition};
 
@@ -47,6 +48,35 @@ pub struct CatalogRelation {
     pub partition_of: Option<QualifiedName>,
     /// Rows are left out on request.
     pub data_excluded: bool,
+    /// How its rows are read: binary where every column's type allows that.
+    pub format: RowFormat,
+}
+
+/// The oids below are the same in every database (`src/include/access/transam.h`, `FirstNormalObjectId`).
+const NORMAL_OBJECT_OID_MIN: u32 = 16_384;
+
+/// A query of the types (`oid`) whose binary form means the same in another database: built-in forms, arrays of built-in
+/// types (an array names its element type by oid), domains over them, and TimescaleDB's compressed columns, which the
+/// extension's version, equal on both sides, gives their meaning.
+fn portable_types() -> String {
+    let functions = PORTABLE_SEND_FUNCTIONS
+        .iter()
+        .map(|name| quote_literal(name))
+        .collect::<Vec<_>>()
+        .join(", ");
+    format!(
+        "sender AS (SELECT t.oid, t.typelem, t.typtype, t.typbasetype, p.proname, pn.nspname,
+             pn.nspname = 'pg_catalog' AND p.proname IN ({functions}) AS portable
+           FROM pg_catalog.pg_type t JOIN pg_catalog.pg_proc p ON p.oid = t.typsend
+           JOIN pg_catalog.pg_namespace pn ON pn.oid = p.pronamespace WHERE t.typtype IN ('b', 'e', 'd')),
+         portable AS (
+           SELECT s.oid FROM sender s LEFT JOIN sender e ON e.oid = s.typelem
+           WHERE s.typtype <> 'd' AND (s.portable
+             OR (s.proname = 'array_send' AND s.nspname = 'pg_catalog' AND e.portable AND e.oid < {NORMAL_OBJECT_OID_MIN})
+             OR (s.proname = 'compressed_data_send'
+               AND s.nspname IN ('_timescaledb_functions', '_timescaledb_internal')))
+           UNION SELECT s.oid FROM sender s JOIN portable b ON b.oid = s.typbasetype WHERE s.typtype = 'd')"
+    )
 }
 
 /// A relation is known under its own name and under its owner's: a chunk's hypertable, a partition's root.
@@ -116,7 +146,8 @@ pub async fn relations(
     // Rows of a leaf whose root hashes enum values must go through the root: the hash depends on the enum's oids,
     // which differ in the restored database (pg_dump.c, getPartitioningInfo).
     let sql = format!(
-        "WITH owner AS ({owners}),
+        "WITH RECURSIVE owner AS ({owners}),
+         {types},
          unsafe_root AS (
            SELECT partrelid FROM pg_catalog.pg_partitioned_table
            WHERE (SELECT c.oid FROM pg_catalog.pg_opclass c JOIN pg_catalog.pg_am a ON c.opcmethod = a.oid
@@ -129,7 +160,10 @@ pub async fn relations(
            coalesce((SELECT pg_catalog.string_agg(pg_catalog.quote_ident(a.attname), ', ' ORDER BY a.attnum)
              FROM pg_catalog.pg_attribute a
              WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''), ''),
-           coalesce(g.condition, ''), root.nspname, root.relname, {excluded}, top.nspname, top.relname
+           coalesce(g.condition, ''), root.nspname, root.relname, {excluded}, top.nspname, top.relname,
+           NOT EXISTS (SELECT FROM pg_catalog.pg_attribute a
+             WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
+               AND a.atttypid NOT IN (SELECT oid FROM portable))
          FROM pg_catalog.pg_class c
          JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
          LEFT JOIN configuration g ON g.relid = c.oid
@@ -151,6 +185,7 @@ pub async fn relations(
              SELECT FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass
                AND d.objid = c.oid AND d.objsubid = 0 AND d.deptype = 'e')))
          ORDER BY c.oid",
+        types = portable_types(),
         excluded = excluded_data.as_deref().unwrap_or("false"),
     );
     let rows = session
@@ -186,6 +221,11 @@ fn relation_from(row: &Row) -> Result<CatalogRelation, pgkeep_pg::PgError> {
         load_into: name((row.get(7)?, row.get(8)?)),
         partition_of: name((row.get(10)?, row.get(11)?)),
         data_excluded: row.get(9)?,
+        format: if row.get(12)? {
+            RowFormat::Binary
+        } else {
+            RowFormat::Text
+        },
     })
 }
 

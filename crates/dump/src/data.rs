@@ -16,7 +16,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use crate::blocks::copy_statement;
 use crate::catalog::CatalogRelation;
 use crate::error::{Context, DumpError};
-use crate::manifest::{DataObject, RelationKind, Segment};
+use crate::manifest::{DataObject, RelationKind, RowFormat, Segment};
 use crate::pack::{self, PackInput, PackOutput, PartLimits};
 use crate::progress::Progress;
 use crate::snapshot::{self, LockedSnapshot, SQLSTATE_LOCK_NOT_AVAILABLE};
@@ -66,9 +66,9 @@ pub struct DataPhase {
 pub struct RelationRead {
     /// Its rows.
     pub rows: u64,
-    /// Their size as text, in bytes.
+    /// Their size, in bytes.
     pub bytes: u64,
-    /// BLAKE3 of the text.
+    /// BLAKE3 of them.
     pub hash: blake3::Hash,
 }
 
@@ -104,10 +104,14 @@ impl Shared {
             .pop_front()
     }
 
-    fn object_name(&self) -> String {
+    fn object_name(&self, format: RowFormat) -> String {
         let number = self.next_object.fetch_add(1, Ordering::Relaxed) + 1;
+        let kind = match format {
+            RowFormat::Text => "sql",
+            RowFormat::Binary => "copy",
+        };
         let suffix = crate::run::sealed_suffix(&self.phase.repository);
-        format!("{}/{number:06}.sql{suffix}", self.phase.folder)
+        format!("{}/{number:06}.{kind}{suffix}", self.phase.folder)
     }
 }
 
@@ -151,6 +155,12 @@ pub async fn read_all(phase: DataPhase, holder: &mut LockedSnapshot) -> Result<D
     Ok(read)
 }
 
+/// Whether a relation has objects of its own.
+pub fn has_own_objects(relation: &CatalogRelation, size_bytes: u64) -> bool {
+    let chunk = matches!(relation.kind, RelationKind::Chunk | RelationKind::CompressedChunk);
+    relation.kind != RelationKind::Configuration && (chunk || size_bytes >= OWN_OBJECT_BYTES_MIN)
+}
+
 /// Large relations and chunks by themselves, small ones in bundles, configuration tables together and in their order;
 /// the most work first.
 fn plan(relations: &[CatalogRelation], sizes: &[u64]) -> Vec<Task> {
@@ -158,11 +168,10 @@ fn plan(relations: &[CatalogRelation], sizes: &[u64]) -> Vec<Task> {
     let mut tasks: Vec<(u64, Task)> = Vec::new();
     let mut bundle = (0_u64, Task::new());
     for (place, (relation, size)) in (0_u32..).zip(relations.iter().zip(sizes)) {
-        let own = matches!(relation.kind, RelationKind::Chunk | RelationKind::CompressedChunk);
         if relation.data_excluded {
         } else if relation.kind == RelationKind::Configuration {
             configuration.push(place);
-        } else if own || *size >= OWN_OBJECT_BYTES_MIN {
+        } else if has_own_objects(relation, *size) {
             tasks.push((*size, vec![place]));
         } else {
             bundle.0 += size;
@@ -287,6 +296,7 @@ async fn read_relations(
         pipeline
             .send(PackInput::Begin {
                 relation: *place,
+                format: relation.format,
                 copy_line,
             })
             .await?;
@@ -338,7 +348,11 @@ fn copy_out_statement(relation: &CatalogRelation) -> String {
         } else {
             format!(" ({})", relation.columns)
         };
-        return format!("COPY {name}{list} TO STDOUT");
+        let options = match relation.format {
+            RowFormat::Text => "",
+            RowFormat::Binary => " WITH (FORMAT binary)",
+        };
+        return format!("COPY {name}{list} TO STDOUT{options}");
     }
     format!(
         "COPY (SELECT {} FROM ONLY {name} {}) TO STDOUT",
@@ -351,7 +365,9 @@ fn copy_in_line(relation: &CatalogRelation) -> String {
         "{};",
         copy_statement(
             relation.load_into.as_ref().unwrap_or(&relation.name),
-            &relation.columns
+            &relation.columns,
+            RowFormat::Text,
+            false
         )
     )
 }
@@ -454,7 +470,9 @@ async fn store_object(
     sealed: pgkeep_repository::object::SealedObject,
     segments: Vec<Segment>,
 ) -> Result<DataObject, DumpError> {
-    let name = shared.object_name();
+    let first = segments.first().map(|segment| shared.relation(segment.relation));
+    let format = first.transpose()?.map(|relation| relation.format);
+    let name = shared.object_name(format.unwrap_or_default());
     let object = shared
         .phase
         .repository

@@ -13,8 +13,10 @@ use pgkeep_timescale::{HypertableKind, Inventory};
 use crate::catalog::{self, CatalogRelation};
 use crate::data::{self, DataPhase, DataRead};
 use crate::error::{Context, DumpError};
-use crate::manifest::{DataObject, DatabaseManifest, Filters, QualifiedName, Relation, RelationKind};
-use crate::run::{Run, sealed_suffix};
+use crate::manifest::{
+    DataObject, DatabaseManifest, Filters, QualifiedName, Relation, RelationKind, RowFormat,
+};
+use crate::run::{RowFormats, Run, sealed_suffix};
 use crate::schema;
 use crate::snapshot::{self, LockedSnapshot};
 use crate::sql;
@@ -38,7 +40,7 @@ pub(crate) async fn dump(run: &Run<'_>, name: &str, folder: &str) -> Result<Dump
     phase("locking tables");
     let (mut snapshot, schema) = snapshot_and_schema(run, &target, folder).await?;
     let timescaledb = inventory(&mut snapshot.session, name).await?;
-    let relations = ordered_relations(&mut snapshot, timescaledb.as_ref()).await?;
+    let relations = ordered_relations(&mut snapshot, timescaledb.as_ref(), run.options.row_formats).await?;
     phase("reading the catalog");
     let catalog = read_catalog(run, &mut snapshot, timescaledb.as_ref(), folder).await?;
     let large_objects = large_objects(run, &target, &mut snapshot, folder).await?;
@@ -201,6 +203,7 @@ async fn snapshot_and_schema(
 async fn ordered_relations(
     snapshot: &mut LockedSnapshot,
     timescaledb: Option<&Inventory>,
+    row_formats: RowFormats,
 ) -> Result<Vec<(CatalogRelation, u64)>, DumpError> {
     let mut kinds: HashMap<QualifiedName, RelationKind> = HashMap::new();
     let hypertables = timescaledb.iter().flat_map(|inventory| &inventory.hypertables);
@@ -233,9 +236,13 @@ async fn ordered_relations(
         .zip(snapshot.sizes.iter().copied())
         .collect();
     relations.retain(|(relation, _)| relation.has_rows);
-    for (relation, _) in &mut relations {
+    for (relation, size) in &mut relations {
         if let (RelationKind::Table, Some(kind)) = (relation.kind, kinds.get(&relation.name)) {
             relation.kind = *kind;
+        }
+        // Small tables share scripts.
+        if row_formats == RowFormats::Text || !data::has_own_objects(relation, *size) {
+            relation.format = RowFormat::Text;
         }
     }
     relations.sort_by_key(|(relation, _)| match relation.kind {
@@ -383,6 +390,7 @@ async fn describe(
             columns: relation.columns.clone(),
             load_into: relation.load_into.clone(),
             partition_of: relation.partition_of.clone(),
+            format: relation.format,
             rows: found.map_or(0, |found| found.rows),
             compressed_rows,
             hash: found

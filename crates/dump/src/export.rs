@@ -15,7 +15,7 @@ use tokio::io::AsyncWriteExt;
 use crate::database::split_data;
 use crate::error::{Context, DumpError};
 use crate::files::refuse_existing;
-use crate::manifest::{DatabaseManifest, DumpManifest};
+use crate::manifest::{DatabaseManifest, DumpManifest, RowFormat};
 use crate::output::{Compression, Output};
 use crate::progress::Progress;
 use crate::restore::{Archive, ArchiveOptions, archive_major};
@@ -188,13 +188,15 @@ impl Exporting<'_> {
     }
 
     async fn plain(&self) -> Result<u64, DumpError> {
+        let databases = crate::restore::choose_databases(self.manifest, &self.options.databases)?;
+        refuse_binary(&databases)?;
         let compression = Compression::of_name(&self.options.output);
         let store = StoreOptions::default();
         let mut output = Output::create(&self.options.output, &store, compression, &Encryption::None).await?;
         if let Some(globals) = &self.manifest.globals {
             self.copy_object(globals, &mut output).await?;
         }
-        for database in crate::restore::choose_databases(self.manifest, &self.options.databases)? {
+        for database in databases {
             self.progress.set_phase(format!("exporting {}", database.name));
             self.database(database, &mut output).await?;
         }
@@ -282,6 +284,25 @@ impl Exporting<'_> {
             output.write(block).await?;
         }
         output.write(Bytes::from_static(b"\n")).await
+    }
+}
+
+/// A script can't hold rows in COPY's binary format.
+fn refuse_binary(databases: &[&DatabaseManifest]) -> Result<(), DumpError> {
+    let mut relations = databases.iter().flat_map(|database| &database.relations);
+    match relations.find(|relation| relation.format == RowFormat::Binary) {
+        None => Ok(()),
+        Some(relation) => Err(DumpError::Usage {
+            message: format!(
+                "the dump holds rows of {} in COPY's binary format, which no SQL script can",
+                relation.name
+            ),
+            hint: Some(
+                "export it with --format files, whose restore.sh loads them; a dump made with --set dump.row_format=text \
+                 becomes a script, and so does one made with 'pgkeep dump --format plain'"
+                    .to_owned(),
+            ),
+        }),
     }
 }
 

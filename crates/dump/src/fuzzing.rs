@@ -10,10 +10,12 @@ use bytes::Bytes;
 use pgkeep_base::BackupId;
 use pgkeep_repository::object::{Contents, ObjectRef};
 
+use crate::binary;
 use crate::blocks::{BlockReader, Piece, copy_statement};
 use crate::manifest::{
-    DataObject, DumpManifest, DumpSummary, QualifiedName, Relation, RelationKind, Segment,
+    DataObject, DumpManifest, DumpSummary, QualifiedName, Relation, RelationKind, RowFormat, Segment,
 };
+use crate::pack::BLOCK_END;
 use crate::pattern::Pattern;
 use crate::{read, restore, run, verify};
 
@@ -58,6 +60,7 @@ fn relation(name: &str, columns: &str) -> Relation {
         partition_of: None,
         rows: 0,
         compressed_rows: None,
+        format: RowFormat::Text,
         hash: String::new(),
         plain_bytes: 0,
         data_excluded: false,
@@ -66,7 +69,8 @@ fn relation(name: &str, columns: &str) -> Relation {
 
 /// Data objects. The first byte is the number of blocks, then come relation and size of each, then the contents.
 pub fn blocks(data: &[u8]) {
-    let relations = [relation("t", "\"a\""), relation("u", "")];
+    let mut relations = [relation("t", "\"a\""), relation("u", ""), relation("b", "")];
+    relations[2].format = RowFormat::Binary;
     let Some((count, mut data)) = data.split_first() else {
         return;
     };
@@ -77,7 +81,7 @@ pub fn blocks(data: &[u8]) {
         };
         data = rest;
         segments.push(Segment {
-            relation: u32::from(place % 3),
+            relation: u32::from(place % 4),
             rows: 0,
             bytes: u64::from(*bytes),
         });
@@ -94,17 +98,23 @@ pub fn blocks(data: &[u8]) {
     let length = usize::from(*count).clamp(1, BLOCK_BYTES_MAX);
     let contents = Contents::of(data.chunks(length).map(Bytes::copy_from_slice).collect());
     let mut reader = BlockReader::new(&object, &relations, contents);
-    let mut read = Vec::new();
+    let (mut read, mut end) = (Vec::new(), BLOCK_END);
     let ended = futures::executor::block_on(async {
         loop {
             match reader.next().await {
                 Ok(Some(Piece::Begin(segment))) => {
                     let relation = relations.get(segment.relation as usize).unwrap();
-                    let line = copy_statement(&relation.name, &relation.columns);
+                    if relation.format == RowFormat::Binary {
+                        read.extend_from_slice(binary::HEADER);
+                        end = binary::TRAILER;
+                        continue;
+                    }
+                    end = BLOCK_END;
+                    let line = copy_statement(&relation.name, &relation.columns, RowFormat::Text, false);
                     read.extend_from_slice(format!("{line};\n").as_bytes());
                 }
                 Ok(Some(Piece::Rows(rows))) => read.extend_from_slice(&rows),
-                Ok(Some(Piece::End(_))) => read.extend_from_slice(b"\\.\n"),
+                Ok(Some(Piece::End(_))) => read.extend_from_slice(end),
                 Ok(None) => return true,
                 Err(_) => return false,
             }
@@ -116,6 +126,21 @@ pub fn blocks(data: &[u8]) {
         assert!(data.starts_with(b"SET ") || read.is_empty() == data.is_empty());
         assert!(data.windows(4).any(|window| window == b"SET ") || read == data);
     }
+}
+
+/// Rows in COPY's binary format. The first byte is the size of the pieces.
+pub fn binary_rows(data: &[u8]) {
+    let Some((size, rows)) = data.split_first() else {
+        return;
+    };
+    let count = |size: usize| {
+        let mut counter = binary::RowCounter::default();
+        let fed: Result<(), _> = rows.chunks(size).try_for_each(|piece| counter.feed(piece));
+        fed.map(|()| (counter.rows(), counter.is_between_rows(), counter.has_ended()))
+    };
+    // However the pieces are cut, the rows are the same.
+    assert_eq!(count(usize::from(*size).max(1)), count(rows.len().max(1)));
+    let _ = binary::RowStream::default().rows(rows);
 }
 
 /// A table of contents and, after a NUL, a list of dependents.
@@ -154,9 +179,10 @@ mod tests {
     #[test]
     fn the_corpus_of_the_fuzzers_is_read_or_refused() {
         type Target = (&'static str, fn(&[u8]));
-        let targets: [Target; 5] = [
+        let targets: [Target; 6] = [
             ("manifest", manifest),
             ("blocks", blocks),
+            ("binary_rows", binary_rows),
             ("archive", archive),
             ("pattern", pattern),
             ("globals", globals),

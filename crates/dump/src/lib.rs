@@ -1,5 +1,6 @@
 //! Logical backups of a cluster, and their restore. docs/design-dump.md has the decisions and the traps they answer.
 
+mod binary;
 mod blocks;
 mod catalog;
 mod data;
@@ -29,4 +30,4 @@ pub use export::{ExportFormat, ExportOptions, export};
 pub use files::{FileFormat, FileOptions, FileReport, write_files};
 pub use progress::Progress;
 pub use read::{read_manifest, read_summary};
-pub use run::{DumpOptions, DumpReport, dump};
+pub use run::{DumpOptions, DumpReport, RowFormats, dump};

@@ -230,6 +230,24 @@ pub enum RelationKind {
     CompressedChunk,
 }
 
+/// How a relation's rows are written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RowFormat {
+    /// COPY's text format, in a psql script.
+    #[default]
+    Text,
+    /// COPY's binary format, in objects of the relation's own.
+    Binary,
+}
+
+impl RowFormat {
+    /// Whether it is the one that needn't be named.
+    fn is_text(&self) -> bool {
+        *self == Self::Text
+    }
+}
+
 /// One relation whose rows are in the dump.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Relation {
@@ -254,16 +272,19 @@ pub struct Relation {
     /// For a relation of compressed rows: how many rows they stand for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compressed_rows: Option<u64>,
-    /// BLAKE3 of the rows in COPY's text format, in hexadecimal.
+    /// How the rows are written.
+    #[serde(default, skip_serializing_if = "RowFormat::is_text")]
+    pub format: RowFormat,
+    /// BLAKE3 of the rows in that format, in hexadecimal.
     pub hash: String,
-    /// The size of the rows in COPY's text format, in bytes.
+    /// The size of the rows in that format, in bytes.
     pub plain_bytes: u64,
     /// The rows were left out on request (`--exclude-table-data`).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub data_excluded: bool,
 }
 
-/// One object with rows: a psql script of one or several COPY blocks.
+/// One object with rows: a psql script of one or several COPY blocks, or one stream in COPY's binary format.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct DataObject {
     /// The object.
@@ -280,7 +301,7 @@ pub struct Segment {
     pub relation: u32,
     /// Rows in the block.
     pub rows: u64,
-    /// The size of the rows, in bytes, from after the COPY line up to the line `\.`.
+    /// The size of the rows, in bytes, from after the COPY line up to the line `\.`, or between header and trailer.
     pub bytes: u64,
 }
 

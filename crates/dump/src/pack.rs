@@ -4,18 +4,21 @@ use pgkeep_repository::object::{SealedObject, Sealer};
 use pgkeep_repository::{Access, RepositoryError};
 use tokio::sync::mpsc;
 
-use crate::manifest::Segment;
+use crate::binary::{self, RowStream};
+use crate::manifest::{RowFormat, Segment};
 
 /// What a reader hands to its packer.
 pub enum PackInput {
-    /// A relation begins; `copy_line` is written before each of its blocks: `COPY ... FROM stdin;`.
+    /// A relation begins. One in the binary format has objects of its own: a [`PackInput::Cut`] comes before and after.
     Begin {
         /// Its place in the manifest's list.
         relation: u32,
-        /// The COPY line, without the line's end.
+        /// How its rows come.
+        format: RowFormat,
+        /// What is written before each of its blocks in a script: `COPY ... FROM stdin;`, without the line's end.
         copy_line: String,
     },
-    /// Whole rows in COPY's text format.
+    /// Whole messages of the server's, so whole rows.
     Rows(Vec<u8>),
     /// The relation ends.
     End,
@@ -36,11 +39,11 @@ pub enum PackOutput {
     RelationDone {
         /// Its place in the manifest's list.
         relation: u32,
-        /// Its rows, counted in the text.
+        /// Its rows, counted in what the server sent.
         rows: u64,
-        /// Their size as text.
+        /// Their size.
         bytes: u64,
-        /// BLAKE3 of the text.
+        /// BLAKE3 of them.
         hash: blake3::Hash,
     },
     /// The packer failed.
@@ -71,6 +74,8 @@ pub struct PartLimits {
 struct Current {
     relation: u32,
     copy_line: String,
+    /// For the binary format.
+    stream: Option<RowStream>,
     hasher: blake3::Hasher,
     rows: u64,
     bytes: u64,
@@ -119,11 +124,16 @@ pub fn run(
 impl Packer {
     fn take(&mut self, message: PackInput) -> Result<(), RepositoryError> {
         match message {
-            PackInput::Begin { relation, copy_line } => {
+            PackInput::Begin {
+                relation,
+                format,
+                copy_line,
+            } => {
                 let hasher = blake3::Hasher::new();
                 self.current = Some(Current {
                     relation,
                     copy_line,
+                    stream: (format == RowFormat::Binary).then(RowStream::default),
                     hasher,
                     rows: 0,
                     bytes: 0,
@@ -143,6 +153,9 @@ impl Packer {
                     .current
                     .take()
                     .ok_or_else(|| internal("a relation ends that never began"))?;
+                if current.stream.is_some_and(|stream| !stream.is_whole()) {
+                    return Err(internal("the server's binary rows have no end"));
+                }
                 let (rows, bytes, hash) = (current.rows, current.bytes, current.hasher.finalize());
                 self.send(PackOutput::RelationDone {
                     relation: current.relation,
@@ -155,13 +168,22 @@ impl Packer {
         }
     }
 
-    fn rows(&mut self, rows: &[u8]) -> Result<(), RepositoryError> {
+    fn rows(&mut self, messages: &[u8]) -> Result<(), RepositoryError> {
+        let current = self
+            .current
+            .as_mut()
+            .ok_or_else(|| internal("rows of no relation"))?;
+        let (rows, count) = match &mut current.stream {
+            Some(stream) => stream
+                .rows(messages)
+                .map_err(|error| internal(&error.to_string()))?,
+            // In COPY's text format a line feed ends a row and nothing else: one inside a value is written as \n.
+            None => (messages, memchr::memchr_iter(b'\n', messages).count() as u64),
+        };
         if rows.is_empty() {
             return Ok(());
         }
         self.open_block()?;
-        // In COPY's text format a line feed ends a row and nothing else: one inside a value is written as \n.
-        let count = memchr::memchr_iter(b'\n', rows).count() as u64;
         let bytes = rows.len() as u64;
         let current = self
             .current
@@ -197,14 +219,22 @@ impl Packer {
             .ok_or_else(|| internal("a block of no relation"))?;
         if self.object.is_none() {
             let mut sealer = Sealer::new(&self.access)?;
-            sealer.write(self.preamble.as_bytes())?;
+            if current.stream.is_none() {
+                sealer.write(self.preamble.as_bytes())?;
+            }
             self.object = Some((sealer, Vec::new()));
         }
         let (sealer, segments) = self
             .object
             .as_mut()
             .ok_or_else(|| internal("a block outside an object"))?;
-        sealer.write(format!("{}\n", current.copy_line).as_bytes())?;
+        match current.stream {
+            Some(_) if !segments.is_empty() => {
+                return Err(internal("binary rows in an object that holds others"));
+            }
+            Some(_) => sealer.write(binary::HEADER)?,
+            None => sealer.write(format!("{}\n", current.copy_line).as_bytes())?,
+        }
         segments.push(Segment {
             relation: current.relation,
             rows: 0,
@@ -218,7 +248,11 @@ impl Packer {
         if self.block_open
             && let Some((sealer, _)) = self.object.as_mut()
         {
-            sealer.write(BLOCK_END)?;
+            let binary = self
+                .current
+                .as_ref()
+                .is_some_and(|current| current.stream.is_some());
+            sealer.write(if binary { binary::TRAILER } else { BLOCK_END })?;
         }
         self.block_open = false;
         Ok(())

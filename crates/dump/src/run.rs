@@ -26,6 +26,16 @@ use crate::{sql, way_out};
 /// The oldest server that is supported, as `server_version_num`.
 pub const SERVER_VERSION_NUM_MIN: u32 = 150_000;
 
+/// In which of COPY's formats rows are dumped.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum RowFormats {
+    /// Chunks and large tables in the binary format, where the columns' types allow it; the rest as text.
+    #[default]
+    Auto,
+    /// Everything as text.
+    Text,
+}
+
 /// What to dump, and how.
 #[derive(Debug, Clone)]
 pub struct DumpOptions {
@@ -33,6 +43,8 @@ pub struct DumpOptions {
     pub databases: Vec<String>,
     /// Parts of them.
     pub filters: Filters,
+    /// How rows are written.
+    pub row_formats: RowFormats,
     /// Tables read at once.
     pub jobs: usize,
     /// How long to wait for the tables' locks.

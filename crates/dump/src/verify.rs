@@ -19,6 +19,7 @@ use pgkeep_repository::object::ObjectRef;
 use pgkeep_repository::{Repository, RepositoryError, layout};
 use pgkeep_store::StoreErrorKind;
 
+use crate::binary::RowCount;
 use crate::blocks::{BlockReader, Piece};
 use crate::error::DumpError;
 use crate::manifest::{DataObject, DatabaseManifest, DumpManifest};
@@ -441,24 +442,23 @@ impl Check<'_> {
             .contents(&key, data.object.plain_bytes, Some(&data.object.hash))
             .await?;
         let mut reader = BlockReader::new(data, &database.relations, contents);
-        let (mut rows, mut rows_of_block, mut current) = (0, 0, None);
+        let (mut rows, mut count, mut current) = (0, RowCount::default(), None);
         while let Some(piece) = reader.next().await? {
             match piece {
                 Piece::Begin(segment) => {
-                    rows_of_block = 0;
+                    let relation = database.relations.get(segment.relation as usize);
+                    count = RowCount::new(relation.map(|relation| relation.format).unwrap_or_default());
                     current = Some(segment.relation);
                 }
                 Piece::Rows(bytes) => {
-                    rows_of_block += memchr::memchr_iter(b'\n', &bytes).count() as u64;
+                    count.feed(&bytes).map_err(|error| wrong(error.to_string()))?;
                     if let Some(relation) = current {
                         hashers.entry(relation).or_default().update(&bytes);
                     }
                 }
-                Piece::End(segment) if rows_of_block != segment.rows => {
-                    return Err(wrong(format!(
-                        "a block holds {rows_of_block} rows, not {}",
-                        segment.rows
-                    )));
+                Piece::End(segment) if count.rows() != Some(segment.rows) => {
+                    let found = count.rows().map_or("half".to_owned(), |rows| rows.to_string());
+                    return Err(wrong(format!("a block holds {found} rows, not {}", segment.rows)));
                 }
                 Piece::End(segment) => rows += segment.rows,
             }

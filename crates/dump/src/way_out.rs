@@ -2,8 +2,10 @@
 
 use std::fmt::Write;
 
+use crate::blocks::copy_statement;
 use crate::database::split_data;
-use crate::manifest::DumpManifest;
+use crate::manifest::{DumpManifest, RowFormat};
+use crate::restore::client_encoding;
 
 /// The script that restores with stock tools.
 pub const RESTORE_SCRIPT: &str = include_str!("../assets/restore.sh");
@@ -34,8 +36,16 @@ pub fn index(manifest: &DumpManifest) -> String {
         for object in configuration {
             line(folder, "configuration", &object.object.name);
         }
+        line(folder, "encoding", client_encoding(database));
         for object in data {
             line(folder, "data", &object.object.name);
+            let relation = object.segments.first().map(|segment| segment.relation as usize);
+            let relation = relation.and_then(|place| database.relations.get(place));
+            if let Some(relation) = relation.filter(|relation| relation.format == RowFormat::Binary) {
+                let into = relation.load_into.as_ref().unwrap_or(&relation.name);
+                let statement = copy_statement(into, &relation.columns, relation.format, false);
+                line(stem(&object.object.name), "copy", &escape(&statement));
+            }
         }
         if let Some(object) = &database.sequences {
             line(folder, "sequences", &object.name);
@@ -48,6 +58,11 @@ pub fn index(manifest: &DumpManifest) -> String {
         }
     }
     text
+}
+
+/// An object's name up to its first dot: `d1/000001`.
+fn stem(name: &str) -> &str {
+    name.split_once('.').map_or(name, |(stem, _)| stem)
 }
 
 /// For `printf %b`, so that a name may hold tabs and line feeds.

@@ -66,7 +66,8 @@ impl<W: Write> FrameWriter<W> {
 
     fn write_frame(&mut self) -> io::Result<()> {
         self.frame.clear();
-        self.frame.reserve(zstd::zstd_safe::compress_bound(self.waiting.len()));
+        self.frame
+            .reserve(zstd::zstd_safe::compress_bound(self.waiting.len()));
         self.compressor
             .compress_to_buffer(&self.waiting, &mut self.frame)?;
         self.waiting.clear();

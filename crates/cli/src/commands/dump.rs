@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use pgkeep_base::ByteCount;
-use pgkeep_config::{Databases, DumpFormat, Overrides};
+use pgkeep_config::{Databases, DumpFormat, Overrides, RowFormat};
 use pgkeep_dump::manifest::Filters;
-use pgkeep_dump::{DumpOptions, DumpReport, FileFormat, FileOptions, FileReport, Progress};
+use pgkeep_dump::{DumpOptions, DumpReport, FileFormat, FileOptions, FileReport, Progress, RowFormats};
 use pgkeep_repository::Repository;
 use pgkeep_repository::encryption::Encryption;
 use serde_json::json;
@@ -105,6 +105,10 @@ fn options(settings: &Settings, args: &DumpArgs) -> DumpOptions {
     DumpOptions {
         databases,
         filters,
+        row_formats: match settings.cluster.dump.row_format {
+            RowFormat::Auto => RowFormats::Auto,
+            RowFormat::Text => RowFormats::Text,
+        },
         jobs: settings.jobs(),
         lock_timeout: args.lock_timeout,
         annotations: args.annotations.iter().cloned().collect::<BTreeMap<_, _>>(),

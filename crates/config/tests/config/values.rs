@@ -48,6 +48,7 @@ fn sample(name: &str) -> (&'static str, &'static str) {
         "encryption" => ("none", "\"none\""),
         "timezone" => ("Europe/Berlin", "\"Europe/Berlin\""),
         "dump.format" => ("custom", "\"custom\""),
+        "dump.row_format" => ("text", "\"text\""),
         "keep.window" => ("12h", "\"12h\""),
         "limits.upload_bytes_per_second" => ("20MB/s", "\"20MB/s\""),
         "limits.memory" => ("256MiB", "\"256MiB\""),

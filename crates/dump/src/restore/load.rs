@@ -8,7 +8,7 @@ use pgkeep_pg::{Session, Target};
 use pgkeep_repository::Repository;
 use tokio::task::JoinSet;
 
-use crate::blocks::{BlockReader, Piece, copy_statement};
+use crate::blocks::{BlockReader, Piece, around_rows, copy_statement};
 use crate::error::{Context, DumpError};
 use crate::manifest::{DataObject, DatabaseManifest, RelationKind};
 use crate::progress::Progress;
@@ -226,10 +226,8 @@ impl Loader<'_> {
         let wanted = self.phase.wants(place);
         let context = || format!("loading table {}", relation.name);
         let into = relation.load_into.as_ref().unwrap_or(&relation.name);
-        let mut statement = copy_statement(into, &relation.columns);
-        if freeze {
-            statement.push_str(" WITH (FREEZE)");
-        }
+        let statement = copy_statement(into, &relation.columns, relation.format, freeze);
+        let (before, after) = around_rows(relation.format);
         if wanted && !self.transaction {
             self.session.execute("BEGIN").await.context(context)?;
             self.transaction = true;
@@ -241,7 +239,9 @@ impl Loader<'_> {
                 .context(context)?;
         }
         let mut copy = if wanted {
-            Some(self.session.copy_in(&statement).await.context(context)?)
+            let mut copy = self.session.copy_in(&statement).await.context(context)?;
+            copy.send(before).await.context(context)?;
+            Some(copy)
         } else {
             None
         };
@@ -257,7 +257,8 @@ impl Loader<'_> {
                 _ => return Err(DumpError::Internal("a block inside a block".to_owned())),
             }
         };
-        let Some(copy) = copy else { return Ok(()) };
+        let Some(mut copy) = copy else { return Ok(()) };
+        copy.send(after).await.context(context)?;
         let found = copy.finish().await.context(context)?;
         // Triggers of an extension may turn rows of its configuration tables into updates (TimescaleDB's metadata).
         if found != expected && relation.kind != RelationKind::Configuration {

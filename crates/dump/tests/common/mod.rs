@@ -58,6 +58,7 @@ pub fn dump_options(cluster: &Cluster) -> DumpOptions {
     DumpOptions {
         databases: Vec::new(),
         filters: Filters::default(),
+        row_formats: pgkeep_dump::RowFormats::Auto,
         jobs: 3,
         lock_timeout: Duration::from_secs(60),
         annotations: BTreeMap::new(),
