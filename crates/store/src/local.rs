@@ -10,7 +10,7 @@ use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path as FilePath, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
@@ -296,6 +296,17 @@ fn failed(location: &Path, error: io::Error) -> object_store::Error {
     }
 }
 
+/// A put whose caller has gone must not make its object appear later, under whoever cleans up: once this is dropped, the
+/// object is there already or never will be.
+#[derive(Default)]
+struct Wanted(Arc<Mutex<bool>>);
+
+impl Drop for Wanted {
+    fn drop(&mut self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
+    }
+}
+
 /// Runs blocking file work where it doesn't hold up the sockets.
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
@@ -318,9 +329,15 @@ impl ObjectStore for LocalDisk {
             return Err(unsupported("a put that may overwrite"));
         }
         let (target, root) = (self.path(location)?, Arc::clone(&self.root));
+        let wanted = Wanted::default();
+        let still_wanted = Arc::clone(&wanted.0);
         let written = blocking(move || {
             let mut staged = Staged::create(target, &root)?;
             payload.iter().try_for_each(|bytes| staged.write(bytes))?;
+            let given_up = still_wanted.lock().unwrap_or_else(PoisonError::into_inner);
+            if *given_up {
+                return Err(io::Error::other("nobody waits for it any more"));
+            }
             staged.publish()
         });
         written.await.map_err(|error| failed(location, error))?;

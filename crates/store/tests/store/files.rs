@@ -134,3 +134,46 @@ async fn errors_of_the_file_system_are_told_apart() {
     let error = store.put_new("a/b", Bytes::from_static(b"x")).await.unwrap_err();
     assert_eq!(error.retry_class(), RetryClass::Permanent, "{error}");
 }
+
+/// An interrupted dump sweeps what it has stored: nothing may come after that.
+#[test]
+fn a_put_that_was_given_up_is_there_at_once_or_never() {
+    const ROUNDS: usize = 200;
+    // One thread for files: what is queued behind a put begins when the put has ended.
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .max_blocking_threads(1)
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let directory = tempfile::tempdir().unwrap();
+        let store = open(directory.path()).await;
+        let mut abandoned = 0;
+        for round in 0..ROUNDS {
+            let key = format!("object-{round}");
+            let put = store.put_new(&key, Bytes::from(vec![7; 64 << 10]));
+            // Given up after none, one, two ... turns of the executor.
+            let given_up = tokio::select! {
+                biased;
+                _ = put => false,
+                () = turns(round) => true,
+            };
+            let at_once = directory.path().join(&key).exists();
+            tokio::task::spawn_blocking(|| ()).await.unwrap();
+            assert_eq!(directory.path().join(&key).exists(), at_once, "{key}");
+            abandoned += usize::from(given_up && !at_once);
+        }
+        assert!(abandoned > 0, "no put was given up in time");
+        let left = fs::read_dir(directory.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name());
+        let staged = left.filter(|name| name.to_string_lossy().contains('#')).count();
+        assert_eq!(staged, 0, "staged files are left");
+    });
+}
+
+async fn turns(count: usize) {
+    for _ in 0..count {
+        tokio::task::yield_now().await;
+    }
+}
