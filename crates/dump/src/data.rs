@@ -11,7 +11,7 @@ use pgkeep_pg::{Session, Target};
 use pgkeep_repository::Repository;
 use pgkeep_repository::object::BLOCK_BYTES;
 use tokio::sync::mpsc;
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::JoinSet;
 
 use crate::blocks::copy_statement;
 use crate::catalog::CatalogRelation;
@@ -59,6 +59,9 @@ pub struct DataPhase {
     pub jobs: usize,
     /// Counters for the screen.
     pub progress: Arc<Progress>,
+    /// Closed when the last worker has gone: see [`crate::run::Run::alive`].
+    #[expect(dead_code, reason = "that it goes away is what is waited for")]
+    pub alive: mpsc::Sender<()>,
 }
 
 /// What was read of one relation.
@@ -376,7 +379,8 @@ fn copy_in_line(relation: &CatalogRelation) -> String {
 struct Pipeline {
     input: mpsc::Sender<PackInput>,
     buffers: mpsc::Receiver<Vec<u8>>,
-    uploader: JoinHandle<Result<DataRead, DumpError>>,
+    /// One task, which ends with the pipeline: nothing may be stored for a dump that was given up.
+    uploader: JoinSet<Result<DataRead, DumpError>>,
     /// What the server says it sent, by the relation's place.
     counted: BTreeMap<u32, u64>,
 }
@@ -391,7 +395,8 @@ impl Pipeline {
         tokio::task::spawn_blocking(move || {
             pack::run(access, &encoding, limits, pack_input, pack_output, used)
         });
-        let uploader = tokio::spawn(upload(Arc::clone(shared), objects));
+        let mut uploader = JoinSet::new();
+        uploader.spawn(upload(Arc::clone(shared), objects));
         Self {
             input,
             buffers,
@@ -412,22 +417,31 @@ impl Pipeline {
 
     /// Why a later stage has gone.
     async fn failure(self) -> DumpError {
-        drop(self.input);
-        match self.uploader.await {
-            Ok(Err(error)) => error,
-            Ok(Ok(_)) => DumpError::Internal("the packer died".to_owned()),
-            Err(error) => DumpError::Internal(format!("the uploader died: {error}")),
+        match self.uploaded().await {
+            Err(error) => error,
+            Ok(_) => DumpError::Internal("the packer died".to_owned()),
+        }
+    }
+
+    async fn uploaded(self) -> Result<(DataRead, BTreeMap<u32, u64>), DumpError> {
+        let Self {
+            input,
+            mut uploader,
+            counted,
+            ..
+        } = self;
+        drop(input);
+        match uploader.join_next().await {
+            Some(Ok(read)) => Ok((read?, counted)),
+            Some(Err(error)) => Err(DumpError::Internal(format!("the uploader died: {error}"))),
+            None => Err(DumpError::Internal("there is no uploader".to_owned())),
         }
     }
 
     /// Waits for everything to be stored, and compares what the server counted with what was packed.
     async fn finish(self) -> Result<DataRead, DumpError> {
-        drop(self.input);
-        let read = self
-            .uploader
-            .await
-            .map_err(|error| DumpError::Internal(format!("the uploader died: {error}")))??;
-        for (place, expected) in &self.counted {
+        let (read, counted) = self.uploaded().await?;
+        for (place, expected) in &counted {
             let found = read.relations.get(place).map(|relation| relation.rows);
             if found != Some(*expected) {
                 let what = format!("rows packed of relation {place}");

@@ -358,6 +358,7 @@ async fn read_data(
         client_encoding: encoding,
         jobs: run.options.jobs,
         progress: std::sync::Arc::clone(progress),
+        alive: run.alive.clone(),
     };
     data::read_all(phase, snapshot).await
 }

@@ -12,6 +12,7 @@ use pgkeep_repository::backups::Swept;
 use pgkeep_repository::lease::Lease;
 use pgkeep_repository::object::ObjectRef;
 use pgkeep_repository::{Repository, integrity, layout};
+use tokio::sync::mpsc;
 
 use crate::catalog;
 use crate::database;
@@ -22,6 +23,9 @@ use crate::manifest::{
 use crate::progress::Progress;
 use crate::schema::{self, ClientPrograms};
 use crate::{sql, way_out};
+
+/// Tasks that were told to end do so at their next wait, which is never long.
+const TASKS_END_MAX: Duration = Duration::from_secs(10);
 
 /// The oldest server that is supported, as `server_version_num`.
 pub const SERVER_VERSION_NUM_MIN: u32 = 150_000;
@@ -95,6 +99,8 @@ pub(crate) struct Run<'a> {
     pub server_version_num: u32,
     pub system_identifier: u64,
     pub settings_for_all: Vec<String>,
+    /// Held by every task that stores objects, so that a failed dump is swept when none of them is left.
+    pub alive: mpsc::Sender<()>,
 }
 
 /// Dumps into the repository.
@@ -134,6 +140,7 @@ pub async fn dump(
     let id = BackupId::new(BackupKind::Dump, repository.now())
         .map_err(|error| DumpError::Internal(format!("the system's random source failed: {error}")))?;
     let prefix = layout::backup_prefix(repository.cluster(), &id);
+    let (alive, mut ended) = mpsc::channel(1);
     let run = Run {
         repository,
         target,
@@ -146,6 +153,7 @@ pub async fn dump(
         server_version_num,
         system_identifier,
         settings_for_all,
+        alive,
     };
     let result = tokio::select! {
         result = run.all(&databases, &lease) => result,
@@ -154,6 +162,10 @@ pub async fn dump(
     if result.is_err() {
         // Best effort and quick: what stays is an orphan, and the next run sweeps it.
         progress.set_phase("cleaning up");
+        drop(run);
+        if tokio::time::timeout(TASKS_END_MAX, ended.recv()).await.is_err() {
+            tracing::debug!("a task goes on; what it still stores stays until the next run");
+        }
         if let Err(error) = repository.sweep_one(&id, "the dump failed").await {
             tracing::debug!(%error, "an unfinished dump's objects stay until the next run");
         }
