@@ -67,7 +67,7 @@ fn portable_types() -> String {
     format!(
         "sender AS (SELECT t.oid, t.typelem, t.typtype, t.typbasetype, p.proname, pn.nspname,
              pn.nspname = 'pg_catalog' AND p.proname IN ({functions}) AS portable
-           FROM pg_catalog.pg_type t JOIN pg_catalog.pg_proc p ON p.oid = t.typsend
+           FROM pg_catalog.pg_type t JOIN pg_catalog.pg_proc p ON p.oid = t.typsend AND t.typreceive <> 0
            JOIN pg_catalog.pg_namespace pn ON pn.oid = p.pronamespace WHERE t.typtype IN ('b', 'e', 'd')),
          portable AS (
            SELECT s.oid FROM sender s LEFT JOIN sender e ON e.oid = s.typelem

@@ -27,18 +27,18 @@ CREATE DOMAIN high AS score CHECK (VALUE > 10);
 CREATE TABLE "All Types" (id int PRIMARY KEY, flag bool, "one""char" "char", name name, small int2, large int8, o oid, f4 float4,
     f8 float8, n numeric, t text COLLATE "C", v varchar(40), b char(9), bytes bytea, d date, ti time, tz timetz, ts timestamp,
     tstz timestamptz, i interval, u uuid, net inet, c cidr, mac macaddr, mac8 macaddr8, j json, jb jsonb, bits bit(3),
-    vbits varbit, cash money, m mood, s high, p point, bx box, ints int[], texts text[], matrix numeric[][], double_ bigint
+    vbits varbit, m mood, s high, p point, bx box, ints int[], texts text[], matrix numeric[][], double_ bigint
     GENERATED ALWAYS AS (id * 2) STORED, dropped int);
 ALTER TABLE "All Types" DROP COLUMN dropped;
 INSERT INTO "All Types" (id, flag, "one""char", name, small, large, o, f4, f8, n, t, v, b, bytes, d, ti, tz, ts, tstz, i, u, net,
-    c, mac, mac8, j, jb, bits, vbits, cash, m, s, p, bx, ints, texts, matrix)
+    c, mac, mac8, j, jb, bits, vbits, m, s, p, bx, ints, texts, matrix)
 SELECT n, n % 2 = 0, chr(65 + n % 26)::"char", 'name ' || n, n % 30000, n * 10000000000, n,
     CASE n % 5 WHEN 0 THEN 'NaN' WHEN 1 THEN '-Infinity' ELSE n / 7.0 END, CASE n % 7 WHEN 0 THEN 'Infinity' ELSE -n / 3.0 END,
     CASE n % 9 WHEN 0 THEN 'NaN' ELSE n * 12345.678901234567890123456789 END, E'tab\tline\nüñ\\N \\. ' || n, 'v' || n, 'b', decode(md5(n::text), 'hex'),
     CASE n % 11 WHEN 0 THEN 'infinity' ELSE date '0044-03-15 BC' + n END, time '24:00', timetz '23:59:60+15:59',
     timestamp '4713-01-01 BC' + n * interval '1 day', CASE n % 13 WHEN 0 THEN '-infinity' ELSE timestamptz '2026-03-29 00:59:59.999999 UTC' + n * interval '1 s' END,
     interval '1 year -2 mons 3 days -04:05:06.7' * n, md5(n::text)::uuid, ('::' || to_hex(n % 65000))::inet, '10.0.0.0/8',
-    '08:00:2b:01:02:03', '08:00:2b:01:02:03:04:05', '{"a": [1, null]}', jsonb_build_object('n', n, 'x', '"'), B'101', B'1', n::money,
+    '08:00:2b:01:02:03', '08:00:2b:01:02:03:04:05', '{"a": [1, null]}', jsonb_build_object('n', n, 'x', '"'), B'101', B'1', 
     (ARRAY['sad', 'so ''lala''', 'glad'])[1 + n % 3]::mood, 11 + n, point(n, -n), box(point(0, 0), point(n, n)),
     CASE n % 3 WHEN 0 THEN '{}' WHEN 1 THEN NULL ELSE ARRAY[n, NULL, -n] END, ARRAY['a,b', '"', NULL, ''], '[2:3][0:1]={{1,2},{3,NaN}}'
 FROM generate_series(1, {rows}) n;
