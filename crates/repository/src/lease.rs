@@ -13,12 +13,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use pgkeep_store::{PutOutcome, StoreErrorKind};
+use pgkeep_store::{ObjectInfo, PutOutcome, StoreErrorKind};
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinHandle;
 
 use crate::error::RepositoryError;
 use crate::layout;
+use crate::process::ProcessName;
 use crate::repo::{Repository, SMALL_OBJECT_BYTES_MAX, from_json, to_json};
 
 /// How long a lease lasts when it isn't renewed. A dead holder on another host keeps others waiting this long.
@@ -33,12 +34,8 @@ const ACQUIRE_ATTEMPTS_MAX: u32 = 5;
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct LeaseBody {
     purpose: String,
-    host: String,
-    /// The kernel's boot id: a process id means something only within one boot.
-    boot_id: String,
-    pid: u32,
-    /// The process's start time in clock ticks since boot: process ids are used again.
-    pid_start_ticks: u64,
+    #[serde(flatten)]
+    holder: ProcessName,
     since: Timestamp,
     until: Timestamp,
 }
@@ -53,7 +50,7 @@ pub struct Lease {
 
 struct State {
     generation: u64,
-    newest: Option<String>,
+    newest: Option<ObjectInfo>,
     released: bool,
 }
 
@@ -83,14 +80,7 @@ impl Lease {
             }
         }
         let held = held.map_or_else(|| LeaseBody::ours(purpose, repository.now(), duration), Ok)?;
-        Err(RepositoryError::LeaseHeld {
-            cluster: repository.cluster.clone(),
-            purpose: held.purpose,
-            pid: held.pid,
-            host: held.host,
-            since: held.since,
-            until: held.until,
-        })
+        Err(held.into_held(repository))
     }
 
     fn held(repository: &Repository, generation: u64, body: LeaseBody, duration: Duration) -> Self {
@@ -157,24 +147,39 @@ impl Drop for Lease {
 
 impl LeaseBody {
     fn ours(purpose: &str, now: Timestamp, duration: Duration) -> Result<Self, RepositoryError> {
-        let pid = std::process::id();
         let until = now + SignedDuration::try_from(duration).unwrap_or(SignedDuration::from_mins(5));
         Ok(Self {
             purpose: purpose.to_owned(),
-            host: host_name(),
-            boot_id: boot_id(),
-            pid,
-            pid_start_ticks: process_start_ticks(pid).unwrap_or(0),
+            holder: ProcessName::ours(),
             since: now,
             until,
         })
     }
 
-    /// Is the holder certainly gone? Only a process of this machine's present boot can be judged.
-    fn holder_is_dead(&self) -> bool {
-        let here = !self.boot_id.is_empty() && self.boot_id == boot_id() && self.host == host_name();
-        here && process_start_ticks(self.pid) != Some(self.pid_start_ticks)
+    fn into_held(self, repository: &Repository) -> RepositoryError {
+        RepositoryError::LeaseHeld {
+            cluster: repository.cluster.clone(),
+            purpose: self.purpose,
+            pid: self.holder.pid,
+            host: self.holder.host,
+            since: self.since,
+            until: self.until,
+        }
     }
+
+    fn unreadable(since: Timestamp) -> Result<Self, RepositoryError> {
+        Ok(Self {
+            holder: ProcessName::unknown(),
+            ..Self::ours("an unknown command", since, LEASE_DURATION_DEFAULT)?
+        })
+    }
+}
+
+/// Who holds the cluster's lease, as the error that whoever wants it gets.
+pub(crate) async fn held(repository: &Repository) -> Result<Option<RepositoryError>, RepositoryError> {
+    let state = read_state(repository).await?;
+    let holder = holder(repository, &state).await?;
+    Ok(holder.map(|body| body.into_held(repository)))
 }
 
 async fn read_state(repository: &Repository) -> Result<State, RepositoryError> {
@@ -205,8 +210,8 @@ async fn read_state(repository: &Repository) -> Result<State, RepositoryError> {
         if generation == state.generation {
             if rest == "released" {
                 state.released = true;
-            } else if state.newest.as_ref().is_none_or(|newest| *newest < object.key) {
-                state.newest = Some(object.key);
+            } else if state.newest.as_ref().is_none_or(|newest| newest.key < object.key) {
+                state.newest = Some(object);
             }
         }
     }
@@ -215,10 +220,10 @@ async fn read_state(repository: &Repository) -> Result<State, RepositoryError> {
 
 /// The live holder of the newest generation, if there is one.
 async fn holder(repository: &Repository, state: &State) -> Result<Option<LeaseBody>, RepositoryError> {
-    let (false, Some(key)) = (state.released, &state.newest) else {
+    let (false, Some(newest)) = (state.released, &state.newest) else {
         return Ok(None);
     };
-    let body = match repository.store.get(key, SMALL_OBJECT_BYTES_MAX).await {
+    let body = match repository.store.get(&newest.key, SMALL_OBJECT_BYTES_MAX).await {
         Ok(body) => body,
         // Renewed and swept between listing and reading: alive.
         Err(error) if error.kind() == StoreErrorKind::NotFound => {
@@ -231,8 +236,12 @@ async fn holder(repository: &Repository, state: &State) -> Result<Option<LeaseBo
         }
         Err(error) => return Err(error.into()),
     };
-    let body: LeaseBody = from_json(key, &body)?;
-    let live = repository.now() < body.until && !body.holder_is_dead();
+    let body: LeaseBody = from_json(&newest.key, &body).or_else(|error| {
+        // Emptied by a crash of its disk, say. It isn't known whose it is, but when it was written.
+        tracing::warn!(%error, "a lease can't be read");
+        LeaseBody::unreadable(newest.modified_at)
+    })?;
+    let live = repository.now() < body.until && !body.holder.is_gone(&ProcessName::ours());
     Ok(live.then_some(body))
 }
 
@@ -324,34 +333,6 @@ async fn sweep_before(repository: &Repository, generation: u64) {
     }
 }
 
-fn host_name() -> String {
-    nix::unistd::gethostname()
-        .ok()
-        .and_then(|name| name.into_string().ok())
-        .unwrap_or_default()
-}
-
-/// <https://docs.kernel.org/admin-guide/sysctl/kernel.html#random>
-fn boot_id() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
-        .map(|id| id.trim().to_owned())
-        .unwrap_or_default()
-}
-
-/// Field 22 of `/proc/<pid>/stat` (proc(5)); the command's name before it may hold anything, so it is cut at the last
-/// parenthesis. `None` when there is no such process.
-fn process_start_ticks(pid: u32) -> Option<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let (_, fields) = stat.rsplit_once(')')?;
-    let mut fields = fields.split_whitespace();
-    // A zombie does nothing any more; its parent hasn't looked yet.
-    let state = fields.next()?;
-    if matches!(state, "Z" | "X") {
-        return None;
-    }
-    fields.nth(18)?.parse().ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -362,25 +343,5 @@ mod tests {
         for stranger in ["7", "+000000007", "18446744073709551615", ""] {
             assert_eq!(generation_number(stranger), None, "{stranger}");
         }
-    }
-
-    #[test]
-    fn this_process_is_alive_and_a_reused_process_id_is_not_taken_for_it() {
-        let now = Timestamp::now();
-        let ours = LeaseBody::ours("dump", now, LEASE_DURATION_DEFAULT).unwrap();
-        assert!(!ours.holder_is_dead());
-        let reused = LeaseBody {
-            pid_start_ticks: ours.pid_start_ticks + 1,
-            ..ours.clone()
-        };
-        assert!(reused.holder_is_dead());
-        let elsewhere = LeaseBody {
-            host: "elsewhere".to_owned(),
-            ..reused
-        };
-        assert!(
-            !elsewhere.holder_is_dead(),
-            "a process on another host can't be judged"
-        );
     }
 }

@@ -6,7 +6,7 @@
 //! | `compression`, `encryption`, `keys` | zstd and age around an object; key pairs |
 //! | `object` | sealed objects: written create-only with a BLAKE3 hash, read back as a stream |
 //! | `repo` | opening and making a repository; which cluster may write |
-//! | `lease` | one writer at a time for each cluster |
+//! | `lease`, `process` | one writer at a time for each cluster, and whether it still lives |
 //! | `backups` | which backups exist; commit, tombstones, pins, removal |
 //! | `retention` | the planner: what stays and why |
 //! | `prune`, `copy` | the plan carried out; one backup to another repository |
@@ -27,6 +27,7 @@ pub mod keys;
 pub mod layout;
 pub mod lease;
 pub mod object;
+mod process;
 pub mod prune;
 mod repo;
 pub mod retention;

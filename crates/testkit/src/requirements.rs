@@ -158,6 +158,27 @@ pub fn root() -> Result<(), Missing> {
     }
 }
 
+/// `unshare` with the arguments that give a command namespaces of its own, in which it is root. Needs root, or a kernel
+/// that lets everybody have user namespaces.
+pub fn unshare(namespaces: &[&str]) -> Result<Vec<String>, Missing> {
+    let mut arguments = vec!["unshare".to_owned()];
+    if root().is_err() {
+        arguments.push("--map-root-user".to_owned());
+    }
+    arguments.extend(namespaces.iter().map(|argument| (*argument).to_owned()));
+    let tried = clean_command("unshare")
+        .args(&arguments[1..])
+        .arg("true")
+        .output();
+    match tried {
+        Ok(output) if output.status.success() => Ok(arguments),
+        _ => Err(Missing(format!(
+            "namespaces of one's own ({})",
+            arguments.join(" ")
+        ))),
+    }
+}
+
 /// Whether long tests were asked for (`PGKEEP_TEST_LONG=1`, as `make test-long` sets it).
 pub fn long() -> Result<(), Missing> {
     if env::var("PGKEEP_TEST_LONG").is_ok_and(|value| value == "1") {

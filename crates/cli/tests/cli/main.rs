@@ -3,6 +3,7 @@
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
+    clippy::print_stderr,
     reason = "helpers of tests are tests"
 )]
 
@@ -10,5 +11,6 @@ mod bad_input;
 mod damage;
 mod help;
 mod interrupted;
+mod namespaces;
 mod support;
 mod whole;

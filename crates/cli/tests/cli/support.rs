@@ -73,7 +73,17 @@ pub struct Place {
 impl Place {
     /// A folder with a key, and without any configuration.
     pub fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        Self::in_folder(tempfile::tempdir().unwrap())
+    }
+
+    /// The same in memory where there is such a file system: for tests with hundreds of writes, each of which would wait
+    /// for the disk.
+    pub fn in_memory() -> Self {
+        let memory = tempfile::tempdir_in("/dev/shm");
+        Self::in_folder(memory.unwrap_or_else(|_| tempfile::tempdir().unwrap()))
+    }
+
+    fn in_folder(folder: TempDir) -> Self {
         let place = Self {
             folder,
             environment: Vec::new(),
@@ -133,7 +143,12 @@ impl Place {
 
     /// The binary with a bare environment.
     pub fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_pgkeep"));
+        self.command_of(Path::new(env!("CARGO_BIN_EXE_pgkeep")), args)
+    }
+
+    /// A program with the environment that the binary would have.
+    pub fn command_of(&self, program: &Path, args: &[&str]) -> Command {
+        let mut command = Command::new(program);
         command
             .args(args)
             .current_dir(self.folder.path())
