@@ -106,16 +106,15 @@ impl Context {
         Ok(Repository::open(store, &settings.name, settings.access(keys)?).await?)
     }
 
-    /// The backups that an argument names: one, or all complete ones.
+    /// The backups that an argument names: one, or all that are there.
     pub async fn backups(&self, repository: &Repository, text: &str) -> Result<Vec<BackupId>, Failure> {
-        use pgkeep_repository::backups::BackupState;
         if text != "all" {
             return Ok(vec![repository.find(BackupKind::Dump, text).await?]);
         }
         let entries = repository.backups(BackupKind::Dump).await?;
         Ok(entries
             .into_iter()
-            .filter(|entry| entry.state == BackupState::Complete)
+            .filter(|entry| entry.state.is_there())
             .map(|entry| entry.id)
             .collect())
     }

@@ -147,6 +147,11 @@ impl DumpError {
         }
     }
 
+    /// Whether the dump that was read is gone.
+    pub fn is_removed(&self) -> bool {
+        matches!(self, Self::Repository(RepositoryError::Removed { .. }))
+    }
+
     /// The SQLSTATE, when PostgreSQL reported one.
     pub fn sqlstate(&self) -> Option<&str> {
         match self {

@@ -12,10 +12,11 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use pgkeep_base::BackupId;
-use pgkeep_repository::backups::Evidence;
+use pgkeep_repository::backups::BackupState;
 use pgkeep_repository::encryption::EncryptionError;
 use pgkeep_repository::integrity::Checksum;
 use pgkeep_repository::object::ObjectRef;
+use pgkeep_repository::records::Evidence;
 use pgkeep_repository::{Repository, RepositoryError, layout};
 use pgkeep_store::StoreErrorKind;
 
@@ -109,8 +110,8 @@ impl VerifyReport {
 /// Verifies one dump and records the outcome beside it.
 ///
 /// # Errors
-/// The store can't be read, the key is missing or wrong, a later version wrote the manifest: then nothing is said about
-/// the dump. Missing and damaged objects are the result, not an error.
+/// The store can't be read, the key is missing or wrong, a later version wrote the manifest, the dump was removed
+/// meanwhile: then nothing is said about it. Missing and damaged objects are the result, not an error.
 pub async fn verify(
     repository: &Repository,
     id: &BackupId,
@@ -137,11 +138,11 @@ pub async fn verify(
         recorded: false,
         elapsed: begun.elapsed(),
     };
-    report.recorded = record(repository, &report).await;
+    report.recorded = record(repository, &report).await?;
     Ok(report)
 }
 
-async fn record(repository: &Repository, report: &VerifyReport) -> bool {
+async fn record(repository: &Repository, report: &VerifyReport) -> Result<bool, DumpError> {
     let evidence = Evidence {
         at: repository.now(),
         depth: report.depth.name().to_owned(),
@@ -151,10 +152,11 @@ async fn record(repository: &Repository, report: &VerifyReport) -> bool {
         failures: report.failures.clone(),
     };
     match repository.record_evidence(&report.id, &evidence).await {
-        Ok(()) => true,
+        Ok(()) => Ok(true),
+        Err(error @ RepositoryError::Removed { .. }) => Err(error.into()),
         Err(error) => {
             tracing::warn!(%error, "the outcome of the verification could not be recorded in the repository");
-            false
+            Ok(false)
         }
     }
 }
@@ -187,7 +189,12 @@ async fn stored(
     findings: &mut Findings,
 ) -> Result<(), DumpError> {
     progress.set_phase("comparing hashes");
-    let checksums = repository.checksums(id).await?;
+    if repository.state(id).await? == BackupState::Damaged {
+        findings.fail(format!("{}: it is no manifest", layout::MANIFEST));
+    }
+    let Some(checksums) = checksums(repository, id, findings).await? else {
+        return Ok(());
+    };
     let sizes = stored_sizes(repository, id).await?;
     let size = |checksum: &Checksum| sizes.get(&checksum.name).copied().unwrap_or(0);
     let chosen = choose(&checksums.iter().map(size).collect::<Vec<_>>(), options.sample);
@@ -207,6 +214,21 @@ async fn stored(
         findings.fail(format!("{}: {}", damage.name, damage.reason));
     }
     Ok(())
+}
+
+/// The list of checksums; `None` if there is none that can be read, which is damage.
+async fn checksums(
+    repository: &Repository,
+    id: &BackupId,
+    findings: &mut Findings,
+) -> Result<Option<Vec<Checksum>>, DumpError> {
+    match repository.checksums(id).await {
+        Ok(checksums) => Ok(Some(checksums)),
+        Err(error) => {
+            findings.fail(damage(error.into(), layout::CHECKSUMS)?);
+            Ok(None)
+        }
+    }
 }
 
 async fn stored_sizes(repository: &Repository, id: &BackupId) -> Result<HashMap<String, u64>, DumpError> {
@@ -239,7 +261,9 @@ async fn contents(
             return Ok(());
         }
     };
-    let checksums = repository.checksums(id).await?;
+    let Some(checksums) = checksums(repository, id, findings).await? else {
+        return Ok(());
+    };
     compare_lists(&manifest, &checksums, findings);
     for database in &manifest.databases {
         compare_sums(database, findings);

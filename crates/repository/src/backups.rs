@@ -5,19 +5,19 @@
 //!   create-only. Its writer, if it still lives, finds its commit refused.
 //! - **Removal**: the manifest goes first, then the rest. Killed half-way, an orphan remains, never a torn backup.
 
-use std::collections::BTreeMap;
 use std::str::FromStr;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use pgkeep_base::{BackupId, BackupKind};
-use pgkeep_store::{PutOutcome, StoreErrorKind};
+use pgkeep_store::{PutOutcome, StoreError, StoreErrorKind};
 use serde::{Deserialize, Serialize};
 
 use crate::error::RepositoryError;
 use crate::layout;
 use crate::object::SealedObject;
-use crate::repo::{Repository, SMALL_OBJECT_BYTES_MAX, from_json, to_json};
+use crate::records::{Evidence, Pin};
+use crate::repo::{Repository, to_json};
 
 /// A backup is committed within this time of its start, or not at all; so that a tombstone may go some time later.
 pub const COMMIT_DEADLINE: SignedDuration = SignedDuration::from_hours(72);
@@ -28,8 +28,11 @@ const TOMBSTONE_LIFETIME: SignedDuration = SignedDuration::from_hours(14 * 24);
 /// A part of an object that nobody has written to for this long has lost its writer.
 const LEFTOVER_IDLE: Duration = Duration::from_secs(3600);
 
-/// What a tombstone begins with; a manifest begins with age's or zstd's magic.
+/// What a tombstone begins with.
 const TOMBSTONE_FIRST_BYTE: u8 = b'{';
+
+/// What a manifest begins with: age's or zstd's magic.
+const MANIFEST_FIRST_BYTES: [u8; 2] = [b'a', 0x28];
 
 /// What lies in a backup's folder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +43,15 @@ pub enum BackupState {
     Incomplete,
     /// Given up: a tombstone in the manifest's place.
     Swept,
+    /// There is something in the manifest's place that is no manifest: nothing at all, or what a broken disk made of it.
+    Damaged,
+}
+
+impl BackupState {
+    /// Whether the backup was committed, and not removed since. Whether it is also good is another question.
+    pub fn is_there(self) -> bool {
+        matches!(self, Self::Complete | Self::Damaged)
+    }
 }
 
 /// One backup's folder.
@@ -53,41 +65,6 @@ pub struct BackupEntry {
     pub pin: Option<Pin>,
     /// The newest verification's outcome, if there was one.
     pub evidence: Option<Evidence>,
-}
-
-/// Keeps a backup from being pruned until it is unpinned.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Pin {
-    /// False in the object that takes a pin back.
-    pub pinned: bool,
-    /// Why, in the user's words.
-    pub reason: String,
-    /// When.
-    pub at: Timestamp,
-}
-
-/// What a verification found. Written for each verification, read for the newest.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Evidence {
-    /// When it ended.
-    pub at: Timestamp,
-    /// How deep it went: `hashes` (stored bytes) or `contents` (decrypted, decompressed, counted).
-    pub depth: String,
-    /// Objects read.
-    pub objects: u64,
-    /// Objects of the backup.
-    pub objects_total: u64,
-    /// Everything read was right.
-    pub passed: bool,
-    /// What was wrong, the first few.
-    pub failures: Vec<String>,
-}
-
-impl Evidence {
-    /// Whether it looked at all that an earlier, failed one looked at.
-    fn clears(&self, failed: &Self) -> bool {
-        self.objects == self.objects_total && (self.depth == failed.depth || self.depth == "contents")
-    }
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -111,10 +88,8 @@ impl Repository {
     /// # Errors
     /// Whatever the store says.
     pub async fn backups(&self, kind: BackupKind) -> Result<Vec<BackupEntry>, RepositoryError> {
-        let mut pins = self.newest_of::<Pin>(&layout::pins_prefix(&self.cluster)).await?;
-        let mut evidence = self
-            .newest_of::<Evidence>(&layout::evidence_prefix(&self.cluster))
-            .await?;
+        let mut pins = self.pins().await?;
+        let mut evidence = self.evidence().await?;
         let mut entries = Vec::new();
         for name in self
             .store
@@ -129,10 +104,9 @@ impl Repository {
             if state == BackupState::Incomplete && self.is_empty(&id).await? {
                 continue;
             }
-            let pin = pins.remove(&id).filter(|pin| pin.pinned);
             entries.push(BackupEntry {
                 state,
-                pin,
+                pin: pins.remove(&id),
                 evidence: evidence.remove(&id),
                 id,
             });
@@ -148,11 +122,29 @@ impl Repository {
     pub async fn state(&self, id: &BackupId) -> Result<BackupState, RepositoryError> {
         let key = layout::backup_object(&self.cluster, id, layout::MANIFEST);
         match self.store.get_range(&key, 0..1).await {
-            Ok(first) if first.first() == Some(&TOMBSTONE_FIRST_BYTE) => Ok(BackupState::Swept),
-            Ok(_) => Ok(BackupState::Complete),
+            Ok(first) => Ok(match first.first() {
+                Some(&TOMBSTONE_FIRST_BYTE) => BackupState::Swept,
+                Some(byte) if MANIFEST_FIRST_BYTES.contains(byte) => BackupState::Complete,
+                _ => BackupState::Damaged,
+            }),
             Err(error) if error.kind() == StoreErrorKind::NotFound => Ok(BackupState::Incomplete),
-            Err(error) => Err(error.into()),
+            // Of an empty object not even the first byte can be had.
+            Err(error) => match self.store.head(&key).await {
+                Ok(Some(object)) if object.size == 0 => Ok(BackupState::Damaged),
+                _ => Err(error.into()),
+            },
         }
+    }
+
+    /// Why an object of a backup couldn't be read: one that isn't there may have gone with its backup.
+    pub(crate) async fn unread(&self, key: &str, error: StoreError) -> RepositoryError {
+        if error.kind() == StoreErrorKind::NotFound
+            && let Some(id) = layout::backup_of(&self.cluster, BackupKind::Dump, key)
+            && self.state(&id).await.is_ok_and(|state| !state.is_there())
+        {
+            return RepositoryError::Removed { id: id.to_string() };
+        }
+        error.into()
     }
 
     /// The backup that `text` names: an id, the beginning of one, or `latest`.
@@ -172,7 +164,7 @@ impl Repository {
         ids.sort();
         for id in ids.into_iter().rev() {
             let fits = text == "latest" || id.to_string().starts_with(text);
-            if fits && self.state(&id).await? == BackupState::Complete {
+            if fits && self.state(&id).await?.is_there() {
                 complete.push(id);
                 if text == "latest" {
                     break;
@@ -248,11 +240,14 @@ impl Repository {
     /// Whatever the store says.
     pub async fn sweep(&self, kind: BackupKind) -> Result<Swept, RepositoryError> {
         let mut swept = Swept::default();
-        // What killed writers left of objects that were never whole; only local directories have such.
-        swept.objects += self
-            .store
-            .remove_leftovers(&format!("{}/", self.cluster), LEFTOVER_IDLE)
-            .await?;
+        // What killed writers left of objects that were never whole; only local directories have such. Whoever writes to
+        // a backup has the lease; to the rest of the cluster's folder, anybody may just be writing.
+        for (prefix, idle) in [
+            (layout::kind_prefix(&self.cluster, kind), Duration::ZERO),
+            (format!("{}/", self.cluster), LEFTOVER_IDLE),
+        ] {
+            swept.objects += self.store.remove_leftovers(&prefix, idle).await?;
+        }
         for name in self
             .store
             .list_directories(&layout::kind_prefix(&self.cluster, kind))
@@ -262,11 +257,13 @@ impl Repository {
                 continue;
             };
             match self.state(&id).await? {
-                BackupState::Complete => {}
+                BackupState::Complete | BackupState::Damaged => {}
                 BackupState::Incomplete if self.is_empty(&id).await? => {}
                 BackupState::Incomplete => {
-                    swept.objects += self.sweep_one(&id, "orphan").await?;
-                    swept.backups.push(id);
+                    if let Some(objects) = self.sweep_one(&id, "orphan").await? {
+                        swept.objects += objects;
+                        swept.backups.push(id);
+                    }
                 }
                 BackupState::Swept => swept.objects += self.finish_sweep(&id).await?,
             }
@@ -283,141 +280,39 @@ impl Repository {
         Ok(seen == 0)
     }
 
-    /// Gives one unfinished backup up: tombstone, then the rest.
+    /// Gives one unfinished backup up: tombstone, then the rest. Returns the number of objects removed, `None` if it was
+    /// committed meanwhile: then it is a backup, and stays.
     ///
     /// # Errors
     /// Whatever the store says.
-    pub async fn sweep_one(&self, id: &BackupId, reason: &str) -> Result<u64, RepositoryError> {
+    pub async fn sweep_one(&self, id: &BackupId, reason: &str) -> Result<Option<u64>, RepositoryError> {
         let key = layout::backup_object(&self.cluster, id, layout::MANIFEST);
         let tombstone = Tombstone {
             swept_at: self.now(),
             reason: reason.to_owned(),
         };
         let outcome = self.store.put_new(&key, to_json(&tombstone)?).await?;
-        if outcome == PutOutcome::AlreadyExists && self.state(id).await? == BackupState::Complete {
-            // Committed between looking and sweeping: it is a backup now.
-            return Ok(0);
+        if outcome == PutOutcome::AlreadyExists && self.state(id).await?.is_there() {
+            return Ok(None);
         }
-        self.finish_sweep(id).await
+        self.finish_sweep(id).await.map(Some)
     }
 
     async fn finish_sweep(&self, id: &BackupId) -> Result<u64, RepositoryError> {
         let manifest = layout::backup_object(&self.cluster, id, layout::MANIFEST);
-        let objects = self.store.list(&layout::backup_prefix(&self.cluster, id)).await?;
+        let prefix = layout::backup_prefix(&self.cluster, id);
+        let objects = self.store.list(&prefix).await?;
         let keys: Vec<String> = objects
             .into_iter()
             .map(|object| object.key)
             .filter(|key| *key != manifest)
             .collect();
-        let removed = self.store.delete_all(keys).await?;
+        let mut removed = self.store.delete_all(keys).await?;
+        // Whoever still writes here is fenced off, so half-written files have no future either.
+        removed += self.store.remove_leftovers(&prefix, Duration::ZERO).await?;
         if self.now().duration_since(id.started_at()) > TOMBSTONE_LIFETIME {
             self.store.delete(&manifest).await?;
         }
         Ok(removed)
-    }
-
-    /// Pins a backup or takes its pin back.
-    ///
-    /// # Errors
-    /// Whatever the store says.
-    pub async fn set_pin(&self, id: &BackupId, pinned: bool, reason: &str) -> Result<(), RepositoryError> {
-        let pin = Pin {
-            pinned,
-            reason: reason.to_owned(),
-            at: self.now(),
-        };
-        self.put_numbered(&layout::pin_prefix(&self.cluster, id), &pin)
-            .await
-    }
-
-    /// Records what a verification found.
-    ///
-    /// # Errors
-    /// Whatever the store says.
-    pub async fn record_evidence(&self, id: &BackupId, evidence: &Evidence) -> Result<(), RepositoryError> {
-        let prefix = layout::backup_evidence_prefix(&self.cluster, id);
-        let mut earlier = self
-            .newest_of::<Evidence>(&layout::evidence_prefix(&self.cluster))
-            .await?;
-        let mut evidence = evidence.clone();
-        if let Some(failed) = earlier.remove(id).filter(|earlier| !earlier.passed)
-            && evidence.passed
-            && !evidence.clears(&failed)
-        {
-            // What this one didn't look at is as damaged as before.
-            evidence.passed = false;
-            evidence.failures = failed.failures;
-        }
-        self.put_numbered(&prefix, &evidence).await
-    }
-
-    /// Puts the next object of a numbered series, of which the highest counts.
-    async fn put_numbered<T: Serialize>(&self, prefix: &str, value: &T) -> Result<(), RepositoryError> {
-        const RACES_MAX: u32 = 16;
-        let last = self
-            .store
-            .list(prefix)
-            .await?
-            .into_iter()
-            .filter_map(|object| object.key.strip_prefix(prefix).and_then(series_number));
-        let mut number = last.max().unwrap_or(0);
-        for _ in 0..RACES_MAX {
-            number += 1;
-            let key = format!("{prefix}{number:06}");
-            if self.store.put_new(&key, to_json(value)?).await? == PutOutcome::Created {
-                return Ok(());
-            }
-        }
-        Err(RepositoryError::ObjectExists {
-            key: format!("{prefix}{number:06}"),
-        })
-    }
-
-    /// The newest object of each backup's numbered series under a folder.
-    async fn newest_of<T: for<'a> Deserialize<'a>>(
-        &self,
-        prefix: &str,
-    ) -> Result<BTreeMap<BackupId, T>, RepositoryError> {
-        let mut newest: BTreeMap<BackupId, (u64, String)> = BTreeMap::new();
-        for object in self.store.list(prefix).await? {
-            let name = object
-                .key
-                .strip_prefix(prefix)
-                .and_then(|rest| rest.split_once('/'));
-            let found = name.and_then(|(folder, name)| Some((folder.parse().ok()?, series_number(name)?)));
-            let Some((id, number)) = found else { continue };
-            if newest.get(&id).is_none_or(|(highest, _)| *highest < number) {
-                newest.insert(id, (number, object.key));
-            }
-        }
-        let mut values = BTreeMap::new();
-        for (id, (_, key)) in newest {
-            let body = self.store.get(&key, SMALL_OBJECT_BYTES_MAX).await?;
-            values.insert(id, from_json(&key, &body)?);
-        }
-        Ok(values)
-    }
-}
-
-/// The number in a series' name: six digits, and more of them only after a million. Anything else isn't ours, and must
-/// neither pass for the newest nor make the next one overflow.
-fn series_number(name: &str) -> Option<u64> {
-    let digits = (6..=12).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_digit());
-    name.parse().ok().filter(|_| digits)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn strangers_among_numbered_objects_are_passed_over() {
-        assert_eq!(
-            (series_number("000007"), series_number("1000000")),
-            (Some(7), Some(1_000_000))
-        );
-        for stranger in ["7", "+00007", "zzzzzz", "000007.bak", "18446744073709551615", ""] {
-            assert_eq!(series_number(stranger), None, "{stranger}");
-        }
     }
 }

@@ -10,6 +10,7 @@
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use futures::StreamExt;
 use pgkeep_base::{BackupId, Classified, Hint, RetryClass};
 use pgkeep_store::{PutOutcome, StoreErrorKind};
@@ -87,6 +88,32 @@ pub enum CopyError {
     },
 }
 
+impl CopyError {
+    /// Whether only this backup can't be copied, and the next one may be.
+    pub fn concerns_one_backup(&self) -> bool {
+        let cause = match self {
+            Self::Source { source, .. } | Self::Destination { source, .. } => source.as_ref(),
+            Self::SameRepository { .. } => return false,
+            Self::Differs { .. } => return true,
+        };
+        match cause {
+            RepositoryError::HashMismatch { .. }
+            | RepositoryError::Malformed { .. }
+            | RepositoryError::Removed { .. } => true,
+            RepositoryError::Store(error) => matches!(
+                error.kind(),
+                StoreErrorKind::NotFound | StoreErrorKind::ShortBody | StoreErrorKind::TooLarge
+            ),
+            _ => false,
+        }
+    }
+
+    /// Whether the backup went at the source, so that there is nothing to copy.
+    pub fn is_removed(&self) -> bool {
+        matches!(self, Self::Source { source, .. } if matches!(source.as_ref(), RepositoryError::Removed { .. }))
+    }
+}
+
 impl Classified for CopyError {
     fn retry_class(&self) -> RetryClass {
         match self {
@@ -131,14 +158,14 @@ pub async fn copy(
         }
         BackupState::Swept => give_back(destination, lease, id).await.map_err(to)?,
         BackupState::Incomplete => {}
+        BackupState::Damaged => return Err(to(no_manifest(destination, id))),
     }
-    if source.state(id).await.map_err(from)? != BackupState::Complete {
-        let (text, cluster) = (id.to_string(), source.cluster().to_owned());
-        return Err(from(RepositoryError::NoSuchBackup {
-            text,
-            cluster,
-            known: None,
-        }));
+    match source.state(id).await.map_err(from)? {
+        BackupState::Complete => {}
+        BackupState::Damaged => return Err(from(no_manifest(source, id))),
+        BackupState::Swept | BackupState::Incomplete => {
+            return Err(from(RepositoryError::Removed { id: id.to_string() }));
+        }
     }
     claim_identities(source, destination).await?;
     let checksums = source.checksums(id).await.map_err(from)?;
@@ -169,16 +196,25 @@ pub async fn copy(
     Ok(report)
 }
 
-/// The size of a backup.
+/// The size of a backup that is to be copied.
 ///
 /// # Errors
 /// Whatever the store says.
-pub async fn size(repository: &Repository, id: &BackupId) -> Result<CopySize, RepositoryError> {
-    let sizes = sizes_of(repository, id).await?;
+pub async fn size(source: &Repository, id: &BackupId) -> Result<CopySize, CopyError> {
+    let sizes = sizes_of(source, id)
+        .await
+        .map_err(|error| from_source(source, error))?;
     Ok(CopySize {
         objects: sizes.len() as u64,
         bytes: sizes.values().sum(),
     })
+}
+
+fn no_manifest(repository: &Repository, id: &BackupId) -> RepositoryError {
+    RepositoryError::Malformed {
+        key: layout::backup_object(repository.cluster(), id, layout::MANIFEST),
+        reason: "it is no manifest".to_owned(),
+    }
 }
 
 fn from_source(repository: &Repository, source: RepositoryError) -> CopyError {
@@ -284,6 +320,13 @@ impl Copying<'_> {
         }
     }
 
+    async fn read(&self, key: &str) -> Result<Bytes, CopyError> {
+        match self.source.store().get(key, OBJECT_BYTES_MAX).await {
+            Ok(body) => Ok(body),
+            Err(error) => Err(from_source(self.source, self.source.unread(key, error).await)),
+        }
+    }
+
     async fn object(&self, checksum: &Checksum, progress: &(impl Fn(u64) + Sync)) -> Result<Done, CopyError> {
         let to = |error| to_destination(self.destination, error);
         self.lease.check().map_err(to)?;
@@ -308,8 +351,7 @@ impl Copying<'_> {
             )))
         })?;
         let key = self.source_key(&checksum.name);
-        let read = self.source.store().get(&key, OBJECT_BYTES_MAX).await;
-        let body = read.map_err(|error| from_source(self.source, error.into()))?;
+        let body = self.read(&key).await?;
         let found = blake3::hash(&body).to_hex();
         if found.as_str() != checksum.hash {
             let (found, expected) = (found.to_string(), checksum.hash.clone());
@@ -338,12 +380,7 @@ impl Copying<'_> {
     /// An object that `checksums.b3` doesn't list: itself, and the manifest.
     async fn unlisted(&self, name: &str) -> Result<Done, CopyError> {
         let to = |error| to_destination(self.destination, error);
-        let read = self
-            .source
-            .store()
-            .get(&self.source_key(name), OBJECT_BYTES_MAX)
-            .await;
-        let body = read.map_err(|error| from_source(self.source, error.into()))?;
+        let body = self.read(&self.source_key(name)).await?;
         let bytes = body.len() as u64;
         let key = self.destination_key(name);
         let put = self.destination.store().put_new(&key, body.clone()).await;

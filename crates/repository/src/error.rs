@@ -101,6 +101,12 @@ pub enum RepositoryError {
         /// The backup.
         id: String,
     },
+    /// The backup went while it was being used.
+    #[error("backup {id} is not there any more: it was removed meanwhile")]
+    Removed {
+        /// The backup.
+        id: String,
+    },
     /// Somebody else already wrote an object that is ours alone to write.
     #[error("{key} exists already")]
     ObjectExists {
@@ -178,6 +184,11 @@ impl Classified for RepositoryError {
             }
             Self::LeaseLost { .. } | Self::Fenced { .. } => "run the command again".to_owned(),
             Self::NoSuchBackup { .. } | Self::AmbiguousId { .. } => "'pgkeep list' shows them all".to_owned(),
+            Self::Removed { .. } => {
+                "choose another one with 'pgkeep list'; 'pgkeep pin ID' keeps a backup from being pruned \
+                as long as it is needed"
+                    .to_owned()
+            }
             Self::ObjectExists { .. } | Self::Internal(_) | Self::Random(_) => return None,
         };
         Some(Hint::new(text))

@@ -11,12 +11,12 @@ use jiff::{SignedDuration, Timestamp};
 use pgkeep_base::{BackupId, BackupKind, Classified};
 use pgkeep_store::{Store, StoreOptions};
 
-use crate::backups::Evidence;
 use crate::encryption::{self, Encryption, EncryptionError, OpenOptions};
 use crate::integrity::{format_checksums, parse_checksums};
 use crate::keys::{self, Identity};
 use crate::lease::Lease;
 use crate::object::ObjectRef;
+use crate::records::Evidence;
 use crate::retention::{self, Candidate, Policy};
 use crate::{Access, Repository, prune};
 

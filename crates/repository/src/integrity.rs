@@ -89,10 +89,13 @@ impl Repository {
     /// Reads a backup's list of checksums.
     ///
     /// # Errors
-    /// Whatever the store says; a list that can't be read.
+    /// [`RepositoryError::Removed`]; whatever the store says; a list that can't be read.
     pub async fn checksums(&self, id: &BackupId) -> Result<Vec<Checksum>, RepositoryError> {
         let key = layout::backup_object(&self.cluster, id, layout::CHECKSUMS);
-        let body = self.store.get(&key, CHECKSUMS_BYTES_MAX).await?;
+        let body = match self.store.get(&key, CHECKSUMS_BYTES_MAX).await {
+            Ok(body) => body,
+            Err(error) => return Err(self.unread(&key, error).await),
+        };
         let malformed = |reason: String| RepositoryError::Malformed {
             key: key.clone(),
             reason,
@@ -105,7 +108,8 @@ impl Repository {
     /// the bytes read.
     ///
     /// # Errors
-    /// The store can't be read at all; missing or damaged objects are the result, not an error.
+    /// The store can't be read at all, or the backup was removed meanwhile; missing or damaged objects are the result, not
+    /// an error.
     pub async fn verify_stored(
         &self,
         id: &BackupId,
@@ -144,7 +148,10 @@ impl Repository {
     }
 
     async fn hash_stored(&self, key: &str, progress: impl Fn(u64)) -> Result<blake3::Hash, RepositoryError> {
-        let mut stored = self.store.get_stream(key).await?;
+        let mut stored = match self.store.get_stream(key).await {
+            Ok(stored) => stored,
+            Err(error) => return Err(self.unread(key, error).await),
+        };
         let mut hasher = blake3::Hasher::new();
         while let Some(block) = stored.next().await? {
             hasher.update(&block);

@@ -32,6 +32,12 @@ pub fn backup_object(cluster: &str, id: &BackupId, name: &str) -> String {
     format!("{}{name}", backup_prefix(cluster, id))
 }
 
+/// The backup of a kind to which an object belongs.
+pub fn backup_of(cluster: &str, kind: BackupKind, key: &str) -> Option<BackupId> {
+    let (id, _) = key.strip_prefix(&kind_prefix(cluster, kind))?.split_once('/')?;
+    id.parse().ok()
+}
+
 /// The folder of a cluster's leases.
 pub fn lease_prefix(cluster: &str) -> String {
     format!("{cluster}/lease/")

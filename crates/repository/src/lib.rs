@@ -7,7 +7,8 @@
 //! | `object` | sealed objects: written create-only with a BLAKE3 hash, read back as a stream |
 //! | `repo` | opening and making a repository; which cluster may write |
 //! | `lease`, `process` | one writer at a time for each cluster, and whether it still lives |
-//! | `backups` | which backups exist; commit, tombstones, pins, removal |
+//! | `backups` | which backups exist; commit, tombstones, removal |
+//! | `records` | pins, and what verifications found |
 //! | `retention` | the planner: what stays and why |
 //! | `prune`, `copy` | the plan carried out; one backup to another repository |
 //! | `integrity` | `checksums.b3`, and verifying against it without a key |
@@ -29,6 +30,7 @@ pub mod lease;
 pub mod object;
 mod process;
 pub mod prune;
+pub mod records;
 mod repo;
 pub mod retention;
 

@@ -270,14 +270,17 @@ impl Repository {
     /// bytes, where there is a manifest.
     ///
     /// # Errors
-    /// Whatever the store says.
+    /// [`RepositoryError::Removed`] if the object went with its backup; whatever the store says.
     pub async fn contents(
         &self,
         key: &str,
         bytes_max: u64,
         hash: Option<&str>,
     ) -> Result<Contents, RepositoryError> {
-        let mut stored = self.store.get_stream(key).await?;
+        let mut stored = match self.store.get_stream(key).await {
+            Ok(stored) => stored,
+            Err(error) => return Err(self.unread(key, error).await),
+        };
         let (stored_sender, stored_receiver) =
             mpsc::channel::<Result<Bytes, RepositoryError>>(BLOCKS_WAITING_MAX);
         let (plain_sender, plain_receiver) = mpsc::channel(BLOCKS_WAITING_MAX);

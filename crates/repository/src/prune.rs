@@ -15,7 +15,7 @@ use crate::backups::{BackupEntry, BackupState, Swept};
 use crate::error::RepositoryError;
 use crate::lease::Lease;
 use crate::repo::Repository;
-use crate::retention::{self, Candidate, Plan, Policy};
+use crate::retention::{self, Candidate, Plan, Policy, Reason};
 
 /// Files that an interrupted write left in a local repository are removed when nobody has touched them this long.
 const LEFTOVER_IDLE: Duration = Duration::from_secs(24 * 3600);
@@ -26,6 +26,8 @@ pub struct PruneInput {
     /// What the (encrypted) summaries say, as far as they could be read. Backups without one are taken for backups of
     /// the whole of one database system.
     pub known: BTreeMap<BackupId, Known>,
+    /// Backups that don't say what they are, because that is damaged: none of them is reason to let go of another.
+    pub damaged: BTreeSet<BackupId>,
 }
 
 /// What one backup's summary says.
@@ -151,11 +153,13 @@ fn candidate(entry: &BackupEntry, input: &PruneInput) -> Option<Candidate> {
     if entry.state == BackupState::Swept {
         return None;
     }
+    let damaged = entry.state == BackupState::Damaged || input.damaged.contains(&entry.id);
+    let verified = entry.evidence.as_ref().map(|evidence| evidence.passed);
     Some(Candidate {
         id: entry.id.clone(),
         started_at: entry.id.started_at(),
-        completed: entry.state == BackupState::Complete,
-        verified: entry.evidence.as_ref().map(|evidence| evidence.passed),
+        completed: entry.state.is_there(),
+        verified: if damaged { Some(false) } else { verified },
         pinned: entry.pin.as_ref().map(|pin| pin.reason.clone()),
         system_identifier: input
             .known
@@ -196,19 +200,23 @@ async fn execute_under(
     input: &PruneInput,
     progress: impl Fn(&BackupId),
 ) -> Result<PruneReport, PruneError> {
-    let plan = plan(repository, policy, input, repository.now()).await?;
+    let mut plan = plan(repository, policy, input, repository.now()).await?;
     let mut report = PruneReport::default();
-    for decision in plan.removed() {
+    for decision in plan.decisions.iter_mut().filter(|decision| !decision.keep) {
         lease.check()?;
         progress(&decision.id);
-        match repository.remove(&decision.id).await {
-            Ok(objects) => report.removed.push((decision.id.clone(), objects)),
+        match remove(repository, &decision.id).await {
+            Ok(Removal::Done(objects)) => report.removed.push((decision.id.clone(), objects)),
+            Ok(Removal::Pinned(reason)) => {
+                decision.keep = true;
+                decision.reasons = vec![Reason::Pinned(reason)];
+            }
             Err(error) => report.failed.push((decision.id.clone(), error)),
         }
     }
     report.plan = plan;
     lease.check()?;
-    match repository.sweep(BackupKind::Dump).await {
+    match sweep(repository).await {
         Ok(swept) => report.swept = swept,
         Err(error) => report.sweep_failure = Some(error),
     }
@@ -230,6 +238,27 @@ async fn execute_under(
         }
     }
     Ok(report)
+}
+
+/// What became of a backup that was to be removed.
+enum Removal {
+    /// It went, with so many objects.
+    Done(u64),
+    /// Somebody pinned it after the plan was made, and said why.
+    Pinned(String),
+}
+
+async fn remove(repository: &Repository, id: &BackupId) -> Result<Removal, RepositoryError> {
+    match repository.claim_removal(id).await? {
+        Some(pin) => Ok(Removal::Pinned(pin.reason)),
+        None => repository.remove(id).await.map(Removal::Done),
+    }
+}
+
+async fn sweep(repository: &Repository) -> Result<Swept, RepositoryError> {
+    let mut swept = repository.sweep(BackupKind::Dump).await?;
+    swept.objects += repository.forget_the_gone(BackupKind::Dump).await?;
+    Ok(swept)
 }
 
 impl PruneReport {

@@ -190,3 +190,53 @@ async fn a_repository_is_not_copied_onto_itself_by_another_url() {
     let error = copy::check_different(&source.repository, &same).unwrap_err();
     assert_eq!(error.retry_class(), RetryClass::Usage);
 }
+
+#[tokio::test]
+async fn a_backup_that_is_removed_while_it_is_copied_is_gone_and_not_damaged() {
+    let (source, destination, id) = two().await;
+    let lease = Lease::acquire(&destination.repository, "copy", Duration::from_secs(60))
+        .await
+        .unwrap();
+    let removed = AtomicUsize::new(0);
+    let progress = |_| {
+        if removed.fetch_add(1, Ordering::Relaxed) == 0 {
+            // As a prune does it: the manifest first.
+            std::fs::remove_file(source.file(&id, "manifest")).unwrap();
+            std::fs::remove_dir_all(source.file(&id, "d1")).unwrap();
+        }
+    };
+    let error = copy::copy(&source.repository, &destination.repository, &lease, &id, progress)
+        .await
+        .unwrap_err();
+    assert!(error.is_removed() && error.concerns_one_backup(), "{error}");
+    assert_eq!(
+        destination.repository.state(&id).await.unwrap(),
+        BackupState::Incomplete
+    );
+}
+
+#[tokio::test]
+async fn a_damaged_manifest_is_neither_copied_nor_taken_for_a_copy() {
+    let (source, destination, id) = two().await;
+    std::fs::write(source.file(&id, "manifest"), "").unwrap();
+    let error = run(&source.repository, &destination.repository, &id)
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(error, CopyError::Source { .. }) && error.concerns_one_backup(),
+        "{error}"
+    );
+
+    let (source, destination, id) = two().await;
+    run(&source.repository, &destination.repository, &id)
+        .await
+        .unwrap();
+    std::fs::write(destination.file(&id, "manifest"), "").unwrap();
+    let error = run(&source.repository, &destination.repository, &id)
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(error, CopyError::Destination { .. }) && error.concerns_one_backup(),
+        "{error}"
+    );
+}

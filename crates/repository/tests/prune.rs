@@ -7,11 +7,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::SignedDuration;
+use jiff::{SignedDuration, Timestamp};
 use pgkeep_base::{BackupId, BackupKind, Classified, ManualClock, RetryClass};
-use pgkeep_repository::backups::{BackupState, Evidence};
+use pgkeep_repository::backups::BackupState;
 use pgkeep_repository::lease::Lease;
 use pgkeep_repository::prune::{self, Known, PruneError, PruneInput, PruneReport};
+use pgkeep_repository::records::Evidence;
 use pgkeep_repository::retention::Policy;
 use pgkeep_repository::{Repository, RepositoryError};
 use support::{Folder, backup, day, unfinished};
@@ -128,6 +129,7 @@ async fn a_backup_of_one_table_is_no_reason_to_let_go_of_the_last_whole_one() {
     };
     let input = PruneInput {
         known: BTreeMap::from([(whole.clone(), known("")), (part.clone(), known("app"))]),
+        ..PruneInput::default()
     };
     execute(&today, &window_of_days(1), &input).await.unwrap();
     assert_eq!(complete(&today).await, [whole, part]);
@@ -186,4 +188,129 @@ async fn an_interrupted_prune_gives_its_lease_back_and_leaves_whole_backups() {
         .await
         .unwrap();
     assert_eq!(complete(&today).await.len(), 1);
+}
+
+/// Pinned after the plan was made, and before its turn came.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_pinned_while_a_prune_runs_stays() {
+    let folder = Folder::new(day(1)).await;
+    let mut ids = Vec::new();
+    for number in 1..=4 {
+        ids.push(backup(&on(&folder.repository, number), 2).await);
+    }
+    let today = on(&folder.repository, 25);
+    let pin = |id: &BackupId| {
+        // The plan lets the first three go; this is said before each of them is looked at.
+        if *id == ids[0] {
+            let pinned = today.set_pin(&ids[1], true, "before the migration");
+            tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(pinned)).unwrap();
+        }
+    };
+    let (policy, input) = (window_of_days(1), PruneInput::default());
+    let report = prune::execute(&today, &policy, &input, LEASE, pin, std::future::pending())
+        .await
+        .unwrap();
+    assert_eq!(complete(&today).await, [ids[1].clone(), ids[3].clone()]);
+    let removed: Vec<_> = report.removed.iter().map(|(id, _)| id).collect();
+    assert_eq!(removed, [&ids[0], &ids[2]]);
+    let decision = report
+        .plan
+        .decisions
+        .iter()
+        .find(|decision| decision.id == ids[1]);
+    assert_eq!(
+        decision.unwrap().to_string(),
+        "kept: pinned: before the migration"
+    );
+}
+
+#[tokio::test]
+async fn a_manifest_that_is_none_is_the_damage_of_its_backup_alone() {
+    for contents in [&b""[..], b"\0\0\0\0", b"garbage"] {
+        let folder = Folder::new(day(1)).await;
+        let good = backup(&folder.repository, 2).await;
+        let damaged = backup(&on(&folder.repository, 2), 2).await;
+        std::fs::write(folder.file(&damaged, "manifest"), contents).unwrap();
+        let today = on(&folder.repository, 25);
+        let entries = today.backups(BackupKind::Dump).await.unwrap();
+        let states: Vec<_> = entries.iter().map(|entry| (&entry.id, entry.state)).collect();
+        assert_eq!(
+            states,
+            [(&good, BackupState::Complete), (&damaged, BackupState::Damaged)]
+        );
+        // It is the newest, and that isn't hidden from whoever asks for it.
+        assert_eq!(today.find(BackupKind::Dump, "latest").await.unwrap(), damaged);
+        // It is no orphan, and no reason to let go of the good one.
+        assert_eq!(today.sweep(BackupKind::Dump).await.unwrap().backups, []);
+        let report = execute(&today, &window_of_days(1), &PruneInput::default())
+            .await
+            .unwrap();
+        let removed: Vec<_> = report.removed.iter().map(|(id, _)| id).collect();
+        assert_eq!(removed, [&damaged]);
+        assert_eq!(complete(&today).await, [good]);
+    }
+}
+
+#[tokio::test]
+async fn a_backup_whose_summary_is_damaged_pushes_none_out() {
+    let folder = Folder::new(day(1)).await;
+    let good = backup(&folder.repository, 1).await;
+    let newer = backup(&on(&folder.repository, 2), 1).await;
+    let today = on(&folder.repository, 25);
+    let input = PruneInput {
+        damaged: [newer.clone()].into(),
+        ..PruneInput::default()
+    };
+    execute(&today, &window_of_days(1), &input).await.unwrap();
+    assert_eq!(complete(&today).await, [good]);
+}
+
+#[tokio::test]
+async fn what_is_said_about_backups_that_are_gone_goes_with_the_next_prune() {
+    let folder = Folder::new(day(1)).await;
+    let gone = backup(&folder.repository, 1).await;
+    let stays = backup(&on(&folder.repository, 24), 1).await;
+    let today = on(&folder.repository, 25);
+    for id in [&gone, &stays] {
+        today.set_pin(id, false, "").await.unwrap();
+        record(&today, id, true).await;
+    }
+    // As if these had come just after a prune removed the rest.
+    std::fs::remove_dir_all(folder.file(&gone, "")).unwrap();
+    execute(&today, &Policy::default(), &PruneInput::default())
+        .await
+        .unwrap();
+    let said: Vec<String> = folder
+        .files()
+        .into_iter()
+        .filter(|name| name.starts_with("main/pin/") || name.starts_with("main/verify/"))
+        .collect();
+    assert_eq!(
+        said,
+        [
+            format!("main/pin/{stays}/000001"),
+            format!("main/verify/{stays}/000001")
+        ]
+    );
+}
+
+/// Emptied by a crash of the disk, say: it must hold up nobody for ever, and not be taken for free too early.
+#[tokio::test]
+async fn a_lease_that_cannot_be_read_runs_out_like_any_other() {
+    let folder = Folder::new(Timestamp::now()).await;
+    let lease = folder.folder.path().join("main/lease/0000000001-000000");
+    std::fs::create_dir_all(lease.parent().unwrap()).unwrap();
+    std::fs::write(&lease, "").unwrap();
+    let held = Lease::acquire(&folder.repository, "pgkeep dump", LEASE).await;
+    assert!(
+        matches!(held, Err(RepositoryError::LeaseHeld { .. })),
+        "taken at once"
+    );
+    let later = Timestamp::now() + SignedDuration::from_mins(6);
+    let later = folder
+        .repository
+        .clone()
+        .with_clock(Arc::new(ManualClock::new(later)));
+    let lease = Lease::acquire(&later, "pgkeep dump", LEASE).await.unwrap();
+    lease.release().await.unwrap();
 }

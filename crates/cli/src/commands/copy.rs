@@ -7,7 +7,7 @@ use std::time::Instant;
 use pgkeep_base::{BackupId, ByteCount};
 use pgkeep_config::Overrides;
 use pgkeep_dump::Progress;
-use pgkeep_repository::copy::{self, CopyReport};
+use pgkeep_repository::copy::{self, CopyError, CopyReport};
 use pgkeep_repository::encryption::Encryption;
 use pgkeep_repository::lease::Lease;
 use pgkeep_repository::{Access, Repository};
@@ -35,20 +35,43 @@ pub async fn run(context: &Context, args: CopyArgs) -> Result<Outcome, Failure> 
         return Ok(Outcome::Done);
     }
     let lease = Lease::acquire(&destination, "pgkeep copy", LEASE_DURATION).await?;
-    let mut result = Ok(Outcome::Done);
-    for id in &ids {
-        result = context
-            .cancellation
-            .or(one(context, &source, &destination, &lease, id))
-            .await;
-        if result.is_err() {
-            break;
-        }
-    }
+    let result = context
+        .cancellation
+        .or(all(context, &source, &destination, &lease, &ids))
+        .await;
     if let Err(error) = lease.release().await {
         tracing::warn!(%error, "the lease stays until it runs out");
     }
     result
+}
+
+/// One after another. One that can't be copied doesn't keep the others from it, and is told once more at the end.
+async fn all(
+    context: &Context,
+    source: &Repository,
+    destination: &Repository,
+    lease: &Lease,
+    ids: &[BackupId],
+) -> Result<Outcome, Failure> {
+    let mut failed = Vec::new();
+    for id in ids {
+        match one(context, source, destination, lease, id).await {
+            Ok(()) => {}
+            Err(error) if ids.len() == 1 || !error.concerns_one_backup() => return Err(error.into()),
+            Err(error) if error.is_removed() => context.output.note(error.to_string()),
+            Err(error) => {
+                Failure::from(error).tell(&context.output);
+                failed.push(id.to_string());
+            }
+        }
+    }
+    if failed.is_empty() {
+        return Ok(Outcome::Done);
+    }
+    let number = counted(failed.len() as u64, "backup", "backups");
+    let message = format!("{number} of {} could not be copied", ids.len());
+    context.output.error(&message, &failed, None);
+    Ok(Outcome::Failed)
 }
 
 /// Opens the destination or makes it. Nothing is sealed there, so it takes no recipients.
@@ -67,13 +90,12 @@ async fn one(
     destination: &Repository,
     lease: &Lease,
     id: &BackupId,
-) -> Result<Outcome, Failure> {
+) -> Result<(), CopyError> {
     let begun = Instant::now();
     let progress = Arc::new(Progress::default());
     progress.set_phase(format!("copying {id}"));
-    progress
-        .bytes_total
-        .store(copy::size(source, id).await?.bytes, Ordering::Relaxed);
+    let bytes = copy::size(source, id).await?.bytes;
+    progress.bytes_total.store(bytes, Ordering::Relaxed);
     let display = Display::start(context.shown, &progress);
     let done = |bytes| {
         progress.bytes_done.fetch_add(bytes, Ordering::Relaxed);
@@ -97,7 +119,7 @@ async fn one(
         what_was_done(&report),
         took(&report, begun)
     ));
-    Ok(Outcome::Done)
+    Ok(())
 }
 
 fn took(report: &CopyReport, begun: Instant) -> String {

@@ -258,6 +258,15 @@ async fn backups(repository: &Repository, findings: &mut Findings) {
     let area = "repository";
     match repository.backups(BackupKind::Dump).await {
         Ok(entries) => {
+            let damaged = entries.iter().filter(|entry| entry.state == BackupState::Damaged);
+            for entry in damaged {
+                findings.add(
+                    area,
+                    Mark::Error,
+                    format!("the manifest of {} is damaged", entry.id),
+                    Some("restore from another backup, and find out what happened to the store".to_owned()),
+                );
+            }
             let complete: Vec<_> = entries
                 .iter()
                 .filter(|entry| entry.state == BackupState::Complete)

@@ -3,7 +3,8 @@
 use pgkeep_base::{BackupId, BackupKind, ByteCount};
 use pgkeep_config::Overrides;
 use pgkeep_dump::manifest::DumpSummary;
-use pgkeep_repository::backups::{BackupEntry, BackupState, Evidence};
+use pgkeep_repository::backups::{BackupEntry, BackupState};
+use pgkeep_repository::records::Evidence;
 use serde_json::{Value, json};
 
 use super::summaries::{self, Summaries};
@@ -14,6 +15,8 @@ use crate::output::{Align, Table, time_short};
 
 /// More names than this make a column too wide.
 const DATABASES_SHOWN_MAX: usize = 3;
+/// In the place of what a verification found.
+const DAMAGED: &str = "DAMAGED";
 
 /// `pgkeep list`
 pub async fn run(context: &Context, args: ListArgs) -> Result<Outcome, Failure> {
@@ -24,17 +27,14 @@ pub async fn run(context: &Context, args: ListArgs) -> Result<Outcome, Failure> 
         .iter()
         .filter(|entry| entry.state == BackupState::Incomplete)
         .count();
+    let there = all.iter().filter(|entry| entry.state.is_there());
+    let ids: Vec<BackupId> = there.map(|entry| entry.id.clone()).collect();
+    let summaries = summaries::read(&repository, &ids).await?;
     let entries: Vec<&BackupEntry> = all
         .iter()
-        .filter(|entry| args.all || entry.state == BackupState::Complete)
+        .filter(|entry| args.all || entry.state.is_there())
+        .filter(|entry| !summaries.gone.contains(&entry.id))
         .collect();
-    let complete = |entry: &&&BackupEntry| entry.state == BackupState::Complete;
-    let ids: Vec<BackupId> = entries
-        .iter()
-        .filter(complete)
-        .map(|entry| entry.id.clone())
-        .collect();
-    let summaries = summaries::read(&repository, &ids).await?;
     for entry in &entries {
         context
             .output
@@ -61,14 +61,29 @@ pub async fn run(context: &Context, args: ListArgs) -> Result<Outcome, Failure> 
             .output
             .note("databases and sizes are encrypted: --identity FILE shows them");
     }
-    for damaged in &summaries.damaged {
-        context.output.attention(damaged);
-    }
-    Ok(if summaries.damaged.is_empty() {
+    let damaged = damaged(&entries, &summaries);
+    damaged
+        .iter()
+        .for_each(|damaged| context.output.attention(damaged));
+    Ok(if damaged.is_empty() {
         Outcome::Done
     } else {
         Outcome::Attention
     })
+}
+
+/// What keeps a listed dump from being read.
+fn damaged(entries: &[&BackupEntry], summaries: &Summaries) -> Vec<String> {
+    let manifests = entries
+        .iter()
+        .filter(|entry| entry.state == BackupState::Damaged)
+        .map(|entry| {
+            format!(
+                "{}: its manifest is damaged: nothing can be restored from it",
+                entry.id
+            )
+        });
+    manifests.chain(summaries.damaged.values().cloned()).collect()
 }
 
 fn table(entries: &[&BackupEntry], summaries: &Summaries) -> Table {
@@ -113,6 +128,7 @@ fn databases(names: &[String]) -> String {
 fn verified(entry: &BackupEntry) -> String {
     match (&entry.evidence, entry.state) {
         (_, BackupState::Incomplete | BackupState::Swept) => String::new(),
+        (_, BackupState::Damaged) => DAMAGED.to_owned(),
         (None, _) => "never".to_owned(),
         (Some(evidence), _) => in_words(evidence),
     }
@@ -121,7 +137,7 @@ fn verified(entry: &BackupEntry) -> String {
 /// `contents`, `contents 12%`, `DAMAGED`
 pub fn in_words(evidence: &Evidence) -> String {
     if !evidence.passed {
-        return "DAMAGED".to_owned();
+        return DAMAGED.to_owned();
     }
     let percent = u128::from(evidence.objects) * 100 / u128::from(evidence.objects_total.max(1));
     if evidence.objects < evidence.objects_total {
@@ -137,6 +153,7 @@ fn notes(entry: &BackupEntry, summary: Option<&DumpSummary>) -> Vec<String> {
         BackupState::Complete => {}
         BackupState::Incomplete => notes.push("unfinished".to_owned()),
         BackupState::Swept => notes.push("given up".to_owned()),
+        BackupState::Damaged => notes.push("its manifest is damaged".to_owned()),
     }
     if let Some(pin) = &entry.pin {
         notes.push(if pin.reason.is_empty() {
@@ -157,6 +174,7 @@ pub fn entry_json(entry: &BackupEntry, summary: Option<&DumpSummary>) -> Value {
         BackupState::Complete => "complete",
         BackupState::Incomplete => "unfinished",
         BackupState::Swept => "given_up",
+        BackupState::Damaged => "damaged",
     };
     json!({
         "id": entry.id.to_string(),

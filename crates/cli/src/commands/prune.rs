@@ -6,7 +6,6 @@ use pgkeep_base::{BackupId, BackupKind, Classified, Hint};
 use pgkeep_config::{Cluster, Overrides};
 use pgkeep_dump::manifest::DumpSummary;
 use pgkeep_repository::Repository;
-use pgkeep_repository::backups::BackupState;
 use pgkeep_repository::prune::{self, Known, PruneInput, PruneReport};
 use pgkeep_repository::retention::{Decision, Plan, Policy};
 use serde_json::{Value, json};
@@ -71,10 +70,8 @@ fn policy(cluster: &Cluster) -> Policy {
 
 async fn input(repository: &Repository) -> Result<PruneInput, Failure> {
     let entries = repository.backups(BackupKind::Dump).await?;
-    let complete = entries
-        .into_iter()
-        .filter(|entry| entry.state == BackupState::Complete);
-    let ids: Vec<BackupId> = complete.map(|entry| entry.id).collect();
+    let there = entries.into_iter().filter(|entry| entry.state.is_there());
+    let ids: Vec<BackupId> = there.map(|entry| entry.id).collect();
     let summaries = summaries::read(repository, &ids).await?;
     if let Some(reason) = &summaries.locked {
         // A dump of one table would pass for one of the whole cluster, and push it out.
@@ -98,8 +95,23 @@ async fn input(repository: &Repository) -> Result<PruneInput, Failure> {
             },
         )
     };
+    let mut known: BTreeMap<BackupId, Known> = summaries.by_id.iter().map(known).collect();
+    for id in summaries.damaged.keys() {
+        // Its manifest knows at least whose it is: the database system's other backups may stand for it.
+        if let Ok(manifest) = pgkeep_dump::read_manifest(repository, id).await {
+            let system_identifier = manifest.system_identifier.parse().ok();
+            known.insert(
+                id.clone(),
+                Known {
+                    system_identifier,
+                    ..Known::default()
+                },
+            );
+        }
+    }
     Ok(PruneInput {
-        known: summaries.by_id.iter().map(known).collect(),
+        known,
+        damaged: summaries.damaged.into_keys().collect(),
     })
 }
 

@@ -1,6 +1,6 @@
 //! The summaries of many dumps, as far as the key opens them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use futures::StreamExt;
 use pgkeep_base::BackupId;
@@ -8,6 +8,7 @@ use pgkeep_dump::DumpError;
 use pgkeep_dump::manifest::DumpSummary;
 use pgkeep_repository::encryption::EncryptionError;
 use pgkeep_repository::{Repository, RepositoryError};
+use pgkeep_store::StoreErrorKind;
 
 use crate::exit::Failure;
 
@@ -22,7 +23,9 @@ pub struct Summaries {
     /// Why some could not be opened: there is no key, or another one.
     pub locked: Option<String>,
     /// What is wrong with others.
-    pub damaged: Vec<String>,
+    pub damaged: BTreeMap<BackupId, String>,
+    /// Dumps that were removed meanwhile.
+    pub gone: BTreeSet<BackupId>,
 }
 
 /// Reads the summaries of these dumps.
@@ -37,13 +40,27 @@ pub async fn read(repository: &Repository, ids: &[BackupId]) -> Result<Summaries
                 summaries.by_id.insert(id.clone(), summary);
             }
             Err(error) if is_locked(&error) => summaries.locked = Some(error.to_string()),
-            Err(error @ DumpError::Repository(RepositoryError::Store(_))) => return Err(error.into()),
-            Err(error) => summaries
-                .damaged
-                .push(format!("{id}: its summary can't be read: {error}")),
+            Err(DumpError::Repository(RepositoryError::Removed { .. })) => {
+                summaries.gone.insert(id.clone());
+            }
+            Err(error) if !is_of_one_object(&error) => return Err(error.into()),
+            Err(error) => {
+                let what = format!("{id}: its summary can't be read: {error}");
+                summaries.damaged.insert(id.clone(), what);
+            }
         }
     }
     Ok(summaries)
+}
+
+/// Whether the other objects may be read all the same.
+fn is_of_one_object(error: &DumpError) -> bool {
+    match error {
+        DumpError::Repository(RepositoryError::Store(error)) => {
+            matches!(error.kind(), StoreErrorKind::NotFound | StoreErrorKind::ShortBody)
+        }
+        _ => true,
+    }
 }
 
 /// Whether it takes a key, or another key, and nothing else.

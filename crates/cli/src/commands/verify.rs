@@ -52,6 +52,11 @@ pub async fn run(context: &Context, args: VerifyArgs) -> Result<Outcome, Failure
         drop(display);
         outcome = outcome.and(match report {
             Ok(report) => tell(context, &report, sample),
+            // All that are there: this one isn't any more.
+            Err(error) if ids.len() > 1 && error.is_removed() => {
+                context.output.note(error.to_string());
+                Outcome::Done
+            }
             // One of a later version, say: the others can be verified all the same.
             Err(error) if ids.len() > 1 && error.retry_class() == RetryClass::Permanent => {
                 Failure::from(error).tell(&context.output);

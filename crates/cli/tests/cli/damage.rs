@@ -253,3 +253,77 @@ fn what_the_manifest_says_is_held_against_the_rows() {
     );
     assert!(place.run(&["list"]).stdout.contains("DAMAGED"));
 }
+
+/// A dump that is damaged in whatever way hides no other: each command goes on, names it, and says so by its exit code.
+#[test]
+fn a_damaged_dump_keeps_no_command_from_the_others() {
+    let cluster = server();
+    let place = Place::with(&cluster, None);
+    let [rows, manifest, summary, good] = [0; 4].map(|_| place.dump());
+    let folder = |id: &str| place.path("repository/main/dump").join(id);
+    flip_last_byte(&folder(&rows).join("d2/000001.sql.zst.age"));
+    fs::write(folder(&manifest).join("manifest"), "").unwrap();
+    fs::remove_file(folder(&summary).join("summary")).unwrap();
+
+    let listed = place.run(&["list"]).expect(3);
+    for id in [&rows, &manifest, &summary, &good] {
+        assert!(listed.stdout.contains(id.as_str()), "{}", listed.stdout);
+    }
+    for (id, what) in [
+        (&manifest, "its manifest is damaged"),
+        (&summary, "its summary can't be read"),
+    ] {
+        let said = format!("attention: {id}: {what}");
+        assert!(listed.stderr.contains(&said), "{}", listed.stderr);
+    }
+    let states: Vec<(String, String)> = place
+        .run(&["list", "--json"])
+        .expect(3)
+        .json_lines()
+        .iter()
+        .map(|entry| (entry["id"].to_string(), entry["state"].to_string()))
+        .collect();
+    assert!(states.contains(&(format!("\"{manifest}\""), "\"damaged\"".to_owned())));
+    assert_eq!(
+        states.iter().filter(|(_, state)| state == "\"complete\"").count(),
+        3
+    );
+    let shown = place.run(&["show", &manifest]).expect(1);
+    assert!(shown.stderr.contains("manifest"), "{}", shown.stderr);
+    place.run(&["show", &good]).expect(0);
+    for depth in [&["verify", "all"][..], &["verify", "all", "--stored-only"]] {
+        let verified = place.run(depth).expect(1).stdout;
+        for id in [&rows, &manifest, &summary] {
+            assert!(verified.contains(&format!("{id} is damaged")), "{verified}");
+        }
+        assert!(verified.contains(&format!("{good} is good")), "{verified}");
+    }
+
+    let second = format!("file://{}", place.path("second").display());
+    let copied = place.run(&["copy", "all", "--to", &second]).expect(1);
+    assert!(
+        copied.stderr.contains("3 backups of 4 could not be copied"),
+        "{}",
+        copied.stderr
+    );
+    let (_, summing_up) = copied.stderr.split_once("could not be copied").unwrap();
+    assert!(
+        [&rows, &manifest, &summary]
+            .iter()
+            .all(|id| summing_up.contains(id.as_str())),
+        "{summing_up}"
+    );
+    let there = place
+        .run(&["list", "--json", "--repository", &second])
+        .expect(0)
+        .json_lines();
+    assert_eq!(
+        there.iter().map(|entry| &entry["id"]).collect::<Vec<_>>(),
+        [good.as_str()]
+    );
+    place.run(&["verify", "all", "--repository", &second]).expect(0);
+
+    place.dump();
+    place.run(&["prune", "--keep-daily", "1"]).expect(0);
+    place.run(&["list"]).expect(0);
+}

@@ -229,6 +229,15 @@ fn unfinished(restore: &Restore<'_>, target_name: &str, source: DumpError) -> Du
     if matches!(source, DumpError::Refused { .. } | DumpError::Usage { .. }) {
         return source;
     }
+    if source.is_removed() {
+        return DumpError::Unfinished {
+            database: target_name.to_owned(),
+            source: Box::new(source),
+            hint: "restore another dump with --overwrite: 'pgkeep list' shows them; 'pgkeep pin ID' beforehand keeps it \
+                   from being pruned"
+                .to_owned(),
+        };
+    }
     let cause = pgkeep_base::Classified::hint(&source)
         .map(|hint| format!("{hint}; then "))
         .unwrap_or_default();
