@@ -10,7 +10,7 @@ use pgkeep_pg::programs::ProgramSearch;
 use pgkeep_pg::{Session, Target};
 use pgkeep_repository::backups::Swept;
 use pgkeep_repository::lease::Lease;
-use pgkeep_repository::object::ObjectRef;
+use pgkeep_repository::object::{ObjectRef, SealedObject};
 use pgkeep_repository::{Repository, integrity, layout};
 use tokio::sync::mpsc;
 
@@ -155,21 +155,23 @@ pub async fn dump(
         settings_for_all,
         alive,
     };
-    let result = tokio::select! {
-        result = run.all(&databases, &lease) => result,
+    // From here to the manifest the user may interrupt; the commit itself is one request, and then either true or not.
+    let built = tokio::select! {
+        built = run.all(&databases, &lease) => built,
         () = cancelled => Err(DumpError::Interrupted),
     };
-    if result.is_err() {
-        // Best effort and quick: what stays is an orphan, and the next run sweeps it.
-        progress.set_phase("cleaning up");
-        drop(run);
-        if tokio::time::timeout(TASKS_END_MAX, ended.recv()).await.is_err() {
-            tracing::debug!("a task goes on; what it still stores stays until the next run");
+    let result = match built {
+        Ok(ready) => run.commit(ready, &lease).await,
+        Err(error) => {
+            drop(run);
+            if tokio::time::timeout(TASKS_END_MAX, ended.recv()).await.is_err() {
+                tracing::debug!("a task goes on; what it still stores stays until the next run");
+            }
+            progress.set_phase("cleaning up");
+            give_up(repository, &id).await;
+            Err(error)
         }
-        if let Err(error) = repository.sweep_one(&id, "the dump failed").await {
-            tracing::debug!(%error, "an unfinished dump's objects stay until the next run");
-        }
-    }
+    };
     if let Err(error) = lease.release().await {
         tracing::warn!(%error, "the lease stays until it runs out");
     }
@@ -226,12 +228,26 @@ async fn sweep_quietly(repository: &Repository) -> Swept {
     }
 }
 
+/// Sweeps what a failed dump stored, and returns whether its manifest is there all the same. Best effort: what stays is an
+/// orphan, and the next run sweeps it.
+async fn give_up(repository: &Repository, id: &BackupId) -> bool {
+    match repository.sweep_one(id, "the dump failed").await {
+        Ok(swept) => swept.is_none(),
+        Err(error) => {
+            tracing::debug!(%error, "an unfinished dump's objects stay until the next run");
+            false
+        }
+    }
+}
+
+/// A dump that lacks its manifest, and nothing else.
+struct Ready {
+    manifest: DumpManifest,
+    sealed: SealedObject,
+}
+
 impl Run<'_> {
-    async fn all(
-        &self,
-        databases: &[String],
-        lease: &Lease,
-    ) -> Result<(DumpManifest, Vec<String>), DumpError> {
+    async fn all(&self, databases: &[String], lease: &Lease) -> Result<Ready, DumpError> {
         let mut omissions = Vec::new();
         self.progress.set_phase("roles and other globals");
         let (globals, with_passwords) = schema::globals(&self.programs, self.target).await?;
@@ -270,22 +286,35 @@ impl Run<'_> {
         self.progress.set_phase("writing the manifest");
         let mut objects = object_refs(&manifest);
         objects.extend(dumped.into_iter().flat_map(|dumped| dumped.other_objects));
-        self.finish(&mut manifest, objects, lease).await?;
-        let attention = manifest
-            .omissions
-            .iter()
-            .map(|omission| format!("not in the dump: {omission}"))
-            .collect();
-        Ok((manifest, attention))
+        let sealed = self.describe(&mut manifest, objects).await?;
+        Ok(Ready { manifest, sealed })
     }
 
-    /// Everything that says what the dump is, and the manifest at last.
-    async fn finish(
+    /// The manifest: from now on the dump exists. An answer that was lost for good is looked into: a dump that is there
+    /// must not be reported as failed.
+    async fn commit(&self, ready: Ready, lease: &Lease) -> Result<(DumpManifest, Vec<String>), DumpError> {
+        let committed = match lease.check() {
+            Ok(()) => self.repository.commit(&self.id, ready.sealed).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = committed
+            && !give_up(self.repository, &self.id).await
+        {
+            return Err(error.into());
+        }
+        let omissions = ready.manifest.omissions.iter();
+        let attention = omissions
+            .map(|omission| format!("not in the dump: {omission}"))
+            .collect();
+        Ok((ready.manifest, attention))
+    }
+
+    /// Everything that says what the dump is, and the manifest, which is not put yet.
+    async fn describe(
         &self,
         manifest: &mut DumpManifest,
         mut objects: Vec<ObjectRef>,
-        lease: &Lease,
-    ) -> Result<(), DumpError> {
+    ) -> Result<SealedObject, DumpError> {
         let suffix = sealed_suffix(self.repository);
         let index = Bytes::from(way_out::index(manifest));
         objects.push(
@@ -318,10 +347,7 @@ impl Run<'_> {
         self.repository
             .put_plain(&self.prefix, layout::CHECKSUMS, checksums)
             .await?;
-        let sealed = self.repository.seal(serialize(manifest)?).await?;
-        lease.check()?;
-        self.repository.commit(&self.id, sealed).await?;
-        Ok(())
+        Ok(self.repository.seal(serialize(manifest)?).await?)
     }
 }
 
