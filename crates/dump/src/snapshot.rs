@@ -9,6 +9,7 @@ use crate::catalog::{self, CatalogRelation, READ_SETTINGS};
 use crate::database::owners_query;
 use crate::error::{Context, DumpError};
 use crate::manifest::Filters;
+use crate::restore::refuse_unfinished;
 
 /// How often listing and locking start over when tables come and go in between.
 const ATTEMPTS_MAX: u32 = 20;
@@ -70,7 +71,8 @@ pub async fn reading_session(target: &Target) -> Result<Session, DumpError> {
 /// Lists, locks, takes the snapshot, lists again; starts over while the lists differ.
 ///
 /// # Errors
-/// [`DumpError::Unstable`], [`DumpError::LockTimeout`], PostgreSQL's.
+/// [`DumpError::Unstable`], [`DumpError::LockTimeout`], [`DumpError::Refused`] for a database that is half restored,
+/// PostgreSQL's.
 pub async fn take(
     target: &Target,
     filters: &Filters,
@@ -87,6 +89,7 @@ pub async fn take(
                 if let Some(difference) = difference(&listed, &after) {
                     change = difference;
                 } else {
+                    refuse_unfinished(&mut session, target.database()).await?;
                     return finish(session, id, listed).await;
                 }
             }

@@ -127,6 +127,31 @@ pub async fn read(session: &mut Session) -> Result<Option<Mark>, DumpError> {
     Ok(Some(mark))
 }
 
+/// Refuses to dump a database that is being restored, or that a restore left half-way.
+///
+/// # Errors
+/// [`DumpError::Refused`] where there is a mark; PostgreSQL's.
+pub async fn refuse(session: &mut Session, database: &str) -> Result<(), DumpError> {
+    let Some(mark) = read(session).await? else {
+        return Ok(());
+    };
+    Err(DumpError::Refused {
+        message: format!(
+            "database '{database}' holds an unfinished restore of dump {}: a dump of it would be half of something",
+            mark.dump
+        ),
+        hint: match mark.whole {
+            true => format!(
+                "finish it with 'pgkeep restore {} --resume ...', or name the databases to dump with --database",
+                mark.dump
+            ),
+            false => format!(
+                "repeat that restore with --overwrite, or give it up with: DROP SCHEMA {MARK_SCHEMA} CASCADE"
+            ),
+        },
+    })
+}
+
 /// Notes a step as done.
 ///
 /// # Errors

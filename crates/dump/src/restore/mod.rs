@@ -30,6 +30,7 @@ pub use plan::{PlannedDatabase, RestorePlan};
 pub(crate) use archive::{Archive, ArchiveOptions};
 pub(crate) use database::archive_major;
 pub(crate) use load::client_encoding;
+pub(crate) use mark::refuse as refuse_unfinished;
 pub(crate) use plan::choose_databases;
 
 use crate::error::{Context, DumpError};
