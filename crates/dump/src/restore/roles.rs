@@ -3,9 +3,10 @@
 
 use std::collections::BTreeSet;
 
-use pgkeep_pg::{Session, script};
+use pgkeep_pg::{PgError, Session, script};
 
 use crate::error::{Context, DumpError};
+use crate::{catalog, sql};
 
 /// What became of the globals.
 #[derive(Debug, Default)]
@@ -55,12 +56,19 @@ pub async fn existing(session: &mut Session) -> Result<BTreeSet<String>, DumpErr
 pub async fn restore(session: &mut Session, globals: &str) -> Result<RolesRestored, DumpError> {
     let before = existing(session).await?;
     let shared = has_user_databases(session).await?;
+    let set: BTreeSet<String> = sql::settings_for_all(&catalog::settings_for_all(session).await?)
+        .into_iter()
+        .collect();
     let mut restored = RolesRestored::default();
     let mut created: BTreeSet<String> = BTreeSet::new();
     let statements = script::statements(globals)
         .map_err(|error| DumpError::Internal(format!("the globals can't be read: {error}")))?;
+    // All at once: a role that was made and not changed yet would be left as it is by the next attempt.
+    run(session, "BEGIN").await?;
     for text in statements {
         let wanted = match classify(text) {
+            // As an earlier attempt left it, say.
+            Statement::ChangeAll if set.contains(text.trim_end_matches(';')) => false,
             // It would change every other database of a server that has some.
             Statement::ChangeAll if shared => {
                 restored.attention.push(format!(
@@ -93,22 +101,33 @@ pub async fn restore(session: &mut Session, globals: &str) -> Result<RolesRestor
         if !wanted {
             continue;
         }
+        run(session, "SAVEPOINT statement").await?;
         match session.execute(text).await {
-            Ok(_) => {}
+            Ok(_) => run(session, "RELEASE statement").await?,
             // The statement itself may hold a password hash: only the server's answer is shown.
-            Err(error) if error.sqlstate().is_some() => restored
-                .attention
-                .push(format!("a role's statement was refused: {error}")),
-            Err(source) => {
-                return Err(DumpError::Pg {
-                    context: "making roles".to_owned(),
-                    source,
-                });
+            Err(error) if error.sqlstate().is_some() => {
+                run(session, "ROLLBACK TO statement").await?;
+                restored
+                    .attention
+                    .push(format!("a role's statement was refused: {error}"));
             }
+            Err(source) => return Err(making_roles(source)),
         }
     }
+    run(session, "COMMIT").await?;
     restored.created = created.into_iter().collect();
     Ok(restored)
+}
+
+async fn run(session: &mut Session, statement: &str) -> Result<(), DumpError> {
+    session.execute(statement).await.map(drop).map_err(making_roles)
+}
+
+fn making_roles(source: PgError) -> DumpError {
+    DumpError::Pg {
+        context: "making roles".to_owned(),
+        source,
+    }
 }
 
 async fn has_user_databases(session: &mut Session) -> Result<bool, DumpError> {
