@@ -1,5 +1,6 @@
 //! Faults on purpose, between the retries and the store, so that tests see what the retries make of them.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -24,7 +25,7 @@ use crate::options::StoreOptions;
 /// Which requests go wrong. `one_in` is a chance: 5 means that about every fifth request is hit, 0 none.
 ///
 /// As text (`PGKEEP_TEST_STORE_FAULTS`, in builds with the feature `testing` only):
-/// `seed=7,fail=5,lose_ack=7,stall=50:2s,outage=20:60s,cut=3,truncate=3`.
+/// `seed=7,fail=5,lose_ack=7,stall=50:2s,outage=20:60s,cut=3,truncate=3,disk=1000000`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct FaultPlan {
     /// Two runs with the same seed and the same requests have the same faults.
@@ -41,6 +42,8 @@ pub struct FaultPlan {
     pub cut_reads_one_in: u32,
     /// The body of a download ends early, as if that were all.
     pub truncate_reads_one_in: u32,
+    /// A disk of so many bytes: a put that doesn't fit any more fails, as on a full one.
+    pub disk_bytes: Option<u64>,
 }
 
 /// The text is not a plan of faults.
@@ -72,6 +75,7 @@ impl FaultPlan {
             "lose_ack" => self.lose_ack_one_in = value.parse().ok()?,
             "cut" => self.cut_reads_one_in = value.parse().ok()?,
             "truncate" => self.truncate_reads_one_in = value.parse().ok()?,
+            "disk" => self.disk_bytes = Some(value.parse().ok()?),
             "stall" => {
                 let (one_in, time) = value.split_once(':')?;
                 self.stall = Some((one_in.parse().ok()?, parse_time(time)?));
@@ -120,6 +124,8 @@ struct State {
     random: StdRng,
     requests: u64,
     outage_ends: Option<Instant>,
+    /// What was put, in bytes, as far as it wasn't deleted again.
+    on_disk: HashMap<Path, u64>,
 }
 
 /// What is to happen to one request.
@@ -150,6 +156,7 @@ impl FaultyStore {
             random,
             requests: 0,
             outage_ends: None,
+            on_disk: HashMap::new(),
         }));
         Self {
             plan,
@@ -169,6 +176,22 @@ impl FaultyStore {
         fate.before().await?;
         let result = request.await?;
         if fate.lose_ack { Err(lost()) } else { Ok(result) }
+    }
+
+    /// Takes room on the disk.
+    fn take_room(&self, location: &Path, bytes: u64) -> Result<()> {
+        let Some(disk_bytes) = self.plan.disk_bytes else {
+            return Ok(());
+        };
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.on_disk.values().sum::<u64>().saturating_add(bytes) > disk_bytes {
+            return Err(object_store::Error::Generic {
+                store: "fault",
+                source: Box::new(std::io::Error::from(std::io::ErrorKind::StorageFull)),
+            });
+        }
+        state.on_disk.insert(location.clone(), bytes);
+        Ok(())
     }
 
     fn multipart(&self) -> Result<&Arc<dyn MultipartStore>> {
@@ -288,6 +311,7 @@ impl fmt::Display for FaultyStore {
 #[async_trait]
 impl ObjectStore for FaultyStore {
     async fn put_opts(&self, location: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
+        self.take_room(location, payload.content_length() as u64)?;
         self.perform(self.inner.put_opts(location, payload, options))
             .await
     }
@@ -318,6 +342,12 @@ impl ObjectStore for FaultyStore {
         // One request, as a bulk delete is.
         let fate = self.decide();
         let inner = Arc::clone(&self.inner);
+        let state = Arc::clone(&self.state);
+        let locations = locations.inspect_ok(move |location| {
+            let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
+            state.on_disk.remove(location);
+        });
+        let locations = locations.boxed();
         let deleted = async move {
             fate.before().await?;
             let results: Vec<_> = inner.delete_stream(locations).collect().await;
@@ -403,7 +433,7 @@ mod tests {
 
     #[test]
     fn a_plan_is_read_from_text() {
-        let plan: FaultPlan = "seed=7,fail=5,lose_ack=7,stall=50:2s,outage=20:60s,cut=2,truncate=3"
+        let plan: FaultPlan = "seed=7,fail=5,lose_ack=7,stall=50:2s,outage=20:60s,cut=2,truncate=3,disk=1000"
             .parse()
             .unwrap();
         let expected = FaultPlan {
@@ -414,9 +444,10 @@ mod tests {
             outage: Some((20, Duration::from_secs(60))),
             cut_reads_one_in: 2,
             truncate_reads_one_in: 3,
+            disk_bytes: Some(1000),
         };
         assert_eq!(plan, expected);
-        for bad in ["fail", "fail=x", "stall=5", "stall=5:2", "oops=1"] {
+        for bad in ["fail", "fail=x", "stall=5", "stall=5:2", "disk=x", "oops=1"] {
             assert!(bad.parse::<FaultPlan>().is_err(), "{bad}");
         }
     }

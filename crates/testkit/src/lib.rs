@@ -17,9 +17,11 @@ pub mod cluster;
 pub mod compare;
 pub mod fixtures;
 mod process;
+mod random;
 pub mod requirements;
 pub mod stores;
 
 pub use cluster::{Cluster, ClusterOptions, Session, StopMode};
 pub use process::{poll_until, server_user};
+pub use random::seed;
 pub use requirements::{Missing, TestEnd, skip};

@@ -1,6 +1,7 @@
-//! What containers bring with them: process ids that are counted anew. Nothing of it outlives the test, however that
-//! ends.
+//! What containers bring with them: process ids that are counted anew, and file systems of one's own. Nothing of it
+//! outlives the test, however that ends.
 
+use std::fs;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -96,4 +97,46 @@ fn a_killed_dump_holds_nobody_up_in_its_own_pid_namespace() {
     place.done(command.output().unwrap()).expect(0);
     assert_eq!(place.run(&["list", "--json"]).expect(0).json_lines().len(), 1);
     place.run(&["verify"]).expect(0);
+}
+
+/// A disk that is really full, and larger afterwards.
+#[test]
+fn a_dump_that_fills_the_disk_fails_cleans_up_and_succeeds_with_more_room() {
+    let unshare = require!(requirements::unshare(&["--mount"]));
+    let cluster = server();
+    cluster.psql("app", NOISE);
+    let place = Place::with(&cluster, None);
+    fs::create_dir(place.path("repository")).unwrap();
+    let script = "pgkeep=$1
+        mount -t tmpfs -o size=400k tmpfs repository || exit 70
+        $pgkeep dump > full.out 2> full.err; echo $? > full.code
+        find repository/main/dump -type f ! -name manifest > left
+        $pgkeep list --json > list || exit 71
+        $pgkeep prune --keep-daily 1 > prune.out 2>&1 || exit 72
+        mount -o remount,size=64m repository || exit 73
+        $pgkeep dump --quiet && $pgkeep verify --quiet && $pgkeep list --json";
+    let mut command = place.command_of(Path::new(&unshare[0]), &[]);
+    command
+        .args(&unshare[1..])
+        .args(["sh", "-c", script, "sh", env!("CARGO_BIN_EXE_pgkeep")]);
+    let done = place.done(command.output().unwrap());
+    let written = |name: &str| fs::read_to_string(place.path(name)).unwrap_or_default();
+    assert_eq!(
+        done.code,
+        0,
+        "{}{}{}",
+        done.stderr,
+        written("full.err"),
+        written("prune.out")
+    );
+    assert_eq!(written("full.code"), "1\n");
+    let error = written("full.err");
+    assert!(
+        error.contains("No space left on device") && error.contains("hint: free space under file://"),
+        "{error}"
+    );
+    assert_eq!(written("full.out"), "");
+    assert_eq!(written("left"), "", "objects of the failed dump fill the disk");
+    assert_eq!(written("list"), "");
+    assert!(done.stdout.contains("\"state\":\"complete\""), "{}", done.stdout);
 }

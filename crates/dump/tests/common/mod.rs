@@ -142,6 +142,27 @@ pub fn begin_dump(
     })
 }
 
+/// A restore that goes on while the test does something else.
+pub fn begin_restore(
+    repository: &Repository,
+    id: &BackupId,
+    cluster: &Cluster,
+    options: &RestoreOptions,
+) -> tokio::task::JoinHandle<Result<RestoreReport, DumpError>> {
+    let (repository, id, options) = (repository.clone(), id.clone(), options.clone());
+    let target = target(cluster, "postgres");
+    let runtime = tokio::runtime::Handle::current();
+    tokio::task::spawn_blocking(move || {
+        runtime.block_on(async {
+            let manifest = read_manifest(&repository, &id).await?;
+            let progress = Arc::default();
+            let never = std::future::pending();
+            pgkeep_dump::restore::restore(&repository, &id, &manifest, &target, &options, &progress, never)
+                .await
+        })
+    })
+}
+
 /// How long anything that must come may take on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 

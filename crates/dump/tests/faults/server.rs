@@ -1,0 +1,107 @@
+//! A server that crashes or ends sessions in the middle.
+
+use pgkeep_base::{Classified, RetryClass};
+use pgkeep_dump::DumpError;
+use pgkeep_dump::restore::RestoreOptions;
+use pgkeep_store::StoreOptions;
+use pgkeep_testkit::{StopMode, poll_until, require};
+
+use crate::common::{
+    self, PATIENCE, begin_dump, begin_restore, dump_options, repository_through, whole_dumps,
+};
+use crate::{
+    DATABASE, assert_no_orphans, compare, overwriting, servers, slow, source, wait_for_rows, wait_for_tables,
+};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_crashes_in_the_middle_leaves_no_dump() {
+    let (mut source, destination) = require!(servers());
+    let folder = tempfile::tempdir().unwrap();
+    let dump = begin_dump(&slow(folder.path()).await, &source, &dump_options(&source));
+    wait_for_rows(folder.path());
+    source.restart(StopMode::Immediate);
+    let error = dump.await.unwrap().unwrap_err();
+    assert!(matches!(error, DumpError::Pg { .. }), "{error}");
+    let sound = repository_through(folder.path(), StoreOptions::default()).await;
+    assert!(whole_dumps(&sound).await.is_empty());
+    let report = common::dump(&sound, &source, &dump_options(&source))
+        .await
+        .unwrap();
+    assert_no_orphans(folder.path());
+    assert_eq!(whole_dumps(&sound).await, std::slice::from_ref(&report.id));
+    common::restore(&sound, &report.id, &destination, &overwriting(&destination))
+        .await
+        .unwrap();
+    compare(&source, &destination);
+}
+
+/// Any one of the dump's sessions may be ended by an administrator.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_that_is_terminated_fails_the_dump() {
+    let source = require!(source());
+    for which in [
+        "query LIKE 'COPY%'",
+        "query LIKE '%pg_table_size%' OR query LIKE 'SELECT%'",
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        source.psql(DATABASE, "DROP TABLE IF EXISTS wide; CREATE TABLE wide AS SELECT repeat(md5(i::text), 60) AS t FROM generate_series(1, 30000) i");
+        let dump = begin_dump(&slow(folder.path()).await, &source, &dump_options(&source));
+        wait_for_rows(folder.path());
+        let terminate = format!(
+            "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+             WHERE datname = '{DATABASE}' AND application_name = 'pgkeep' AND pid <> pg_backend_pid() AND ({which})"
+        );
+        poll_until("a session to terminate", PATIENCE, || {
+            source.psql(DATABASE, &terminate) != "0" || dump.is_finished()
+        });
+        let error = dump.await.unwrap().expect_err("the dump of a terminated session");
+        assert!(matches!(error, DumpError::Pg { .. }), "{error}");
+        assert!(error.to_string().contains("terminating connection"), "{error}");
+        let sound = repository_through(folder.path(), StoreOptions::default()).await;
+        assert!(whole_dumps(&sound).await.is_empty());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restore_into_a_server_that_crashes_goes_on_afterwards() {
+    let (source, mut destination) = require!(servers());
+    let folder = tempfile::tempdir().unwrap();
+    let sound = repository_through(folder.path(), StoreOptions::default()).await;
+    let report = common::dump(&sound, &source, &dump_options(&source))
+        .await
+        .unwrap();
+    let options = common::restore_options(&destination);
+    let restoring = begin_restore(&slow(folder.path()).await, &report.id, &destination, &options);
+    wait_for_tables(&destination);
+    destination.restart(StopMode::Immediate);
+    let error = restoring.await.unwrap().unwrap_err();
+    assert!(matches!(error, DumpError::Unfinished { .. }), "{error}");
+    assert!(error.hint().unwrap().as_str().contains("--resume"));
+    // Half of a database is no database: a dump of it is refused.
+    let elsewhere = tempfile::tempdir().unwrap();
+    let other = repository_through(elsewhere.path(), StoreOptions::default()).await;
+    let half = common::dump(&other, &destination, &dump_options(&destination))
+        .await
+        .unwrap_err();
+    assert_eq!(half.retry_class(), RetryClass::Refused, "{half}");
+    let hint = half.hint().unwrap();
+    assert!(
+        half.to_string().contains("unfinished restore") && hint.as_str().contains("--resume"),
+        "{half}: {hint}"
+    );
+    assert!(whole_dumps(&other).await.is_empty());
+    let again = common::restore(&sound, &report.id, &destination, &options).await;
+    let refused = again.unwrap_err();
+    assert_eq!(refused.retry_class(), RetryClass::Refused, "{refused}");
+    let resuming = RestoreOptions {
+        resume: true,
+        ..options
+    };
+    common::restore(&sound, &report.id, &destination, &resuming)
+        .await
+        .unwrap();
+    compare(&source, &destination);
+    common::dump(&other, &destination, &dump_options(&destination))
+        .await
+        .unwrap();
+}
