@@ -11,6 +11,7 @@ mod bad_input;
 mod damage;
 mod help;
 mod interrupted;
+mod kills;
 mod namespaces;
 mod support;
 mod whole;
