@@ -336,7 +336,7 @@ pub struct ExportArgs {
     /// A folder with a script that restores it, or one SQL script.
     #[arg(long, short = 'F', value_enum, default_value = "files")]
     pub format: ExportAs,
-    /// Folder (files), or file (plain; .gz and .zst compress).
+    /// Folder (files), or file or store URL (plain; .gz and .zst compress, .age encrypts).
     #[arg(long, short = 'o', value_name = "PATH")]
     pub output: String,
     /// Database to write into the script; may be repeated [default: all].

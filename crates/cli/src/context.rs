@@ -21,6 +21,9 @@ use crate::signals::Cancellation;
 /// More workers than this are worth asking for by name.
 const JOBS_DEFAULT_MAX: usize = 8;
 
+/// What asks for an encrypted file.
+const ENCRYPTED_SUFFIX: &str = ".age";
+
 /// Variables that are read, and aren't settings.
 const OTHER_VARIABLES: [&str; 0] = [];
 
@@ -175,6 +178,17 @@ impl Settings {
             identities,
             compression_level,
         })
+    }
+
+    /// How a file outside the repository is sealed: encrypted when its name says so, for most are asked for to be read
+    /// by other tools.
+    pub fn file_encryption(&self, path: &str) -> Result<Encryption, Failure> {
+        let encryption = match path.ends_with(ENCRYPTED_SUFFIX) {
+            true => self.access(KeyUse::None)?.encryption,
+            false => Encryption::None,
+        };
+        encryption.check_writable()?;
+        Ok(encryption)
     }
 
     /// The secret keys that are configured; none where none is.

@@ -14,7 +14,7 @@ use tokio::io::AsyncWriteExt;
 
 use crate::database::split_data;
 use crate::error::{Context, DumpError};
-use crate::files::refuse_existing;
+use crate::files::{local_directory, refuse_existing};
 use crate::manifest::{DatabaseManifest, DumpManifest, RowFormat};
 use crate::output::{Compression, Output};
 use crate::progress::Progress;
@@ -36,10 +36,14 @@ pub enum ExportFormat {
 pub struct ExportOptions {
     /// What to write.
     pub format: ExportFormat,
-    /// A folder, or a file's path.
+    /// A folder, or for the script a file's path or a URL of an object store.
     pub output: String,
     /// The databases' names as they were dumped; empty for all. (For the script.)
     pub databases: Vec<String>,
+    /// Encrypts the script with age; its name should end in `.age` then.
+    pub encryption: Encryption,
+    /// How to reach an object store.
+    pub store: StoreOptions,
     /// Where to look for `pg_restore`, which turns the schema's archive into a script.
     pub programs: ProgramSearch,
 }
@@ -108,7 +112,7 @@ fn inside(folder: &Path, name: &str) -> Result<PathBuf, DumpError> {
 
 impl Exporting<'_> {
     async fn files(&self) -> Result<u64, DumpError> {
-        let folder = PathBuf::from(&self.options.output);
+        let folder = local_directory(&self.options.output)?;
         refuse_existing(&folder)?;
         let partial = PathBuf::from(format!("{}.partial", self.options.output));
         refuse_existing(&partial)?;
@@ -135,10 +139,7 @@ impl Exporting<'_> {
         }
         let manifest = serde_json::to_vec_pretty(self.manifest)
             .map_err(|error| DumpError::Internal(format!("writing JSON: {error}")))?;
-        let index: String = way_out::index(self.manifest)
-            .lines()
-            .map(|line| format!("{}\n", opened_name(line)))
-            .collect();
+        let index = way_out::index(self.manifest, opened_name);
         for (name, contents) in [
             ("index.tsv", index.into_bytes()),
             ("restore.sh", way_out::RESTORE_SCRIPT.as_bytes().to_vec()),
@@ -191,8 +192,9 @@ impl Exporting<'_> {
         let databases = crate::restore::choose_databases(self.manifest, &self.options.databases)?;
         refuse_binary(&databases)?;
         let compression = Compression::of_name(&self.options.output);
-        let store = StoreOptions::default();
-        let mut output = Output::create(&self.options.output, &store, compression, &Encryption::None).await?;
+        let options = self.options;
+        let mut output =
+            Output::create(&options.output, &options.store, compression, &options.encryption).await?;
         if let Some(globals) = &self.manifest.globals {
             self.copy_object(globals, &mut output).await?;
         }

@@ -192,7 +192,7 @@ impl Writing<'_> {
     }
 
     async fn directory(&self, databases: &[String]) -> Result<u64, DumpError> {
-        let path = PathBuf::from(&self.options.output);
+        let path = local_directory(&self.options.output)?;
         let name = databases.first().map_or("postgres", String::as_str);
         refuse_existing(&path)?;
         let partial = PathBuf::from(format!("{}.partial", self.options.output));
@@ -296,6 +296,21 @@ async fn copy_program(command: Command, output: &mut Output, name: &str) -> Resu
         output.write(block).await?;
     }
     Ok(())
+}
+
+/// A place for several files: those of a directory can't appear in an object store all at once.
+pub(crate) fn local_directory(output: &str) -> Result<PathBuf, DumpError> {
+    if output.contains("://") {
+        return Err(DumpError::Usage {
+            message: format!("{output} is a URL, and a directory of files is written to a disk"),
+            hint: Some(
+                "name a path; 'pgkeep copy' brings whole dumps to another object store, and --format plain \
+                 writes one object"
+                    .to_owned(),
+            ),
+        });
+    }
+    Ok(PathBuf::from(output))
 }
 
 pub(crate) fn refuse_existing(path: &Path) -> Result<(), DumpError> {

@@ -316,7 +316,7 @@ impl Run<'_> {
         mut objects: Vec<ObjectRef>,
     ) -> Result<SealedObject, DumpError> {
         let suffix = sealed_suffix(self.repository);
-        let index = Bytes::from(way_out::index(manifest));
+        let index = Bytes::from(way_out::index(manifest, |name| name));
         objects.push(
             self.repository
                 .put_contents(&self.prefix, &format!("index.tsv{suffix}"), index)

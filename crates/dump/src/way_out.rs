@@ -14,14 +14,15 @@ const CLASS_CONSTRAINT: u32 = 2606;
 const README: &str = include_str!("../assets/RESTORE.md");
 
 /// Lines of folder, step and object (or name), separated by tabs, in the order in which `restore.sh` uses them.
-pub fn index(manifest: &DumpManifest) -> String {
+/// `object_name` says how an object is called where the script lies.
+pub fn index(manifest: &DumpManifest, object_name: impl Fn(&str) -> &str) -> String {
     let mut text = String::new();
     let mut line = |folder: &str, step: &str, value: &str| {
         // Writing to a String can't fail.
         let _ = writeln!(text, "{folder}\t{step}\t{value}");
     };
     if let Some(globals) = &manifest.globals {
-        line("all", "globals", &globals.name);
+        line("all", "globals", object_name(&globals.name));
     }
     for database in &manifest.databases {
         let folder = &database.folder;
@@ -30,15 +31,15 @@ pub fn index(manifest: &DumpManifest) -> String {
             line(folder, "extension_schema", &escape(&timescaledb.schema));
         }
         for object in &database.schema {
-            line(folder, "schema", &object.name);
+            line(folder, "schema", object_name(&object.name));
         }
         let (configuration, data) = split_data(database);
         for object in configuration {
-            line(folder, "configuration", &object.object.name);
+            line(folder, "configuration", object_name(&object.object.name));
         }
         line(folder, "encoding", client_encoding(database));
         for object in data {
-            line(folder, "data", &object.object.name);
+            line(folder, "data", object_name(&object.object.name));
             let relation = object.segments.first().map(|segment| segment.relation as usize);
             let relation = relation.and_then(|place| database.relations.get(place));
             if let Some(relation) = relation.filter(|relation| relation.format == RowFormat::Binary) {
@@ -48,10 +49,10 @@ pub fn index(manifest: &DumpManifest) -> String {
             }
         }
         if let Some(object) = &database.sequences {
-            line(folder, "sequences", &object.name);
+            line(folder, "sequences", object_name(&object.name));
         }
         for object in &database.large_objects {
-            line(folder, "large_objects", &object.name);
+            line(folder, "large_objects", object_name(&object.name));
         }
         for oid in &database.foreign_keys_to_hypertables {
             line(folder, "after_foreign_key", &format!("{CLASS_CONSTRAINT} {oid}"));
@@ -124,4 +125,30 @@ pub fn readme(manifest: &DumpManifest, encrypted: bool) -> String {
     values
         .iter()
         .fold(README.to_owned(), |text, (name, value)| text.replace(name, value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Objects lose what tells how they are sealed when they are written opened; databases keep their names.
+    #[test]
+    fn the_index_renames_objects_and_nothing_else() {
+        let object = serde_json::json!({ "name": "d1/schema.dump.zst", "stored_bytes": 1, "hash": "", "plain_bytes": 1 });
+        let database = serde_json::json!({
+            "name": "logs.zst", "folder": "d1", "properties": crate::manifest::DatabaseProperties::default(),
+            "snapshot_at": "2026-01-01T00:00:00Z", "extensions": [], "pg_dump_version": "", "schema": [object],
+            "dependents": object, "large_objects": [], "materialized_views": [], "relations": [], "data": [],
+        });
+        let manifest: DumpManifest = serde_json::from_value(serde_json::json!({
+            "format": 1, "id": "x", "cluster": "c", "pgkeep_version": "0", "started_at": "2026-01-01T00:00:00Z",
+            "finished_at": "2026-01-01T00:00:00Z", "system_identifier": "1", "server_version": "16",
+            "server_version_num": 160_000, "databases": [database], "totals": crate::manifest::Totals::default(),
+        }))
+        .unwrap();
+        assert_eq!(
+            index(&manifest, |name| name.trim_end_matches(".zst")),
+            "d1\tdatabase\tlogs.zst\nd1\tschema\td1/schema.dump\nd1\tencoding\tUTF8\n"
+        );
+    }
 }

@@ -8,7 +8,6 @@ use pgkeep_config::{Databases, DumpFormat, Overrides, RowFormat};
 use pgkeep_dump::manifest::Filters;
 use pgkeep_dump::{DumpOptions, DumpReport, FileFormat, FileOptions, FileReport, Progress, RowFormats};
 use pgkeep_repository::Repository;
-use pgkeep_repository::encryption::Encryption;
 use serde_json::json;
 
 use crate::args::{DumpArgs, Format};
@@ -118,9 +117,6 @@ fn options(settings: &Settings, args: &DumpArgs) -> DumpOptions {
     }
 }
 
-/// What asks for an encrypted file.
-const ENCRYPTED_SUFFIX: &str = ".age";
-
 async fn files(
     context: &Context,
     settings: &Settings,
@@ -130,12 +126,7 @@ async fn files(
 ) -> Result<Outcome, Failure> {
     let target = settings.target()?;
     let (databases, filters) = chosen(settings, args);
-    // A file is encrypted when its name says so: most are asked for to be read by other tools.
-    let encryption = match path.ends_with(ENCRYPTED_SUFFIX) {
-        true => settings.access(KeyUse::None)?.encryption,
-        false => Encryption::None,
-    };
-    encryption.check_writable()?;
+    let encryption = settings.file_encryption(path)?;
     let options = FileOptions {
         format,
         output: path.to_owned(),

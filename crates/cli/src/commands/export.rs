@@ -7,6 +7,7 @@ use pgkeep_config::Overrides;
 use pgkeep_dump::manifest::DumpManifest;
 use pgkeep_dump::{ExportFormat, ExportOptions, Progress};
 use pgkeep_repository::Repository;
+use pgkeep_repository::encryption::Encryption;
 use serde_json::json;
 
 use crate::args::{ExportArgs, ExportAs};
@@ -35,10 +36,16 @@ pub async fn run(context: &Context, args: ExportArgs) -> Result<Outcome, Failure
         Ok((repository, id, manifest))
     };
     let (repository, id, manifest) = context.cancellation.or(reading).await?;
+    let encryption = match format {
+        ExportFormat::Files => Encryption::None,
+        ExportFormat::Plain => settings.file_encryption(&args.output)?,
+    };
     let options = ExportOptions {
         format,
         output: args.output,
         databases: args.databases,
+        encryption,
+        store: settings.store_options(),
         programs: settings.programs(),
     };
     write(context, &repository, &id, &manifest, &options).await
@@ -67,6 +74,7 @@ pub async fn write(
     ));
     output.summary(match options.format {
         ExportFormat::Files => format!("\nRestore it with  sh {}/restore.sh", options.output),
+        ExportFormat::Plain if options.encryption.is_encrypted() => "\nIt is encrypted.".to_owned(),
         ExportFormat::Plain => "\nIt is not encrypted; psql reads it.".to_owned(),
     });
     output.json(&json!({ "id": id.to_string(), "output": options.output, "bytes": bytes }));

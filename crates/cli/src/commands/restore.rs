@@ -10,6 +10,7 @@ use pgkeep_dump::restore::{self, HypertableRange, RestoreOptions, RestorePlan, R
 use pgkeep_dump::{ExportFormat, ExportOptions, Progress};
 use pgkeep_pg::Target;
 use pgkeep_repository::Repository;
+use pgkeep_repository::encryption::Encryption;
 use serde_json::{Value, json};
 
 use super::export;
@@ -83,12 +84,13 @@ pub async fn run(context: &Context, args: RestoreArgs) -> Result<Outcome, Failur
             Ok(Outcome::Done)
         }
         Some(Into::Files(path)) => {
-            let (output, programs) = (path.display().to_string(), work.settings.programs());
             let options = ExportOptions {
                 format: ExportFormat::Files,
-                output,
+                output: path.display().to_string(),
                 databases: Vec::new(),
-                programs,
+                encryption: Encryption::None,
+                store: work.settings.store_options(),
+                programs: work.settings.programs(),
             };
             export::write(context, &work.repository, &work.id, &work.manifest, &options).await
         }

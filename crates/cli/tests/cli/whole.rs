@@ -267,6 +267,35 @@ fn a_dump_is_written_as_files_too() {
     place.run(&["dump", "-o", "x"]).expect(2);
 }
 
+/// A script goes straight into a bucket, which is reached as the repository is, and encrypted when its name says so.
+fn exported_to(place: &Place, url: &str) {
+    let encrypted = format!("{url}/whole.sql.zst.age");
+    let export = ["export", "--format", "plain", "--output", &encrypted];
+    let done = place.run(&export).expect(0);
+    assert!(done.stdout.contains("It is encrypted"), "{}", done.stdout);
+    let again = place.run(&export).expect(4);
+    assert!(again.stderr.contains("exists"), "{}", again.stderr);
+    for (command, folder) in [
+        (vec!["export", "--output", url], "export"),
+        (
+            vec!["dump", "-F", "directory", "-d", "app", "--output", url],
+            "dump",
+        ),
+        (vec!["restore", "--into", "files:s3://exports/files"], "restore"),
+    ] {
+        let refused = place.run(&command).expect(2);
+        assert!(
+            refused.stderr.contains("is a URL"),
+            "{folder}: {}",
+            refused.stderr
+        );
+    }
+    assert!(
+        !place.path("s3:").exists(),
+        "it wrote into a directory called s3:"
+    );
+}
+
 #[test]
 fn the_doctor_finds_everything_in_place_and_says_what_is_not() {
     let cluster = server();
@@ -318,6 +347,7 @@ fn a_bucket_works_like_a_folder() {
     let folder = format!("file://{}", place.path("second").display());
     place.run(&["copy", "all", "--to", &folder]).expect(0);
     place.run(&["verify", "--repository", &folder]).expect(0);
+    exported_to(&place, &format!("{}/exported", store.bucket("exports")));
     let doctor = place.run(&["doctor"]);
     assert!(
         doctor.stdout.contains("is reachable"),
