@@ -262,6 +262,7 @@ impl Exporting<'_> {
             owners: true,
             privileges: true,
             tablespaces: false,
+            server_major: self.manifest.server_version_num / 10_000,
         };
         Archive::fetch(
             self.repository,

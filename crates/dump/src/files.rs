@@ -19,6 +19,7 @@ use crate::error::{Context, DumpError};
 use crate::manifest::Filters;
 use crate::output::{Compression, Output};
 use crate::progress::Progress;
+use crate::restore::without_refused_settings;
 use crate::run::{check_server, choose_databases};
 use crate::schema::{self, ClientPrograms, PROGRAM_DEADLINE, ProgramOutput};
 use crate::snapshot::{self, LockedSnapshot};
@@ -117,6 +118,7 @@ pub async fn write_files(
         target,
         options,
         programs,
+        server_version_num,
         progress,
         attention: Vec::new(),
     };
@@ -144,6 +146,7 @@ struct Writing<'a> {
     target: &'a Target,
     options: &'a FileOptions,
     programs: ClientPrograms,
+    server_version_num: u32,
     progress: &'a Arc<Progress>,
     attention: Vec<String>,
 }
@@ -257,7 +260,8 @@ impl Writing<'_> {
                 self.note_foreign_keys(&mut snapshot, name).await?;
             }
             let format = if plain { "plain" } else { "custom" };
-            copy_program(self.pg_dump(&target, &snapshot, format), &mut output, name).await?;
+            let command = self.pg_dump(&target, &snapshot, format);
+            self.copy_program(command, &mut output, name).await?;
             if let (Some(inventory), true) = (&timescaledb, plain) {
                 // pg_dump refreshes materialized views itself.
                 output
@@ -274,6 +278,20 @@ impl Writing<'_> {
         output.finish().await
     }
 
+    async fn copy_program(&self, command: Command, output: &mut Output, name: &str) -> Result<(), DumpError> {
+        let mut program = ProgramOutput::start(command, format!("dumping database '{name}'"))?;
+        let mut at_beginning = self.options.format == FileFormat::Plain;
+        while let Some(mut block) = program.next().await? {
+            if std::mem::take(&mut at_beginning) {
+                // A newer pg_dump sets what the dumped server doesn't know.
+                let server_major = self.server_version_num / 10_000;
+                block = without_refused_settings(block, self.programs.pg_dump.major, server_major);
+            }
+            output.write(block).await?;
+        }
+        Ok(())
+    }
+
     async fn note_foreign_keys(
         &mut self,
         snapshot: &mut LockedSnapshot,
@@ -288,14 +306,6 @@ impl Writing<'_> {
         }
         Ok(())
     }
-}
-
-async fn copy_program(command: Command, output: &mut Output, name: &str) -> Result<(), DumpError> {
-    let mut program = ProgramOutput::start(command, format!("dumping database '{name}'"))?;
-    while let Some(block) = program.next().await? {
-        output.write(block).await?;
-    }
-    Ok(())
 }
 
 /// A place for several files: those of a directory can't appear in an object store all at once.

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use crate::blocks::copy_statement;
 use crate::database::split_data;
 use crate::manifest::{DumpManifest, RowFormat};
-use crate::restore::client_encoding;
+use crate::restore::{archive_major, client_encoding};
 
 /// The script that restores with stock tools.
 pub const RESTORE_SCRIPT: &str = include_str!("../assets/restore.sh");
@@ -77,7 +77,14 @@ fn escape(name: &str) -> String {
 /// `RESTORE.md`, filled in.
 pub fn readme(manifest: &DumpManifest, encrypted: bool) -> String {
     let suffix = if encrypted { ".zst.age" } else { ".zst" };
-    let major = (manifest.server_version_num / 10_000).to_string();
+    let server_major = manifest.server_version_num / 10_000;
+    // What wrote the archives is the least that reads them.
+    let databases = manifest.databases.iter();
+    let program_major = databases
+        .map(|database| archive_major(database, server_major))
+        .max();
+    let program_major = program_major.unwrap_or(server_major).to_string();
+    let major = server_major.to_string();
     let versions: Vec<String> = manifest
         .databases
         .iter()
@@ -101,6 +108,7 @@ pub fn readme(manifest: &DumpManifest, encrypted: bool) -> String {
         ("{{server_version}}", manifest.server_version.as_str()),
         ("{{id}}", manifest.id.as_str()),
         ("{{major}}", &major),
+        ("{{program_major}}", &program_major),
         (
             "{{age_tool}}",
             if encrypted {

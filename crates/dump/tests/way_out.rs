@@ -6,6 +6,8 @@ mod common;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use pgkeep_dump::DumpOptions;
+use pgkeep_pg::programs::ProgramSearch;
 use pgkeep_repository::Repository;
 use pgkeep_testkit::compare::{Inventory, InventoryOptions, assert_same, assert_same_servers};
 use pgkeep_testkit::fixtures::{DATABASES, Events, GameData};
@@ -25,11 +27,13 @@ struct Carried {
 
 impl Carried {
     async fn new(cluster: &Cluster, encrypted: bool) -> Self {
+        Self::by(cluster, encrypted, &common::dump_options(cluster)).await
+    }
+
+    async fn by(cluster: &Cluster, encrypted: bool, options: &DumpOptions) -> Self {
         let place = tempfile::tempdir().unwrap();
         let repository = common::repository(&place.path().join("repository"), encrypted).await;
-        let report = common::dump(&repository, cluster, &common::dump_options(cluster))
-            .await
-            .unwrap();
+        let report = common::dump(&repository, cluster, options).await.unwrap();
         let carried = Self { place, encrypted };
         carried.write_key(&repository);
         let stored = carried
@@ -82,18 +86,22 @@ struct Way<'a> {
     shell: &'a str,
     with_b3sum: bool,
     arguments: &'a [&'a str],
+    /// Where psql and pg_restore are; those of the server's version for none.
+    programs: Option<&'a Path>,
 }
 
 const DASH: Way = Way {
     shell: "dash",
     with_b3sum: false,
     arguments: &["-j", "2"],
+    programs: None,
 };
 
 const BASH: Way = Way {
     shell: "bash",
     with_b3sum: true,
     arguments: &["-j", "3"],
+    programs: None,
 };
 
 /// Runs `restore.sh` with these tools alone.
@@ -109,7 +117,7 @@ fn restore(carried: &Carried, destination: &Cluster, way: &Way<'_>) -> Result<Ou
         }
     }
     for name in ["psql", "pg_restore"] {
-        link(&destination.pg_bin().join(name), name);
+        link(&way.programs.unwrap_or(destination.pg_bin()).join(name), name);
     }
     for name in ["age", "zstd", "b3sum"] {
         if (name != "age" || carried.encrypted) && (name != "b3sum" || way.with_b3sum) {
@@ -179,6 +187,39 @@ async fn an_encrypted_dump() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unencrypted_dump_by_bash() {
     plain(false, &BASH).await;
+}
+
+/// The tools may be newer than both servers; what pg_restore says then is looked at.
+#[tokio::test(flavor = "multi_thread")]
+async fn tools_that_are_newer_than_the_servers() {
+    let (source, destination) = require!(start());
+    let programs = require!(requirements::postgresql(18));
+    source.create_database("app");
+    source.psql("app", common::SMALL_SCHEMA);
+    let mut options = common::dump_options(&source);
+    options.programs = ProgramSearch::only(&programs);
+    let carried = Carried::by(&source, false, &options).await;
+    let readme = std::fs::read_to_string(carried.folder().join("RESTORE.md")).unwrap();
+    assert!(readme.contains("`pg_restore` (version 18 or later)"), "{readme}");
+    let newer = Way {
+        programs: Some(&programs),
+        ..DASH
+    };
+    require!(assert_restores(&carried, &destination, &newer));
+    assert_same_servers(&source, &destination, &["app"], &InventoryOptions::default());
+
+    // Whatever else goes wrong is not passed over.
+    drop_databases(&destination);
+    destination.psql(
+        "template1",
+        "ALTER ROLE postgres SET default_transaction_read_only TO on",
+    );
+    require!(assert_fails(
+        &carried,
+        &destination,
+        &newer,
+        &["read-only transaction"]
+    ));
 }
 
 /// Lets the jobs run again, as RESTORE.md says, which were scheduled in the source.

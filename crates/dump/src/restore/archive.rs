@@ -13,6 +13,7 @@ use tokio::process::Command;
 
 use crate::error::{Context, DumpError};
 use crate::output::Output;
+use crate::restore::complaints;
 use crate::{schema, sql};
 
 /// An archive's table of contents; 50,000 tables make some 30 MB.
@@ -62,6 +63,7 @@ pub struct Archive {
     directory: tempfile::TempDir,
     file: PathBuf,
     options: Vec<String>,
+    server_major: u32,
     /// Settings (`name=value`) for the sessions of pg_restore.
     pub session_settings: Vec<String>,
     /// Its table of contents.
@@ -77,6 +79,8 @@ pub struct ArchiveOptions {
     pub privileges: bool,
     /// Put objects into their tablespaces.
     pub tablespaces: bool,
+    /// The major version of the server they are made in.
+    pub server_major: u32,
 }
 
 impl Archive {
@@ -109,6 +113,7 @@ impl Archive {
             directory,
             file,
             options: Vec::new(),
+            server_major: options.server_major,
             session_settings: Vec::new(),
             entries: Vec::new(),
         };
@@ -164,7 +169,11 @@ impl Archive {
         // Without a database, pg_restore prints what it would do.
         let context = "turning the schema's archive into a script".to_owned();
         let mut program = schema::ProgramOutput::start(command, context)?;
-        while let Some(block) = program.next().await? {
+        let mut at_beginning = true;
+        while let Some(mut block) = program.next().await? {
+            if std::mem::take(&mut at_beginning) {
+                block = complaints::without_refused_settings(block, self.program.major, self.server_major);
+            }
             output.write(block).await?;
         }
         Ok(())
@@ -208,7 +217,6 @@ impl Archive {
         target: &Target,
         section: Option<&str>,
         jobs: usize,
-        go_on_after_errors: bool,
         wanted: impl Fn(&Entry) -> bool,
     ) -> Result<Result<(), ProgramError>, DumpError> {
         let Some(list) = self.write_list(section, wanted).await? else {
@@ -226,7 +234,9 @@ impl Archive {
         if jobs > 1 {
             command.arg(format!("--jobs={jobs}"));
         }
-        if !go_on_after_errors {
+        let (program_major, server_major) = (self.program.major, self.server_major);
+        let complains = complaints::are_expected(program_major, server_major);
+        if !complains {
             command.arg("--exit-on-error");
         }
         command.arg(&self.file);
@@ -234,7 +244,15 @@ impl Archive {
             deadline: schema::PROGRAM_DEADLINE,
             stdout_bytes_max: CONTENTS_BYTES_MAX,
         };
-        Ok(programs::run(command, &limits).await.map(|_| ()))
+        match programs::run(command, &limits).await {
+            Ok(_) => Ok(Ok(())),
+            Err(ProgramError::Failed { stderr, .. })
+                if complains && complaints::are_harmless(&stderr, program_major, server_major) =>
+            {
+                Ok(Ok(()))
+            }
+            Err(error) => Ok(Err(error)),
+        }
     }
 }
 

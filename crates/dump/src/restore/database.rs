@@ -149,7 +149,7 @@ impl One<'_> {
             session.close().await;
         }
         let timescaledb = self.database.timescaledb.as_ref();
-        let restored = archive.restore(&self.target, Some("pre-data"), 1, false, |entry| {
+        let restored = archive.restore(&self.target, Some("pre-data"), 1, |entry| {
             !entry.is_made_beforehand(timescaledb)
         });
         restored
@@ -267,7 +267,7 @@ impl One<'_> {
         };
         mark::note(&mut session, Step::PostDataBegun).await?;
         let jobs = self.restore.options.jobs;
-        let restored = archive.restore(&self.target, Some("post-data"), jobs, false, |entry| {
+        let restored = archive.restore(&self.target, Some("post-data"), jobs, |entry| {
             !self.comes_after_restore_mode(entry) && !is_there(&there, entry)
         });
         restored.await?.context(|| self.post_data_context())?;
@@ -303,7 +303,7 @@ impl One<'_> {
         let mut session = connect(&self.target).await?;
         let there = existing_post_data(&mut session).await?;
         session.close().await;
-        let restored = archive.restore(&self.target, Some("post-data"), 1, false, |entry| {
+        let restored = archive.restore(&self.target, Some("post-data"), 1, |entry| {
             self.comes_after_restore_mode(entry) && !is_there(&there, entry)
         });
         restored.await?.context(|| self.post_data_context())
@@ -326,6 +326,7 @@ impl One<'_> {
                 owners: options.owners,
                 privileges: options.privileges,
                 tablespaces: false,
+                server_major: self.restore.server_major,
             },
         )
         .await?;
@@ -339,7 +340,7 @@ impl One<'_> {
                 .await
                 .context(|| "removing half-restored large objects".to_owned())?;
         }
-        let restored = archive.restore(&self.target, None, 1, false, |_| true).await?;
+        let restored = archive.restore(&self.target, None, 1, |_| true).await?;
         restored.context(|| format!("restoring the large objects of database '{}'", self.target_name))?;
         mark::note(&mut session, Step::LargeObjects).await?;
         session.close().await;

@@ -139,7 +139,7 @@ impl One<'_> {
         let schemas = tables::missing_schemas(&mut session, &selection).await?;
         let picker = Picker::new(&archive.entries, &selection, &dependents, schemas);
         let context = || format!("making hypertable {}", self.name);
-        let made = archive.restore(self.target, Some("pre-data"), 1, false, |entry| {
+        let made = archive.restore(self.target, Some("pre-data"), 1, |entry| {
             picker.picks(entry)
         });
         made.await?.context(context)?;
@@ -156,7 +156,7 @@ impl One<'_> {
         };
         let picks = |entry: &crate::restore::archive::Entry| picker.picks(entry) && !own(&entry.text);
         archive
-            .restore(self.target, Some("post-data"), 1, false, picks)
+            .restore(self.target, Some("post-data"), 1, picks)
             .await?
             .context(context)?;
         Ok(rows)
@@ -303,7 +303,7 @@ impl One<'_> {
         session.close().await;
         let archive = tables::fetch_archive_as(restore, self.database, false).await?;
         let context = || format!("preparing chunks of {}", self.name);
-        let made = archive.restore(scratch, Some("pre-data"), 1, false, |entry| {
+        let made = archive.restore(scratch, Some("pre-data"), 1, |entry| {
             !entry.is_made_beforehand(Some(inventory))
         });
         made.await?.context(context)?;

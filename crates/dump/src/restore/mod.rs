@@ -1,6 +1,7 @@
 //! Bringing a dump back. The order is in docs/design-dump.md, "Restore"; each step says why it stands where it does.
 
 mod archive;
+mod complaints;
 mod counts;
 mod database;
 #[cfg(any(test, fuzzing))]
@@ -28,6 +29,7 @@ pub use options::{HypertableRange, RestoreOptions, RestoreReport, RestoredDataba
 pub use plan::{PlannedDatabase, RestorePlan};
 
 pub(crate) use archive::{Archive, ArchiveOptions};
+pub(crate) use complaints::without_refused_settings;
 pub(crate) use database::archive_major;
 pub(crate) use load::client_encoding;
 pub(crate) use mark::refuse as refuse_unfinished;
@@ -49,6 +51,8 @@ pub(crate) struct Restore<'a> {
     pub options: &'a RestoreOptions,
     pub progress: &'a Arc<Progress>,
     pub prefix: String,
+    /// The target's major version.
+    pub server_major: u32,
     /// The database being restored, for the error's hint.
     current: std::sync::Mutex<Option<String>>,
 }
@@ -130,6 +134,7 @@ pub async fn restore(
         options,
         progress,
         prefix: layout::backup_prefix(repository.cluster(), id),
+        server_major: session.server_version_num() / 10_000,
         current: std::sync::Mutex::new(None),
     };
     let mut report = RestoreReport {

@@ -40,7 +40,7 @@ pub(crate) async fn restore(
     let picker = Picker::new(&archive.entries, selection, &dependents, schemas);
     let context = || format!("making tables in database '{}'", target.database());
     archive
-        .restore(target, Some("pre-data"), 1, false, |entry| picker.picks(entry))
+        .restore(target, Some("pre-data"), 1, |entry| picker.picks(entry))
         .await?
         .context(context)?;
     restore
@@ -71,7 +71,7 @@ pub(crate) async fn restore(
     };
     let jobs = restore.options.jobs;
     archive
-        .restore(target, Some("post-data"), jobs, false, |entry| {
+        .restore(target, Some("post-data"), jobs, |entry| {
             picker.picks(entry)
         })
         .await?
@@ -123,6 +123,7 @@ pub(crate) async fn fetch_archive_as(
             owners: options.owners && with_roles,
             privileges: options.privileges && with_roles,
             tablespaces: false,
+            server_major: restore.server_major,
         },
     )
     .await

@@ -27,6 +27,23 @@ use pgkeep_store::fault::FaultPlan;
 use pgkeep_store::{Store, StoreOptions};
 use pgkeep_testkit::Cluster;
 
+/// A little of everything that comes before and after the rows.
+pub const SMALL_SCHEMA: &str = "
+    CREATE ROLE app_owner; CREATE SCHEMA shop AUTHORIZATION app_owner; SET ROLE app_owner;
+    CREATE TYPE shop.state AS ENUM ('open', 'paid');
+    CREATE TABLE shop.customers (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, name text UNIQUE);
+    CREATE TABLE shop.orders (id bigserial PRIMARY KEY, customer int REFERENCES shop.customers, state shop.state DEFAULT 'open');
+    CREATE INDEX ON shop.orders (customer); CREATE INDEX ON shop.orders (state, id);
+    CREATE FUNCTION shop.touch() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';
+    CREATE TRIGGER touch BEFORE INSERT ON shop.orders FOR EACH ROW EXECUTE FUNCTION shop.touch();
+    CREATE VIEW shop.paid AS SELECT * FROM shop.orders WHERE state = 'paid';
+    CREATE MATERIALIZED VIEW shop.counts AS SELECT state, count(*) FROM shop.orders GROUP BY 1 WITH NO DATA;
+    GRANT SELECT ON shop.paid TO pg_monitor;
+    INSERT INTO shop.customers (name) SELECT 'c' || i FROM generate_series(1, 100) i;
+    INSERT INTO shop.orders (customer) SELECT 1 + i % 100 FROM generate_series(1, 1000) i;
+    SELECT lo_from_bytea(77, 'a large object') \\g /dev/null
+";
+
 pub async fn repository(folder: &Path, encrypted: bool) -> Repository {
     let store = Store::open(&format!("file://{}", folder.display()), &StoreOptions::default())
         .await
