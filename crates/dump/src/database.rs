@@ -421,11 +421,11 @@ async fn compressed_rows(session: &mut Session, name: &QualifiedName) -> Result<
 async fn write_scripts(run: &Run<'_>, database: &DatabaseManifest) -> Result<Vec<ObjectRef>, DumpError> {
     let suffix = sealed_suffix(run.repository);
     let create = sql::create_script(&database.name, &database.properties);
-    let settings = sql::database_settings(&database.name, &database.properties, |_| true);
+    let settings = sql::database_settings_script(&database.name, &database.properties);
     let mut objects = Vec::new();
     for (name, text) in [
         ("create.sql", create),
-        ("settings.sql", sql::script(&settings)),
+        ("settings.sql", settings),
         ("before.sql", sql::before_script(database.timescaledb.as_ref())),
         (
             "after.sql",

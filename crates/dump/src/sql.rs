@@ -7,7 +7,7 @@ use pgkeep_base::{quote_identifier, quote_literal};
 
 use pgkeep_timescale::Inventory;
 
-use crate::manifest::{DatabaseProperties, DatabaseSetting, QualifiedName};
+use crate::manifest::{DatabasePrivilege, DatabaseProperties, DatabaseSetting, QualifiedName};
 
 /// `CREATE DATABASE name`, from template0 with the dumped locale. `owner` only where the role exists.
 pub fn create_database(name: &str, properties: &DatabaseProperties, owner: Option<&str>) -> String {
@@ -45,63 +45,102 @@ pub fn create_database(name: &str, properties: &DatabaseProperties, owner: Optio
     sql
 }
 
-/// Comment, connection limit, settings and privileges, one statement each, to be run in any database. A privilege or
-/// setting for a role that `role_exists` doesn't know is left out; the caller tells.
-pub fn database_settings(
-    name: &str,
-    properties: &DatabaseProperties,
-    role_exists: impl Fn(&str) -> bool,
-) -> Vec<String> {
+/// A statement about a database, and what of it may be shown: the value of a setting may be a secret.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DatabaseStatement {
+    /// The statement.
+    pub text: String,
+    /// The statement without its value.
+    pub shown: String,
+    /// The value, where it is not to be shown.
+    pub secret: Option<String>,
+    /// The role that it can't do without.
+    pub role: Option<String>,
+    /// Whether it is about privileges.
+    pub is_privilege: bool,
+}
+
+impl DatabaseStatement {
+    fn plain(text: String) -> Self {
+        Self {
+            shown: text.clone(),
+            text,
+            secret: None,
+            role: None,
+            is_privilege: false,
+        }
+    }
+}
+
+/// Comment, connection limit, settings and privileges, one statement each, to be run in any database.
+pub fn database_settings(name: &str, properties: &DatabaseProperties) -> Vec<DatabaseStatement> {
     let database = quote_identifier(name);
     let mut statements = Vec::new();
     if let Some(comment) = &properties.comment {
-        statements.push(format!(
-            "COMMENT ON DATABASE {database} IS {}",
-            quote_literal(comment)
-        ));
+        let start = format!("COMMENT ON DATABASE {database}");
+        statements.push(DatabaseStatement {
+            shown: start.clone(),
+            ..DatabaseStatement::plain(format!("{start} IS {}", quote_literal(comment)))
+        });
     }
     if properties.connection_limit != -1 {
-        statements.push(format!(
-            "ALTER DATABASE {database} CONNECTION LIMIT {}",
-            properties.connection_limit
-        ));
+        let limit = properties.connection_limit;
+        let text = format!("ALTER DATABASE {database} CONNECTION LIMIT {limit}");
+        statements.push(DatabaseStatement::plain(text));
     }
     if properties.is_template {
-        statements.push(format!("ALTER DATABASE {database} IS_TEMPLATE true"));
+        let text = format!("ALTER DATABASE {database} IS_TEMPLATE true");
+        statements.push(DatabaseStatement::plain(text));
     }
     for setting in &properties.settings {
-        let set = set_clause(setting);
-        match &setting.role {
-            None => statements.push(format!("ALTER DATABASE {database} {set}")),
-            Some(role) if role_exists(role) => {
-                statements.push(format!(
-                    "ALTER ROLE {} IN DATABASE {database} {set}",
-                    quote_identifier(role)
-                ));
-            }
-            Some(_) => {}
-        }
+        let whose = match &setting.role {
+            None => format!("ALTER DATABASE {database}"),
+            Some(role) => format!("ALTER ROLE {} IN DATABASE {database}", quote_identifier(role)),
+        };
+        statements.push(DatabaseStatement {
+            text: format!("{whose} {}", set_clause(setting)),
+            shown: format!("{whose} SET {}", setting_name(&setting.name)),
+            secret: Some(setting.value.clone()),
+            role: setting.role.clone(),
+            is_privilege: false,
+        });
     }
     if let Some(privileges) = &properties.privileges {
-        statements.push(format!("REVOKE ALL ON DATABASE {database} FROM PUBLIC"));
-        for privilege in privileges {
-            let grantee = match &privilege.grantee {
-                None => "PUBLIC".to_owned(),
-                Some(role) if role_exists(role) => quote_identifier(role),
-                Some(_) => continue,
-            };
-            let option = if privilege.grantable {
-                " WITH GRANT OPTION"
-            } else {
-                ""
-            };
-            statements.push(format!(
-                "GRANT {} ON DATABASE {database} TO {grantee}{option}",
-                privilege.privilege
-            ));
-        }
+        let revoke = format!("REVOKE ALL ON DATABASE {database} FROM PUBLIC");
+        let grants = privileges.iter().map(|privilege| DatabaseStatement {
+            role: privilege.grantee.clone(),
+            ..DatabaseStatement::plain(grant(&database, privilege))
+        });
+        let all = [DatabaseStatement::plain(revoke)].into_iter().chain(grants);
+        statements.extend(all.map(|statement| DatabaseStatement {
+            is_privilege: true,
+            ..statement
+        }));
     }
     statements
+}
+
+fn grant(database: &str, privilege: &DatabasePrivilege) -> String {
+    let grantee = privilege
+        .grantee
+        .as_deref()
+        .map_or_else(|| "PUBLIC".to_owned(), quote_identifier);
+    let option = if privilege.grantable {
+        " WITH GRANT OPTION"
+    } else {
+        ""
+    };
+    format!(
+        "GRANT {} ON DATABASE {database} TO {grantee}{option}",
+        privilege.privilege
+    )
+}
+
+/// Those statements as a psql script.
+pub fn database_settings_script(name: &str, properties: &DatabaseProperties) -> String {
+    let statements = database_settings(name, properties);
+    let texts: Vec<String> = statements.into_iter().map(|statement| statement.text).collect();
+    script(&texts)
 }
 
 /// `CREATE DATABASE` for a script, but for the one that every cluster has.
@@ -115,7 +154,7 @@ pub fn create_script(name: &str, properties: &DatabaseProperties) -> String {
 /// For one script of several databases: makes the database and goes on inside it.
 pub fn enter_new_database(name: &str, properties: &DatabaseProperties) -> String {
     let create = create_script(name, properties);
-    let settings = script(&database_settings(name, properties, |_| true));
+    let settings = database_settings_script(name, properties);
     // psql reads quotes doubled here, as SQL does, and in it a connection string, which has rules of its own.
     let connection = quote_conninfo(name).replace('\'', "''");
     format!("\n{create}{settings}\\connect -reuse-previous=on '{connection}'\n")
@@ -139,13 +178,13 @@ const LIST_SETTINGS: [&str; 6] = [
 
 /// `SET name TO value`
 fn set_clause(setting: &DatabaseSetting) -> String {
-    let name = setting
-        .name
-        .split('.')
-        .map(quote_identifier)
-        .collect::<Vec<_>>()
-        .join(".");
-    format!("SET {name} TO {}", setting_value(&setting.name, &setting.value))
+    let value = setting_value(&setting.name, &setting.value);
+    format!("SET {} TO {value}", setting_name(&setting.name))
+}
+
+/// Quoted part by part.
+fn setting_name(name: &str) -> String {
+    name.split('.').map(quote_identifier).collect::<Vec<_>>().join(".")
 }
 
 /// Settings for all roles in all databases.
@@ -244,7 +283,6 @@ pub fn script(statements: &[String]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::manifest::DatabasePrivilege;
 
     #[test]
     fn a_database_is_made_again_with_locale_settings_and_privileges() {
@@ -284,14 +322,20 @@ mod tests {
             "CREATE DATABASE \"Odd \"\"db\"\"\" TEMPLATE template0 ENCODING 'UTF8' LOCALE_PROVIDER icu LC_COLLATE 'C' \
              LC_CTYPE 'C' ICU_LOCALE 'de-DE' OWNER \"me\""
         );
+        let statements = database_settings("d", &properties);
+        let texts: Vec<&str> = statements.iter().map(|statement| statement.text.as_str()).collect();
         assert_eq!(
-            database_settings("d", &properties, |role| role != "gone"),
+            texts,
             [
                 "ALTER DATABASE \"d\" SET \"search_path\" TO \"$user\", app",
+                "ALTER ROLE \"gone\" IN DATABASE \"d\" SET \"work_mem\" TO '1MB'",
                 "ALTER DATABASE \"d\" SET \"app\".\"motto\" TO 'it''s'",
                 "REVOKE ALL ON DATABASE \"d\" FROM PUBLIC",
                 "GRANT CONNECT ON DATABASE \"d\" TO PUBLIC",
             ]
         );
+        assert_eq!(statements[1].role.as_deref(), Some("gone"));
+        assert_eq!(statements[2].shown, "ALTER DATABASE \"d\" SET \"app\".\"motto\"");
+        assert!(statements[3].is_privilege && statements[4].is_privilege);
     }
 }

@@ -13,5 +13,6 @@ mod help;
 mod interrupted;
 mod kills;
 mod namespaces;
+mod secrets;
 mod support;
 mod whole;

@@ -11,7 +11,7 @@ use crate::restore::archive::{Archive, ArchiveOptions, Entry};
 use crate::restore::load::{self, LoadPhase, client_encoding, loading_session};
 use crate::restore::mark::{self, Mark, Step};
 use crate::restore::options::RestoredDatabase;
-use crate::restore::{Restore, connect, counts, prepare, roles, tables};
+use crate::restore::{Restore, connect, counts, prepare, properties, tables};
 use crate::sql;
 
 /// Sequences and the like, as scripts.
@@ -89,7 +89,7 @@ impl One<'_> {
         session.close().await;
         self.phase("counting rows");
         let counted = counts::compare(self.database, &self.target, self.restore.options.jobs, None).await?;
-        self.settings(outside, attention).await?;
+        properties::apply(self.restore, outside, self.database, self.target_name, attention).await?;
         self.jobs(attention).await?;
         let mut session = connect(&self.target).await?;
         mark::remove(&mut session).await?;
@@ -344,31 +344,6 @@ impl One<'_> {
         restored.context(|| format!("restoring the large objects of database '{}'", self.target_name))?;
         mark::note(&mut session, Step::LargeObjects).await?;
         session.close().await;
-        Ok(())
-    }
-
-    /// Settings and privileges of the database come late: a read-only or short-timeout default would stop the restore.
-    async fn settings(&self, outside: &mut Session, attention: &mut Vec<String>) -> Result<(), DumpError> {
-        let roles = roles::existing(outside).await?;
-        let properties = &self.database.properties;
-        let privileges = self.restore.options.privileges;
-        for statement in sql::database_settings(self.target_name, properties, |role| roles.contains(role)) {
-            if !privileges && (statement.starts_with("GRANT") || statement.starts_with("REVOKE")) {
-                continue;
-            }
-            match outside.execute(&statement).await {
-                Ok(_) => {}
-                Err(error) if error.sqlstate().is_some() => {
-                    attention.push(format!("database '{}': {statement}: {error}", self.target_name));
-                }
-                Err(source) => {
-                    return Err(DumpError::Pg {
-                        context: "setting the database's properties".to_owned(),
-                        source,
-                    });
-                }
-            }
-        }
         Ok(())
     }
 

@@ -13,7 +13,9 @@ mod options;
 mod part;
 mod plan;
 mod prepare;
+mod properties;
 mod roles;
+mod secrets;
 mod selection;
 mod tables;
 

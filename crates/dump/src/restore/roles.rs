@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use pgkeep_pg::{PgError, Session, script};
 
 use crate::error::{Context, DumpError};
+use crate::restore::secrets;
 use crate::{catalog, sql};
 
 /// What became of the globals.
@@ -72,7 +73,8 @@ pub async fn restore(session: &mut Session, globals: &str) -> Result<RolesRestor
             // It would change every other database of a server that has some.
             Statement::ChangeAll if shared => {
                 restored.attention.push(format!(
-                    "not done, because the server has other databases: {text}"
+                    "not done, because the server has other databases: {}",
+                    secrets::shown(text)
                 ));
                 false
             }
@@ -104,12 +106,13 @@ pub async fn restore(session: &mut Session, globals: &str) -> Result<RolesRestor
         run(session, "SAVEPOINT statement").await?;
         match session.execute(text).await {
             Ok(_) => run(session, "RELEASE statement").await?,
-            // The statement itself may hold a password hash: only the server's answer is shown.
+            // The statement may hold a password or another secret.
             Err(error) if error.sqlstate().is_some() => {
                 run(session, "ROLLBACK TO statement").await?;
+                let answer = secrets::answer(&error, secrets::literal(text));
                 restored
                     .attention
-                    .push(format!("a role's statement was refused: {error}"));
+                    .push(format!("{}: {answer}", secrets::shown(text)));
             }
             Err(source) => return Err(making_roles(source)),
         }
