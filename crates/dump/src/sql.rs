@@ -61,7 +61,8 @@ pub struct DatabaseStatement {
 }
 
 impl DatabaseStatement {
-    fn plain(text: String) -> Self {
+    /// One that may be shown, and that needs no role.
+    pub fn plain(text: String) -> Self {
         Self {
             shown: text.clone(),
             text,
@@ -184,7 +185,10 @@ fn set_clause(setting: &DatabaseSetting) -> String {
 
 /// Quoted part by part.
 fn setting_name(name: &str) -> String {
-    name.split('.').map(quote_identifier).collect::<Vec<_>>().join(".")
+    name.split('.')
+        .map(quote_identifier)
+        .collect::<Vec<_>>()
+        .join(".")
 }
 
 /// Settings for all roles in all databases.
@@ -323,7 +327,10 @@ mod tests {
              LC_CTYPE 'C' ICU_LOCALE 'de-DE' OWNER \"me\""
         );
         let statements = database_settings("d", &properties);
-        let texts: Vec<&str> = statements.iter().map(|statement| statement.text.as_str()).collect();
+        let texts: Vec<&str> = statements
+            .iter()
+            .map(|statement| statement.text.as_str())
+            .collect();
         assert_eq!(
             texts,
             [

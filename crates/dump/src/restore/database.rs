@@ -28,7 +28,7 @@ pub(crate) async fn restore(
 ) -> Result<RestoredDatabase, DumpError> {
     restore.progress.set_phase(format!("{target_name}: preparing"));
     let target = restore.target.with_database(target_name);
-    let mark = prepare::prepare(restore, session, database, target_name).await?;
+    let mark = prepare::prepare(restore, session, database, target_name, attention).await?;
     let one = One {
         restore,
         database,

@@ -139,9 +139,7 @@ impl One<'_> {
         let schemas = tables::missing_schemas(&mut session, &selection).await?;
         let picker = Picker::new(&archive.entries, &selection, &dependents, schemas);
         let context = || format!("making hypertable {}", self.name);
-        let made = archive.restore(self.target, Some("pre-data"), 1, |entry| {
-            picker.picks(entry)
-        });
+        let made = archive.restore(self.target, Some("pre-data"), 1, |entry| picker.picks(entry));
         made.await?.context(context)?;
         self.make_hypertable(&mut session, attention).await?;
         session.close().await;

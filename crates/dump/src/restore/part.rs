@@ -6,7 +6,7 @@ use crate::error::DumpError;
 use crate::manifest::DatabaseManifest;
 use crate::restore::options::{HypertableRange, RestoredDatabase};
 use crate::restore::selection::{Selection, select};
-use crate::restore::{Restore, hypertable, plan, prepare, tables};
+use crate::restore::{Restore, hypertable, plan, prepare, properties, tables};
 
 /// Restores the chosen tables into one database.
 ///
@@ -49,7 +49,7 @@ async fn restore_selection(
     selection: &Selection,
     attention: &mut Vec<String>,
 ) -> Result<RestoredDatabase, DumpError> {
-    prepare::make_if_missing(restore, outside, database, target_name).await?;
+    let made = prepare::make_if_missing(restore, outside, database, target_name).await?;
     let target = restore.target.with_database(target_name);
     let mut restored = RestoredDatabase {
         name: database.name.clone(),
@@ -74,6 +74,9 @@ async fn restore_selection(
     let range = restore.options.hypertable.as_ref().unwrap_or(&whole);
     for name in &selection.hypertables {
         add(hypertable::restore(restore, outside, database, &target, name, range, attention).await?);
+    }
+    if made {
+        properties::apply(restore, outside, database, target_name, attention).await?;
     }
     Ok(restored)
 }

@@ -4,11 +4,11 @@ use pgkeep_base::{BackupId, quote_identifier};
 use pgkeep_pg::{Session, Target};
 
 use crate::error::{Context, DumpError};
-use crate::manifest::DatabaseManifest;
+use crate::manifest::{DatabaseManifest, DatabaseProperties, Relation, RelationKind};
 use crate::restore::mark::{self, Mark, Step};
 use crate::restore::options::RestoreOptions;
-use crate::restore::{Restore, connect};
-use crate::sql;
+use crate::restore::{Restore, connect, properties};
+use crate::{catalog, sql};
 
 /// TimescaleDB's scheduler may reconnect between the kill and the drop.
 const DROP_ATTEMPTS_MAX: u32 = 10;
@@ -22,8 +22,8 @@ const SQLSTATE_OBJECT_IN_USE: &str = "55006";
 pub enum Way {
     /// It isn't there.
     Create,
-    /// It is there and holds nothing.
-    UseEmpty,
+    /// It is there and holds nothing. What of it isn't as it was dumped, and can't be changed any more.
+    UseEmpty(Vec<String>),
     /// It holds something that the user gave up.
     Replace,
     /// It holds the first part of this same restore.
@@ -55,6 +55,7 @@ pub async fn state(
     let mut inside = connect(&target.with_database(target_name)).await?;
     let mark = mark::read(&mut inside).await?;
     let holds = contents(&mut inside).await?;
+    let found = catalog::database_properties(&mut inside).await?;
     inside.close().await;
     match mark {
         Some(_) if options.overwrite => Ok(Way::Replace),
@@ -96,7 +97,7 @@ pub async fn state(
             ),
             hint: "go on with --resume, or start over with --overwrite".to_owned(),
         }),
-        None if holds.is_none() => Ok(Way::UseEmpty),
+        None if holds.is_none() => use_empty(database, &found, target_name, options),
         None if options.overwrite => Ok(Way::Replace),
         None => Err(DumpError::Refused {
             message: format!(
@@ -107,6 +108,38 @@ pub async fn state(
                 .to_owned(),
         }),
     }
+}
+
+/// An empty database is used as it is; its encoding and its locale can't be changed any more.
+fn use_empty(
+    database: &DatabaseManifest,
+    found: &DatabaseProperties,
+    target_name: &str,
+    options: &RestoreOptions,
+) -> Result<Way, DumpError> {
+    let is_table = |relation: &Relation| relation.kind != RelationKind::Configuration;
+    let difference = properties::difference(&database.properties, found)
+        .filter(|_| database.relations.iter().any(is_table));
+    let Some(difference) = difference else {
+        return Ok(Way::UseEmpty(Vec::new()));
+    };
+    if options.overwrite {
+        return Ok(Way::Replace);
+    }
+    let name = quote_identifier(target_name);
+    if difference.encoding {
+        return Err(DumpError::Refused {
+            message: format!("database '{target_name}' is empty, but {}", difference.text),
+            hint: format!(
+                "drop it (DROP DATABASE {name}), or give --overwrite, and it is made with the dumped encoding"
+            ),
+        });
+    }
+    Ok(Way::UseEmpty(vec![format!(
+        "database '{target_name}' was there already, and {}: text sorts and compares as the database does; to have it as it \
+         was, drop it (DROP DATABASE {name}) and restore again",
+        difference.text
+    )]))
 }
 
 /// What a database holds beyond what `CREATE DATABASE` and extensions put there; none if nothing.
@@ -161,6 +194,7 @@ pub async fn prepare(
     session: &mut Session,
     database: &DatabaseManifest,
     target_name: &str,
+    attention: &mut Vec<String>,
 ) -> Result<Mark, DumpError> {
     let way = state(
         session,
@@ -186,7 +220,7 @@ pub async fn prepare(
             create(restore, &mut outside, database, target_name).await?;
             outside.close().await;
         }
-        Way::UseEmpty => {}
+        Way::UseEmpty(differences) => attention.extend(differences),
     }
     let mut inside = connect(&restore.target.with_database(target_name)).await?;
     mark::make(&mut inside, &restore.id.to_string(), &database.name, true).await?;
@@ -211,7 +245,7 @@ async fn create(
     Ok(())
 }
 
-/// Makes the database for single tables where there is none.
+/// Makes the database for single tables where there is none. Returns whether it did.
 ///
 /// # Errors
 /// PostgreSQL's.
@@ -220,11 +254,12 @@ pub async fn make_if_missing(
     session: &mut Session,
     database: &DatabaseManifest,
     target_name: &str,
-) -> Result<(), DumpError> {
+) -> Result<bool, DumpError> {
     if exists(session, target_name).await? {
-        return Ok(());
+        return Ok(false);
     }
-    create(restore, session, database, target_name).await
+    create(restore, session, database, target_name).await?;
+    Ok(true)
 }
 
 async fn exists(session: &mut Session, name: &str) -> Result<bool, DumpError> {

@@ -71,9 +71,7 @@ pub(crate) async fn restore(
     };
     let jobs = restore.options.jobs;
     archive
-        .restore(target, Some("post-data"), jobs, |entry| {
-            picker.picks(entry)
-        })
+        .restore(target, Some("post-data"), jobs, |entry| picker.picks(entry))
         .await?
         .context(context)?;
     let counted = counts::compare(database, target, jobs, Some(&selection.places)).await?;
