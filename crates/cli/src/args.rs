@@ -179,7 +179,7 @@ pub enum Format {
 /// `pgkeep restore`
 #[derive(Debug, Args)]
 pub struct RestoreArgs {
-    /// Backup to restore: an id, the beginning of one, or 'latest'.
+    /// Backup to restore: an id, the beginning of one, or 'latest', the newest that holds what is asked for.
     #[arg(value_name = "ID", default_value = "latest")]
     pub backup: String,
     /// Where to: a connection string, server:DIRECTORY for a new server there, or files:DIRECTORY.
@@ -330,7 +330,7 @@ pub struct CopyArgs {
 /// `pgkeep export`
 #[derive(Debug, Args)]
 pub struct ExportArgs {
-    /// Backup: an id, the beginning of one, or 'latest'.
+    /// Backup: an id, the beginning of one, or 'latest', the newest that holds what is asked for.
     #[arg(value_name = "ID", default_value = "latest")]
     pub backup: String,
     /// A folder with a script that restores it, or one SQL script.

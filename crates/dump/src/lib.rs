@@ -3,6 +3,7 @@
 mod binary;
 mod blocks;
 mod catalog;
+mod choose;
 mod data;
 mod database;
 mod error;
@@ -25,6 +26,7 @@ mod sql;
 pub mod verify;
 mod way_out;
 
+pub use choose::{Chosen, Skipped, Wanted, choose};
 pub use error::DumpError;
 pub use export::{ExportFormat, ExportOptions, export};
 pub use files::{FileFormat, FileOptions, FileReport, write_files};

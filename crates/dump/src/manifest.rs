@@ -88,6 +88,30 @@ pub struct DumpSummary {
     /// Which part of the tables.
     #[serde(default)]
     pub filters: Filters,
+    /// Less than what the cluster's configuration says was asked for; unknown of older dumps.
+    #[serde(default)]
+    pub narrowed: Option<Narrowed>,
+}
+
+impl DumpSummary {
+    /// What the dump lacks of what the cluster's dumps hold; for an older dump, of the cluster itself.
+    pub fn narrowed(&self) -> Narrowed {
+        self.narrowed.unwrap_or(Narrowed {
+            databases: self.partial && self.filters == Filters::default(),
+            tables: self.filters != Filters::default(),
+        })
+    }
+}
+
+/// In what a dump holds less than what is dumped as a rule: what was asked for by flags, not by the configuration.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Narrowed {
+    /// Databases were named.
+    #[serde(default)]
+    pub databases: bool,
+    /// Tables or schemas were named, or left out.
+    #[serde(default)]
+    pub tables: bool,
 }
 
 /// One database of a dump.

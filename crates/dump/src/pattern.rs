@@ -46,6 +46,23 @@ impl Pattern {
         }
     }
 
+    /// Whether it can fit one relation only.
+    pub fn is_exact(&self) -> bool {
+        let is_plain = |regex: &String| {
+            let inner = regex.strip_prefix("^(").and_then(|rest| rest.strip_suffix(")$"));
+            let mut characters = inner.unwrap_or("*").chars();
+            while let Some(character) = characters.next() {
+                match character {
+                    '\\' => drop(characters.next()),
+                    _ if SPECIAL.contains(character) => return false,
+                    _ => {}
+                }
+            }
+            true
+        };
+        self.schema_regex.as_ref().is_some_and(is_plain) && is_plain(&self.name_regex)
+    }
+
     /// Whether a name fits, asked here instead of on a server.
     ///
     /// # Errors
@@ -74,6 +91,9 @@ impl Pattern {
     }
 }
 
+/// What means something in a regular expression.
+const SPECIAL: &str = "|*+?()[]{}.^$\\";
+
 /// `expression ~ regex`, with PostgreSQL's own operator and a fixed collation.
 pub fn regex_condition(expression: &str, regex: &str) -> String {
     format!(
@@ -99,7 +119,7 @@ fn split(text: &str) -> Result<Vec<String>, String> {
             }
             '"' => quoted = !quoted,
             _ if quoted => {
-                if "|*+?()[]{}.^$\\".contains(character) {
+                if SPECIAL.contains(character) {
                     part.push('\\');
                 }
                 part.push(character);
@@ -144,5 +164,16 @@ mod tests {
             assert!(Pattern::relation(bad).is_err(), "{bad}");
         }
         assert!(Pattern::schema("a.b").is_err());
+        for (text, exact) in [
+            ("s.games", true),
+            ("\"S\".\"a*.b\\\"", true),
+            ("s.a$b", true),
+            ("games", false),
+            ("s.game?", false),
+            ("s.a|b", false),
+            ("*.games", false),
+        ] {
+            assert_eq!(Pattern::relation(text).unwrap().is_exact(), exact, "{text}");
+        }
     }
 }

@@ -18,7 +18,7 @@ use crate::catalog;
 use crate::database;
 use crate::error::{Context, DumpError};
 use crate::manifest::{
-    DatabaseManifest, DumpManifest, DumpSummary, Filters, MANIFEST_FORMAT, RelationKind, Totals,
+    DatabaseManifest, DumpManifest, DumpSummary, Filters, MANIFEST_FORMAT, Narrowed, RelationKind, Totals,
 };
 use crate::progress::Progress;
 use crate::schema::{self, ClientPrograms};
@@ -47,6 +47,8 @@ pub struct DumpOptions {
     pub databases: Vec<String>,
     /// Parts of them.
     pub filters: Filters,
+    /// In what that is less than what is dumped as a rule.
+    pub narrowed: Narrowed,
     /// How rows are written.
     pub row_formats: RowFormats,
     /// Tables read at once.
@@ -417,5 +419,6 @@ fn summary(manifest: &DumpManifest, options: &DumpOptions) -> DumpSummary {
         totals: manifest.totals,
         partial: !options.databases.is_empty() || options.filters != Filters::default(),
         filters: options.filters.clone(),
+        narrowed: Some(options.narrowed),
     }
 }

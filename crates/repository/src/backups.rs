@@ -147,22 +147,25 @@ impl Repository {
         error.into()
     }
 
+    /// The ids of every backup's folder of a kind, newest first, whatever lies there.
+    ///
+    /// # Errors
+    /// Whatever the store says.
+    pub async fn ids(&self, kind: BackupKind) -> Result<Vec<BackupId>, RepositoryError> {
+        let prefix = layout::kind_prefix(&self.cluster, kind);
+        let names = self.store.list_directories(&prefix).await?;
+        let mut ids: Vec<BackupId> = names.iter().filter_map(|name| name.parse().ok()).collect();
+        ids.sort_by(|a, b| b.cmp(a));
+        Ok(ids)
+    }
+
     /// The backup that `text` names: an id, the beginning of one, or `latest`.
     ///
     /// # Errors
     /// [`RepositoryError::NoSuchBackup`], [`RepositoryError::AmbiguousId`].
     pub async fn find(&self, kind: BackupKind, text: &str) -> Result<BackupId, RepositoryError> {
         let mut complete = Vec::new();
-        let prefix = layout::kind_prefix(&self.cluster, kind);
-        let mut ids: Vec<BackupId> = self
-            .store
-            .list_directories(&prefix)
-            .await?
-            .iter()
-            .filter_map(|name| name.parse().ok())
-            .collect();
-        ids.sort();
-        for id in ids.into_iter().rev() {
+        for id in self.ids(kind).await? {
             let fits = text == "latest" || id.to_string().starts_with(text);
             if fits && self.state(&id).await?.is_there() {
                 complete.push(id);

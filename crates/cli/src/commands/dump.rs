@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use pgkeep_base::ByteCount;
 use pgkeep_config::{Databases, DumpFormat, Overrides, RowFormat};
-use pgkeep_dump::manifest::Filters;
+use pgkeep_dump::manifest::{Filters, Narrowed};
 use pgkeep_dump::{DumpOptions, DumpReport, FileFormat, FileOptions, FileReport, Progress, RowFormats};
 use pgkeep_repository::Repository;
 use serde_json::json;
@@ -101,9 +101,23 @@ fn chosen(settings: &Settings, args: &DumpArgs) -> (Vec<String>, Filters) {
 
 fn options(settings: &Settings, args: &DumpArgs) -> DumpOptions {
     let (databases, filters) = chosen(settings, args);
+    // What the configuration says is all that the cluster's dumps hold; flags may say less.
+    let narrowed = Narrowed {
+        databases: !args.databases.is_empty(),
+        tables: [
+            &args.tables,
+            &args.schemas,
+            &args.exclude_tables,
+            &args.exclude_schemas,
+            &args.exclude_table_data,
+        ]
+        .iter()
+        .any(|flags| !flags.is_empty()),
+    };
     DumpOptions {
         databases,
         filters,
+        narrowed,
         row_formats: match settings.cluster.dump.row_format {
             RowFormat::Auto => RowFormats::Auto,
             RowFormat::Text => RowFormats::Text,

@@ -2,18 +2,18 @@
 
 use std::sync::Arc;
 
-use pgkeep_base::{BackupId, BackupKind, ByteCount};
+use pgkeep_base::{BackupId, ByteCount};
 use pgkeep_config::Overrides;
 use pgkeep_dump::manifest::DumpManifest;
-use pgkeep_dump::{ExportFormat, ExportOptions, Progress};
+use pgkeep_dump::{ExportFormat, ExportOptions, Progress, Skipped, Wanted};
 use pgkeep_repository::Repository;
 use pgkeep_repository::encryption::Encryption;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::args::{ExportArgs, ExportAs};
 use crate::context::{Context, KeyUse};
 use crate::exit::{Failure, Outcome};
-use crate::output::{ACCENT, styled};
+use crate::output::{ACCENT, Output, styled};
 use crate::progress::Display;
 
 /// `pgkeep export ID`
@@ -31,11 +31,15 @@ pub async fn run(context: &Context, args: ExportArgs) -> Result<Outcome, Failure
     }
     let reading = async {
         let repository = context.repository(&settings, KeyUse::Needed).await?;
-        let id = repository.find(BackupKind::Dump, &args.backup).await?;
-        let manifest = pgkeep_dump::read_manifest(&repository, &id).await?;
-        Ok((repository, id, manifest))
+        let wanted = Wanted {
+            databases: &args.databases,
+            tables: &[],
+        };
+        let chosen = pgkeep_dump::choose(&repository, &args.backup, &wanted).await?;
+        Ok((repository, chosen))
     };
-    let (repository, id, manifest) = context.cancellation.or(reading).await?;
+    let (repository, chosen) = context.cancellation.or(reading).await?;
+    tell_skipped(&context.output, &chosen.skipped);
     let encryption = match format {
         ExportFormat::Files => Encryption::None,
         ExportFormat::Plain => settings.file_encryption(&args.output)?,
@@ -48,7 +52,22 @@ pub async fn run(context: &Context, args: ExportArgs) -> Result<Outcome, Failure
         store: settings.store_options(),
         programs: settings.programs(),
     };
-    write(context, &repository, &id, &manifest, &options).await
+    write(context, &repository, &chosen.id, &chosen.manifest, &options).await
+}
+
+/// Says which dumps `latest` passed over, and why.
+pub fn tell_skipped(output: &Output, skipped: &[Skipped]) {
+    for Skipped { id, reason } in skipped {
+        output.note(format!("latest is not {id}, which {reason}"));
+    }
+}
+
+/// The same for programs.
+pub fn skipped_json(skipped: &[Skipped]) -> Value {
+    let entries = skipped
+        .iter()
+        .map(|skipped| json!({ "id": skipped.id.to_string(), "reason": skipped.reason }));
+    entries.collect()
 }
 
 /// Writes it and tells.

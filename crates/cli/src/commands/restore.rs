@@ -3,11 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use pgkeep_base::{BackupId, BackupKind, ByteCount};
+use pgkeep_base::{BackupId, ByteCount};
 use pgkeep_config::Overrides;
 use pgkeep_dump::manifest::DumpManifest;
 use pgkeep_dump::restore::{self, HypertableRange, RestoreOptions, RestorePlan, RestoreReport};
-use pgkeep_dump::{ExportFormat, ExportOptions, Progress};
+use pgkeep_dump::{Chosen, ExportFormat, ExportOptions, Progress, Skipped, Wanted};
 use pgkeep_pg::Target;
 use pgkeep_repository::Repository;
 use pgkeep_repository::encryption::Encryption;
@@ -58,6 +58,8 @@ struct Work {
     repository: Repository,
     id: BackupId,
     manifest: DumpManifest,
+    /// Newer dumps that don't hold what is asked for.
+    skipped: Vec<Skipped>,
     options: RestoreOptions,
     plan: RestorePlan,
 }
@@ -104,7 +106,12 @@ pub async fn run(context: &Context, args: RestoreArgs) -> Result<Outcome, Failur
         }
         Some(Into::Server(target)) => {
             let report = restore(context, &work, &target).await?;
-            Ok(tell(context, &report, &format!("at {}", target.endpoint())))
+            Ok(tell(
+                context,
+                &work,
+                &report,
+                &format!("at {}", target.endpoint()),
+            ))
         }
         Some(Into::NewServer(path)) => into_new_server(context, &work, &path, args.resume).await,
     }
@@ -116,8 +123,16 @@ async fn prepare(context: &Context, args: &RestoreArgs) -> Result<Work, Failure>
         ..Overrides::default()
     })?;
     let repository = context.repository(&settings, KeyUse::Needed).await?;
-    let id = repository.find(BackupKind::Dump, &args.backup).await?;
-    let manifest = pgkeep_dump::read_manifest(&repository, &id).await?;
+    let tables: Vec<String> = args.tables.iter().chain(&args.hypertable).cloned().collect();
+    let wanted = Wanted {
+        databases: &args.databases,
+        tables: &tables,
+    };
+    let Chosen {
+        id,
+        manifest,
+        skipped,
+    } = pgkeep_dump::choose(&repository, &args.backup, &wanted).await?;
     let options = options(&settings, args);
     let plan = restore::plan(&id, &manifest, &options)?;
     Ok(Work {
@@ -125,6 +140,7 @@ async fn prepare(context: &Context, args: &RestoreArgs) -> Result<Work, Failure>
         repository,
         id,
         manifest,
+        skipped,
         options,
         plan,
     })
@@ -159,8 +175,9 @@ fn options(settings: &Settings, args: &RestoreArgs) -> RestoreOptions {
 fn tell_plan(context: &Context, work: &Work, dry_run: bool) {
     let (output, plan) = (&context.output, &work.plan);
     if dry_run {
-        output.json(&plan_json(plan));
+        output.json(&plan_json(plan, &work.skipped));
     }
+    export::tell_skipped(output, &work.skipped);
     if output.is_quiet() {
         return;
     }
@@ -193,7 +210,7 @@ fn tell_plan(context: &Context, work: &Work, dry_run: bool) {
     table.lines().iter().for_each(|line| output.line(line));
 }
 
-fn plan_json(plan: &RestorePlan) -> Value {
+fn plan_json(plan: &RestorePlan, skipped: &[Skipped]) -> Value {
     let databases = plan.databases.iter().map(|database| {
         json!({
             "name": database.name,
@@ -211,6 +228,7 @@ fn plan_json(plan: &RestorePlan) -> Value {
         "dry_run": true,
         "taken_at": plan.taken_at,
         "server_version": plan.server_version,
+        "skipped": export::skipped_json(skipped),
         "databases": databases.collect::<Vec<_>>(),
     })
 }
@@ -256,14 +274,14 @@ async fn into_new_server(
     };
     let command = server.start_command();
     server.stop().await?;
-    let outcome = tell(context, &report, &format!("in {}", path.display()));
+    let outcome = tell(context, work, &report, &format!("in {}", path.display()));
     context.output.summary(format!(
         "\nStart it with    {command}\nIt lets the users of this machine in by its socket; for the network, edit pg_hba.conf."
     ));
     Ok(outcome)
 }
 
-fn tell(context: &Context, report: &RestoreReport, place: &str) -> Outcome {
+fn tell(context: &Context, work: &Work, report: &RestoreReport, place: &str) -> Outcome {
     let output = &context.output;
     let rows: u64 = report.databases.iter().map(|database| database.rows).sum();
     let counted_again: u64 = report.databases.iter().map(|database| database.counted).sum();
@@ -302,6 +320,7 @@ fn tell(context: &Context, report: &RestoreReport, place: &str) -> Outcome {
     });
     output.json(&json!({
         "id": report.id.to_string(),
+        "skipped": export::skipped_json(&work.skipped),
         "databases": databases.collect::<Vec<_>>(),
         "roles_created": report.roles_created,
         "attention": report.attention,

@@ -13,6 +13,7 @@ mod help;
 mod interrupted;
 mod kills;
 mod namespaces;
+mod latest;
 mod secrets;
 mod support;
 mod whole;

@@ -36,6 +36,7 @@ pub(crate) use database::archive_major;
 pub(crate) use load::client_encoding;
 pub(crate) use mark::refuse as refuse_unfinished;
 pub(crate) use plan::choose_databases;
+pub(crate) use selection::select;
 
 use crate::error::{Context, DumpError};
 use crate::manifest::{DatabaseManifest, DumpManifest};

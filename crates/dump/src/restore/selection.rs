@@ -34,7 +34,7 @@ pub fn select(database: &DatabaseManifest, patterns: &[String]) -> Result<Select
         hint: Some("patterns are those of pg_dump".to_owned()),
     };
     let mut selection = Selection::default();
-    let hypertables: Vec<QualifiedName> = user_hypertables(database);
+    let hypertables = held_hypertables(database);
     for text in patterns {
         let pattern = Pattern::relation(text).map_err(usage)?;
         let fits = |name: &QualifiedName| pattern.fits(&name.schema, &name.name).map_err(usage);
@@ -80,18 +80,13 @@ impl Selection {
     /// A malformed pattern in the manifest.
     pub fn of_filtered(database: &DatabaseManifest) -> Result<Self, DumpError> {
         let mut selection = Self::default();
-        let hypertables = user_hypertables(database);
-        let held: HashSet<&QualifiedName> =
-            database.relations.iter().map(|relation| &relation.name).collect();
+        let hypertables = held_hypertables(database);
         for (place, relation) in (0_u32..).zip(&database.relations) {
             if relation.kind == RelationKind::Table && !hypertables.contains(&relation.name) {
                 selection.add(place, relation);
             }
         }
-        selection.hypertables = hypertables
-            .into_iter()
-            .filter(|name| held.contains(name))
-            .collect();
+        selection.hypertables = hypertables;
         for text in &database.filters.schemas {
             let message = |message| DumpError::Usage { message, hint: None };
             let pattern = Pattern {
@@ -114,6 +109,16 @@ impl Selection {
         self.tables.extend(relation.partition_of.clone());
     }
 
+    /// A chosen table whose rows were left out of the dump.
+    pub fn first_without_rows(&self, database: &DatabaseManifest) -> Option<QualifiedName> {
+        let mut relations = (0_u32..).zip(&database.relations);
+        let found = relations.find(|(place, relation)| {
+            relation.data_excluded
+                && (self.places.contains(place) || self.hypertables.contains(&relation.name))
+        });
+        found.map(|(_, relation)| relation.name.clone())
+    }
+
     /// Chooses one table by its name.
     pub fn add_table(&mut self, database: &DatabaseManifest, name: &QualifiedName) {
         let relation = database.relations.iter().find(|relation| relation.name == *name);
@@ -134,6 +139,14 @@ pub fn user_hypertables(database: &DatabaseManifest) -> Vec<QualifiedName> {
         name: table.name.clone(),
     })
     .collect()
+}
+
+/// Those of them that the dump holds: the inventory is of the whole database.
+fn held_hypertables(database: &DatabaseManifest) -> Vec<QualifiedName> {
+    let held: HashSet<&QualifiedName> = database.relations.iter().map(|relation| &relation.name).collect();
+    let mut hypertables = user_hypertables(database);
+    hypertables.retain(|name| held.contains(name));
+    hypertables
 }
 
 /// What belongs to the chosen tables in the archive's table of contents.

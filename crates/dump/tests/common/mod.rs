@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pgkeep_base::{BackupId, BackupKind};
-use pgkeep_dump::manifest::Filters;
+use pgkeep_dump::manifest::{Filters, Narrowed};
 use pgkeep_dump::restore::{RestoreOptions, RestoreReport};
 use pgkeep_dump::verify::{self, VerifyDepth, VerifyOptions};
 use pgkeep_dump::{DumpError, DumpOptions, DumpReport, Progress, read_manifest};
@@ -75,6 +75,7 @@ pub fn dump_options(cluster: &Cluster) -> DumpOptions {
     DumpOptions {
         databases: Vec::new(),
         filters: Filters::default(),
+        narrowed: Narrowed::default(),
         row_formats: pgkeep_dump::RowFormats::Auto,
         jobs: 3,
         lock_timeout: Duration::from_secs(60),
