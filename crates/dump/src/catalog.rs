@@ -287,22 +287,6 @@ pub async fn sizes(session: &mut Session, relations: &[CatalogRelation]) -> Resu
     Ok(sizes)
 }
 
-/// Databases that take connections, template0 and template1 aside.
-///
-/// # Errors
-/// PostgreSQL's.
-pub async fn databases(session: &mut Session) -> Result<Vec<String>, DumpError> {
-    let sql = "SELECT datname FROM pg_catalog.pg_database
-        WHERE datallowconn AND datname NOT IN ('template0', 'template1') ORDER BY datname <> 'postgres', datname";
-    let rows = session
-        .query(sql)
-        .await
-        .context(|| "listing the databases".to_owned())?;
-    rows.iter()
-        .map(|row| row.get(0).context(|| "listing the databases".to_owned()))
-        .collect()
-}
-
 /// `pg_control_system().system_identifier`.
 ///
 /// # Errors

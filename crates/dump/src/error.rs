@@ -84,7 +84,7 @@ pub enum DumpError {
         /// How to go on.
         hint: String,
     },
-    /// The target of a restore lacks something.
+    /// The server, or the target of a restore, can't do what was asked for.
     #[error("{message}")]
     Target {
         /// What it lacks.

@@ -15,12 +15,13 @@ use tokio::process::Command;
 
 use crate::catalog;
 use crate::database::inventory;
+use crate::databases::{self, ChosenDatabases};
 use crate::error::{Context, DumpError};
 use crate::manifest::Filters;
 use crate::output::{Compression, Output};
 use crate::progress::Progress;
 use crate::restore::without_refused_settings;
-use crate::run::{check_server, choose_databases};
+use crate::run::{PASSWORDS_OMITTED, check_server, not_in_the_dump};
 use crate::schema::{self, ClientPrograms, PROGRAM_DEADLINE, ProgramOutput};
 use crate::snapshot::{self, LockedSnapshot};
 use crate::sql;
@@ -96,7 +97,8 @@ pub async fn write_files(
     };
     let mut session = Session::connect(target).await.context(context)?;
     let server_version_num = check_server(&session)?;
-    let databases = choose_databases(&mut session, &options.databases).await?;
+    let ChosenDatabases { databases, omissions } =
+        databases::choose(&mut session, &options.databases).await?;
     let settings_for_all = sql::settings_for_all(&catalog::settings_for_all(&mut session).await?);
     session.close().await;
     if options.format != FileFormat::Plain && databases.len() != 1 {
@@ -120,7 +122,10 @@ pub async fn write_files(
         programs,
         server_version_num,
         progress,
-        attention: Vec::new(),
+        attention: omissions
+            .iter()
+            .map(|omission| not_in_the_dump(omission))
+            .collect(),
     };
     let work = async {
         match options.format {
@@ -237,8 +242,7 @@ impl Writing<'_> {
             self.progress.set_phase("roles and other globals");
             let (globals, with_passwords) = schema::globals(&self.programs, self.target).await?;
             if !with_passwords {
-                self.attention
-                    .push("not in the dump: the roles' passwords: reading them needs a superuser".to_owned());
+                self.attention.push(not_in_the_dump(PASSWORDS_OMITTED));
             }
             output.write(globals).await?;
             output.write(Bytes::from(sql::script(settings_for_all))).await?;

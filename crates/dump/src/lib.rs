@@ -6,6 +6,7 @@ mod catalog;
 mod choose;
 mod data;
 mod database;
+mod databases;
 mod error;
 mod export;
 mod files;

@@ -16,6 +16,7 @@ use tokio::sync::mpsc;
 
 use crate::catalog;
 use crate::database;
+use crate::databases::{self, ChosenDatabases};
 use crate::error::{Context, DumpError};
 use crate::manifest::{
     DatabaseManifest, DumpManifest, DumpSummary, Filters, MANIFEST_FORMAT, Narrowed, RelationKind, Totals,
@@ -38,6 +39,14 @@ pub enum RowFormats {
     Auto,
     /// Everything as text.
     Text,
+}
+
+/// What a role that may not see passwords leaves out.
+pub(crate) const PASSWORDS_OMITTED: &str = "the roles' passwords: reading them needs a superuser";
+
+/// What is said of an omission right after the dump.
+pub(crate) fn not_in_the_dump(omission: &str) -> String {
+    format!("not in the dump: {omission}")
 }
 
 /// What to dump, and how.
@@ -129,7 +138,7 @@ pub async fn dump(
     let server_version_num = check_server(&session)?;
     let server_version = session.parameter("server_version").unwrap_or_default().to_owned();
     let system_identifier = catalog::system_identifier(&mut session).await?;
-    let databases = choose_databases(&mut session, &options.databases).await?;
+    let chosen = databases::choose(&mut session, &options.databases).await?;
     let settings_for_all = sql::settings_for_all(&catalog::settings_for_all(&mut session).await?);
     session.close().await;
     let programs = ClientPrograms::find(server_version_num, &options.programs).await?;
@@ -159,7 +168,7 @@ pub async fn dump(
     };
     // From here to the manifest the user may interrupt; the commit itself is one request, and then either true or not.
     let built = tokio::select! {
-        built = run.all(&databases, &lease) => built,
+        built = run.all(chosen, &lease) => built,
         () = cancelled => Err(DumpError::Interrupted),
     };
     let result = match built {
@@ -199,26 +208,6 @@ pub(crate) fn check_server(session: &Session) -> Result<u32, DumpError> {
     Ok(found)
 }
 
-pub(crate) async fn choose_databases(
-    session: &mut Session,
-    named: &[String],
-) -> Result<Vec<String>, DumpError> {
-    let all = catalog::databases(session).await?;
-    if named.is_empty() {
-        return Ok(all);
-    }
-    if let Some(missing) = named.iter().find(|name| !all.contains(name)) {
-        return Err(DumpError::Usage {
-            message: format!("there is no database '{missing}' in the cluster"),
-            hint: Some(format!("it has: {}", all.join(", "))),
-        });
-    }
-    let mut chosen = named.to_vec();
-    chosen.sort();
-    chosen.dedup();
-    Ok(chosen)
-}
-
 /// Sweeping is the dump's courtesy: a host without the right to delete leaves it to `pgkeep prune`.
 async fn sweep_quietly(repository: &Repository) -> Swept {
     match repository.sweep(BackupKind::Dump).await {
@@ -249,12 +238,12 @@ struct Ready {
 }
 
 impl Run<'_> {
-    async fn all(&self, databases: &[String], lease: &Lease) -> Result<Ready, DumpError> {
-        let mut omissions = Vec::new();
+    async fn all(&self, chosen: ChosenDatabases, lease: &Lease) -> Result<Ready, DumpError> {
+        let mut omissions = chosen.omissions;
         self.progress.set_phase("roles and other globals");
         let (globals, with_passwords) = schema::globals(&self.programs, self.target).await?;
         if !with_passwords {
-            omissions.push("the roles' passwords: reading them needs a superuser".to_owned());
+            omissions.push(PASSWORDS_OMITTED.to_owned());
         }
         let globals = [globals, Bytes::from(sql::script(&self.settings_for_all))]
             .concat()
@@ -262,7 +251,7 @@ impl Run<'_> {
         let name = format!("globals.sql{}", sealed_suffix(self.repository));
         let globals = self.repository.put_contents(&self.prefix, &name, globals).await?;
         let mut dumped = Vec::new();
-        for (number, name) in databases.iter().enumerate() {
+        for (number, name) in chosen.databases.iter().enumerate() {
             lease.check()?;
             let folder = format!("d{}", number + 1);
             dumped.push(database::dump(self, name, &folder).await?);
@@ -305,9 +294,7 @@ impl Run<'_> {
             return Err(error.into());
         }
         let omissions = ready.manifest.omissions.iter();
-        let attention = omissions
-            .map(|omission| format!("not in the dump: {omission}"))
-            .collect();
+        let attention = omissions.map(|omission| not_in_the_dump(omission)).collect();
         Ok((ready.manifest, attention))
     }
 

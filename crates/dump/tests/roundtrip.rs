@@ -9,6 +9,8 @@
 
 mod common;
 
+use pgkeep_base::Classified;
+use pgkeep_dump::DumpOptions;
 use pgkeep_testkit::compare::{Inventory, InventoryOptions, assert_same, assert_same_servers};
 use pgkeep_testkit::fixtures::{DATABASES, Events, GameData};
 use pgkeep_testkit::{Cluster, ClusterOptions, require, requirements};
@@ -124,4 +126,65 @@ async fn timescaledb_community() {
         GameData::new(Events::Community).load(&source);
         there_and_back(&source, &destination, true).await;
     }
+}
+
+/// What an interrupted DROP DATABASE leaves, and what takes no connections: named, with the mend, and in nobody's way.
+#[tokio::test(flavor = "multi_thread")]
+async fn databases_that_cannot_be_read_are_named() {
+    let source = Cluster::start(ClusterOptions::default()).unwrap();
+    for name in ["app", "half dropped", "closed"] {
+        source.create_database(name);
+    }
+    source.psql("app", "CREATE TABLE t AS SELECT 1 AS n");
+    // As DROP DATABASE marks it before it removes the files.
+    source.psql(
+        "postgres",
+        "UPDATE pg_database SET datconnlimit = -2 WHERE datname = 'half dropped';
+         ALTER DATABASE closed ALLOW_CONNECTIONS false;",
+    );
+    let folder = tempfile::tempdir().unwrap();
+    let repository = common::repository(folder.path(), true).await;
+    let report = common::dump(&repository, &source, &common::dump_options(&source))
+        .await
+        .unwrap();
+    let dumped: Vec<&str> = report
+        .manifest
+        .databases
+        .iter()
+        .map(|database| database.name.as_str())
+        .collect();
+    assert_eq!(dumped, ["postgres", "app"]);
+    assert_eq!(report.attention.len(), 2, "{:?}", report.attention);
+    for (line, mend) in report.attention.iter().zip([
+        "ALTER DATABASE \"closed\" ALLOW_CONNECTIONS true",
+        "DROP DATABASE \"half dropped\"",
+    ]) {
+        assert!(
+            line.starts_with("not in the dump: database '") && line.ends_with(mend),
+            "{line}"
+        );
+    }
+
+    let named = |name: &str| DumpOptions {
+        databases: vec!["app".to_owned(), name.to_owned()],
+        ..common::dump_options(&source)
+    };
+    for (name, mend) in [("half dropped", "DROP DATABASE"), ("closed", "ALTER DATABASE")] {
+        let error = common::dump(&repository, &source, &named(name))
+            .await
+            .unwrap_err();
+        let (text, hint) = (error.to_string(), error.hint().unwrap().to_string());
+        assert!(
+            text.contains(&format!("'{name}'")) && hint.contains(mend),
+            "{text}: {hint}"
+        );
+    }
+    // The mends are right.
+    source.psql("postgres", "ALTER DATABASE \"closed\" ALLOW_CONNECTIONS true");
+    source.psql("postgres", "DROP DATABASE \"half dropped\"");
+    let report = common::dump(&repository, &source, &common::dump_options(&source))
+        .await
+        .unwrap();
+    assert!(report.attention.is_empty(), "{:?}", report.attention);
+    assert_eq!(report.manifest.databases.len(), 3);
 }

@@ -1,0 +1,114 @@
+//! Which databases a dump reads, and which it can't.
+
+use pgkeep_base::quote_identifier;
+use pgkeep_pg::Session;
+
+use crate::error::{Context, DumpError};
+
+/// What a dump reads, and what it has to leave out.
+pub(crate) struct ChosenDatabases {
+    /// The databases' names, in the order they are read in.
+    pub databases: Vec<String>,
+    /// What can't be read although everything was asked for, in plain words, with its mend.
+    pub omissions: Vec<String>,
+}
+
+/// A database of the cluster, template0 and template1 aside.
+struct Listed {
+    name: String,
+    closed: Option<Closed>,
+}
+
+/// Why nobody can connect to a database.
+#[derive(Clone, Copy)]
+enum Closed {
+    /// `datconnlimit = -2`, which PostgreSQL sets before it removes the files. `DROP DATABASE` is all that it allows.
+    HalfDropped,
+    /// `datallowconn = false`
+    NoConnections,
+}
+
+impl Closed {
+    /// Completes "database 'x' ...".
+    fn reason(self) -> &'static str {
+        match self {
+            Self::HalfDropped => "is what an interrupted DROP DATABASE left, and can't be read",
+            Self::NoConnections => "takes no connections (datallowconn is false)",
+        }
+    }
+
+    fn mend(self, name: &str) -> String {
+        let name = quote_identifier(name);
+        match self {
+            Self::HalfDropped => format!("finish the drop: DROP DATABASE {name}"),
+            Self::NoConnections => format!("let it be read: ALTER DATABASE {name} ALLOW_CONNECTIONS true"),
+        }
+    }
+}
+
+async fn list(session: &mut Session) -> Result<Vec<Listed>, DumpError> {
+    let context = || "listing the databases".to_owned();
+    let sql = "SELECT datname, datconnlimit = -2, datallowconn FROM pg_catalog.pg_database
+        WHERE datname NOT IN ('template0', 'template1') ORDER BY datname <> 'postgres', datname";
+    let mut listed = Vec::new();
+    for row in session.query(sql).await.context(context)? {
+        let (half_dropped, connectable) = (row.get(1).context(context)?, row.get(2).context(context)?);
+        let closed = match (half_dropped, connectable) {
+            (true, _) => Some(Closed::HalfDropped),
+            (false, false) => Some(Closed::NoConnections),
+            (false, true) => None,
+        };
+        let name = row.get(0).context(context)?;
+        listed.push(Listed { name, closed });
+    }
+    Ok(listed)
+}
+
+/// Those that are named, or all that can be read.
+///
+/// # Errors
+/// PostgreSQL's; a named one isn't there, or can't be read.
+pub(crate) async fn choose(session: &mut Session, named: &[String]) -> Result<ChosenDatabases, DumpError> {
+    let listed = list(session).await?;
+    if named.is_empty() {
+        let omissions = listed.iter().filter_map(|database| {
+            let (name, closed) = (&database.name, database.closed?);
+            Some(format!(
+                "database '{name}', which {}; {}",
+                closed.reason(),
+                closed.mend(name)
+            ))
+        });
+        let omissions = omissions.collect();
+        let readable = listed.into_iter().filter(|database| database.closed.is_none());
+        let databases = readable.map(|database| database.name).collect();
+        return Ok(ChosenDatabases { databases, omissions });
+    }
+    for name in named {
+        match listed.iter().find(|database| database.name == *name) {
+            None => {
+                let names: Vec<&str> = listed.iter().map(|database| database.name.as_str()).collect();
+                return Err(DumpError::Usage {
+                    message: format!("there is no database '{name}' in the cluster"),
+                    hint: Some(format!("it has: {}", names.join(", "))),
+                });
+            }
+            Some(Listed {
+                closed: Some(closed), ..
+            }) => {
+                return Err(DumpError::Target {
+                    message: format!("database '{name}' {}", closed.reason()),
+                    hint: Some(closed.mend(name)),
+                });
+            }
+            Some(_) => {}
+        }
+    }
+    let mut databases = named.to_vec();
+    databases.sort();
+    databases.dedup();
+    Ok(ChosenDatabases {
+        databases,
+        omissions: Vec::new(),
+    })
+}
