@@ -182,9 +182,15 @@ pub struct RestoreArgs {
     /// Backup to restore: an id, the beginning of one, or 'latest', the newest that holds what is asked for.
     #[arg(value_name = "ID", default_value = "latest")]
     pub backup: String,
-    /// Where to: a connection string, server:DIRECTORY for a new server there, or files:DIRECTORY.
+    /// Where to: a connection string; a new server by server:DIRECTORY or, in Docker, image:NAME[:TAG]; files:DIRECTORY.
     #[arg(long, value_name = "TARGET", required_unless_present = "dry_run")]
     pub into: Option<String>,
+    /// Name of the container and volume that image: makes [default: pgkeep- and the cluster's name].
+    #[arg(long, value_name = "NAME")]
+    pub container: Option<String>,
+    /// Port of 127.0.0.1 that leads to the container [default: the first free one from 5432 on].
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    pub port: Option<u16>,
     /// Database to restore; may be repeated [default: all].
     #[arg(long = "database", short = 'd', value_name = "NAME")]
     pub databases: Vec<String>,

@@ -29,6 +29,11 @@ impl Cancellation {
         }
     }
 
+    /// Whether the user wants the work to end.
+    pub fn is_cancelled(&self) -> bool {
+        *self.0.borrow()
+    }
+
     /// Does work that needs no farewell: it is dropped when the user wants it to end.
     pub async fn or<T>(&self, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
         tokio::select! {

@@ -149,6 +149,25 @@ pub fn store(name: &str) -> Result<PathBuf, Missing> {
     program_in(&cache().join("stores/bin"), name, name)
 }
 
+/// A container image that `scripts/test-setup` made, by its name: `postgresql` or `timescaledb`.
+pub fn image(name: &str) -> Result<String, Missing> {
+    let image = format!("pgkeep-test/{name}:17");
+    let missing = || {
+        Missing(format!(
+            "the image {image} (Docker and root are needed to make it)"
+        ))
+    };
+    let found = clean_command("docker")
+        .args(["image", "inspect", "--format", "{{.Id}}", &image])
+        .output()
+        .map_err(|_| missing())?;
+    if found.status.success() {
+        Ok(image)
+    } else {
+        Err(missing())
+    }
+}
+
 /// Whether the tests run as root.
 pub fn root() -> Result<(), Missing> {
     if nix::unistd::Uid::effective().is_root() {

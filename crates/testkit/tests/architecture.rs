@@ -16,6 +16,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("pgkeep-config", &["pgkeep-base"]),
     ("pgkeep-repository", &["pgkeep-base", "pgkeep-store"]),
     ("pgkeep-timescale", &["pgkeep-base", "pgkeep-pg"]),
+    ("pgkeep-docker", &["pgkeep-base", "pgkeep-pg"]),
     (
         "pgkeep-dump",
         &[
@@ -32,6 +33,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
         &[
             "pgkeep-base",
             "pgkeep-config",
+            "pgkeep-docker",
             "pgkeep-dump",
             "pgkeep-pg",
             "pgkeep-repository",
@@ -45,6 +47,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
 const OWNED: &[(&str, &str)] = &[
     ("age", "pgkeep-repository"),
     ("aws-config", "pgkeep-store"),
+    ("bollard", "pgkeep-docker"),
     ("clap", "pgkeep"),
     ("comfy-table", "pgkeep"),
     ("indicatif", "pgkeep"),

@@ -8,6 +8,7 @@ mod keep;
 mod key;
 mod list;
 mod meta;
+mod new_container;
 mod new_server;
 mod prune;
 mod restore;

@@ -10,7 +10,7 @@ use pgkeep_pg::{Session, Target};
 use crate::exit::Failure;
 
 /// Loading is faster with these, and loses nothing: the server is stopped cleanly before anybody uses it.
-const SETTINGS: [(&str, &str); 4] = [
+pub const SETTINGS: [(&str, &str); 4] = [
     ("wal_level", "minimal"),
     ("max_wal_senders", "0"),
     ("synchronous_commit", "off"),
@@ -51,10 +51,7 @@ impl NewServer {
                 TemporaryServer::initdb(path, major_min, programs, &initdb, options).await?
             }
         };
-        let timescaledb = manifest
-            .databases
-            .iter()
-            .any(|database| database.timescaledb.is_some());
+        let timescaledb = needs_timescaledb(manifest);
         let mut settings = SETTINGS.to_vec();
         if timescaledb {
             settings.push(("shared_preload_libraries", "timescaledb"));
@@ -82,6 +79,14 @@ impl NewServer {
     pub async fn stop(mut self) -> Result<(), Failure> {
         Ok(self.server.stop(StopMode::Fast).await?)
     }
+}
+
+/// Whether the server needs TimescaleDB's library preloaded.
+pub fn needs_timescaledb(manifest: &DumpManifest) -> bool {
+    manifest
+        .databases
+        .iter()
+        .any(|database| database.timescaledb.is_some())
 }
 
 /// Without it the server would not start with TimescaleDB the next time.

@@ -1,10 +1,11 @@
-//! `pgkeep restore`: a plan first, then the work, into a running server or a new one.
+//! `pgkeep restore`: a plan first, then the work, into a running server, a new one, or files.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use pgkeep_base::{BackupId, ByteCount};
 use pgkeep_config::Overrides;
+use pgkeep_docker::ImageName;
 use pgkeep_dump::manifest::DumpManifest;
 use pgkeep_dump::restore::{self, HypertableRange, RestoreOptions, RestorePlan, RestoreReport};
 use pgkeep_dump::{Chosen, ExportFormat, ExportOptions, Progress, Skipped, Wanted};
@@ -15,6 +16,7 @@ use serde_json::{Value, json};
 
 use super::export;
 use super::new_server::NewServer;
+use super::new_container;
 use crate::args::RestoreArgs;
 use crate::context::{self, Context, KeyUse, Settings};
 use crate::exit::{Failure, Outcome};
@@ -28,6 +30,8 @@ enum Into {
     /// A new one, in a directory.
     NewServer(PathBuf),
     /// Plain files, in a directory.
+    /// A new one, in a container.
+    Image(ImageName),
     Files(PathBuf),
 }
 
@@ -37,6 +41,9 @@ impl Into {
             return Ok(Self::NewServer(directory(path, "server")?));
         }
         if let Some(path) = text.strip_prefix("files:") {
+        if let Some(name) = text.strip_prefix("image:") {
+            return Ok(Self::Image(ImageName::parse(name)?));
+        }
             return Ok(Self::Files(directory(path, "files")?));
         }
         Ok(Self::Server(Box::new(context::target(text)?)))
@@ -53,14 +60,14 @@ fn directory(path: &str, word: &str) -> Result<PathBuf, Failure> {
     Ok(PathBuf::from(path))
 }
 
-struct Work {
-    settings: Settings,
-    repository: Repository,
-    id: BackupId,
-    manifest: DumpManifest,
+pub(super) struct Work {
+    pub settings: Settings,
+    pub repository: Repository,
+    pub id: BackupId,
+    pub manifest: DumpManifest,
     /// Newer dumps that don't hold what is asked for.
     skipped: Vec<Skipped>,
-    options: RestoreOptions,
+    pub options: RestoreOptions,
     plan: RestorePlan,
 }
 
@@ -75,6 +82,12 @@ pub async fn run(context: &Context, args: RestoreArgs) -> Result<Outcome, Failur
         ));
     }
     let work = context.cancellation.or(prepare(context, &args)).await?;
+    if !matches!(into, Some(Into::Image(_))) && (args.container.is_some() || args.port.is_some()) {
+        return Err(Failure::usage(
+            "--container and --port are for a server made from an image",
+            "write --into image:NAME[:TAG], or leave them out",
+        ));
+    }
     tell_plan(context, &work, args.dry_run);
     match into {
         None => Ok(Outcome::Done),
@@ -111,10 +124,12 @@ pub async fn run(context: &Context, args: RestoreArgs) -> Result<Outcome, Failur
                 &work,
                 &report,
                 &format!("at {}", target.endpoint()),
+                None,
             ))
         }
         Some(Into::NewServer(path)) => into_new_server(context, &work, &path, args.resume).await,
     }
+        Some(Into::Image(image)) => new_container::restore(context, &work, image, &args).await,
 }
 
 async fn prepare(context: &Context, args: &RestoreArgs) -> Result<Work, Failure> {
@@ -243,7 +258,12 @@ async fn check(context: &Context, work: &Work, target: &Target) -> Result<Outcom
     Ok(Outcome::Done)
 }
 
-async fn restore(context: &Context, work: &Work, target: &Target) -> Result<RestoreReport, Failure> {
+/// The work itself, with its progress shown.
+pub(super) async fn restore(
+    context: &Context,
+    work: &Work,
+    target: &Target,
+) -> Result<RestoreReport, Failure> {
     let progress = Arc::new(Progress::default());
     let display = Display::start(context.shown, &progress);
     let cancelled = context.cancellation.cancelled();
@@ -274,14 +294,21 @@ async fn into_new_server(
     };
     let command = server.start_command();
     server.stop().await?;
-    let outcome = tell(context, work, &report, &format!("in {}", path.display()));
+    let outcome = tell(context, work, &report, &format!("in {}", path.display()), None);
     context.output.summary(format!(
         "\nStart it with    {command}\nIt lets the users of this machine in by its socket; for the network, edit pg_hba.conf."
     ));
     Ok(outcome)
 }
 
-fn tell(context: &Context, work: &Work, report: &RestoreReport, place: &str) -> Outcome {
+/// The summary; `server` is what `--json` says of a server that was made.
+pub(super) fn tell(
+    context: &Context,
+    work: &Work,
+    report: &RestoreReport,
+    place: &str,
+    server: Option<Value>,
+) -> Outcome {
     let output = &context.output;
     let rows: u64 = report.databases.iter().map(|database| database.rows).sum();
     let counted_again: u64 = report.databases.iter().map(|database| database.counted).sum();
@@ -326,6 +353,7 @@ fn tell(context: &Context, work: &Work, report: &RestoreReport, place: &str) -> 
         "attention": report.attention,
         "elapsed_seconds": report.elapsed.as_secs_f64(),
     }));
+        "server": server,
     for attention in &report.attention {
         output.attention(attention);
     }

@@ -8,6 +8,7 @@
 )]
 
 mod bad_input;
+mod container;
 mod damage;
 mod help;
 mod interrupted;

@@ -1,0 +1,176 @@
+//! A restore into a server that is made from an image.
+
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use pgkeep_testkit::{Cluster, poll_until, require, requirements};
+
+use crate::support::{Place, server};
+
+const LIMIT: Duration = Duration::from_secs(120);
+
+fn docker(args: &[&str]) -> String {
+    let output = Command::new("docker").args(args).output().unwrap();
+    let (stdout, stderr) = (output.stdout, String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "docker {args:?}: {stderr}");
+    String::from_utf8(stdout).unwrap().trim().to_owned()
+}
+
+/// The test's own container and volume; gone at the end.
+struct Container(String);
+
+impl Container {
+    fn new(what: &str) -> Self {
+        Self(format!("pgkeep-test-{what}-{}", std::process::id()))
+    }
+
+    fn exists(&self) -> bool {
+        let filter = format!("name={}", self.0);
+        let found = docker(&["ps", "--all", "--quiet", "--filter", &filter]);
+        !(found + &docker(&["volume", "ls", "--quiet", "--filter", &filter])).is_empty()
+    }
+
+    fn psql(&self, database: &str, sql: &str) -> String {
+        docker(&[
+            "exec",
+            &self.0,
+            "psql",
+            "-XAtq",
+            "--username=postgres",
+            "--dbname",
+            database,
+            "--command",
+            sql,
+        ])
+    }
+}
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        for args in [["rm", "--force", "--volumes"].as_slice(), &["volume", "rm"]] {
+            let mut command = Command::new("docker");
+            let _ = command
+                .args(args)
+                .arg(&self.0)
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .status();
+        }
+    }
+}
+
+fn dumped(cluster: &Cluster) -> Place {
+    let place = Place::with(cluster, None);
+    place.dump();
+    place
+}
+
+#[test]
+fn a_restore_makes_a_server_from_an_image() {
+    let image = format!("image:{}", require!(requirements::image("postgresql")));
+    let place = dumped(&server());
+    let container = Container::new("restored");
+    let args = ["restore", "--into", &image, "--container", &container.0];
+    let plan = place.run(&[&args[..], &["--dry-run"]].concat()).expect(0);
+    assert!(plan.stdout.contains("Nothing was done."), "{}", plan.stdout);
+    assert!(!container.exists());
+
+    let done = place.run(&[&args[..], &["--json"]].concat()).expect(0).json();
+    assert_eq!(done["server"]["container"], container.0.as_str());
+    let counts =
+        "SELECT (SELECT count(*) FROM players), (SELECT count(*) FROM scores), current_setting('wal_level')";
+    assert_eq!(container.psql("app", counts), "3000|5000|replica");
+    // As the summary tells the user to connect.
+    let password = done["server"]["password_command"].as_str().unwrap();
+    let password = docker(&password.split(' ').skip(1).collect::<Vec<_>>());
+    let port = &done["server"]["port"];
+    let conninfo = format!("host=127.0.0.1 port={port} user=postgres password={password} dbname=postgres");
+    let taken = place.run(&["restore", "--into", &conninfo]).expect(4);
+    assert!(
+        taken.stderr.contains("'app' is there already"),
+        "{}",
+        taken.stderr
+    );
+    let taken = place.run(&args).expect(4);
+    assert!(taken.stderr.contains("--container NAME"), "{}", taken.stderr);
+}
+
+#[test]
+fn a_restore_into_a_container_goes_on_where_it_stopped() {
+    let image = format!("image:{}", require!(requirements::image("postgresql")));
+    let cluster = server();
+    // A restore that fails at its end unless the role is there.
+    cluster.psql(
+        "app",
+        "CREATE ROLE blessing;
+         CREATE FUNCTION blessed() RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN
+           PERFORM 'blessing'::regrole; RETURN true; END $$;
+         CREATE MATERIALIZED VIEW blessed AS SELECT blessed();
+         DROP ROLE blessing;",
+    );
+    let place = dumped(&cluster);
+    let container = Container::new("resumed");
+    let args = ["restore", "--into", &image, "--container", &container.0];
+    let failed = place.run(&args).expect(1);
+    assert!(
+        failed.stderr.contains("blessing") && failed.stderr.contains("--resume"),
+        "{}",
+        failed.stderr
+    );
+    assert!(container.exists(), "what is loaded stays");
+    container.psql("postgres", "CREATE ROLE blessing");
+    place.run(&[&args[..], &["--resume"]].concat()).expect(0);
+    assert_eq!(container.psql("app", "SELECT count(*) FROM players"), "3000");
+}
+
+#[test]
+fn an_interrupted_restore_into_a_container_leaves_nothing() {
+    let image = format!("image:{}", require!(requirements::image("postgresql")));
+    let place = dumped(&server());
+    let container = Container::new("interrupted");
+    let child = place
+        .command(&["restore", "--into", &image, "--container", &container.0])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    poll_until("the container", LIMIT, || container.exists());
+    let pid = child.id().to_string();
+    assert!(
+        Command::new("kill")
+            .args(["-s", "INT", &pid])
+            .status()
+            .unwrap()
+            .success()
+    );
+    let done = place.done(child.wait_with_output().unwrap()).expect(1);
+    assert!(done.stderr.contains("error: interrupted"), "{}", done.stderr);
+    assert!(!container.exists());
+}
+
+#[test]
+fn what_belongs_to_containers_is_refused_elsewhere() {
+    let cluster = server();
+    let place = dumped(&cluster);
+    let into = cluster.tcp_conninfo("postgres");
+    let refused = place
+        .run(&["restore", "--into", &into, "--port", "6000"])
+        .expect(2);
+    assert!(refused.stderr.contains("--into image:"), "{}", refused.stderr);
+    place.run(&["restore", "--into", "image:"]).expect(2);
+    place.run(&["restore", "--into", "image:a b"]).expect(2);
+    let nowhere = place
+        .done(
+            place
+                .command(&["restore", "--into", "image:postgres:17"])
+                .env("DOCKER_HOST", "unix:///nowhere.sock")
+                .output()
+                .unwrap(),
+        )
+        .expect(1);
+    assert!(
+        nowhere.stderr.contains("Docker's engine can't be reached") && nowhere.stderr.contains("hint:"),
+        "{}",
+        nowhere.stderr
+    );
+}
