@@ -8,10 +8,9 @@ mod logging;
 mod output;
 mod progress;
 mod signals;
+mod usage;
 
 use std::process::ExitCode;
-
-use clap::Parser;
 
 use args::Cli;
 use context::Context;
@@ -20,7 +19,10 @@ use output::Output;
 use signals::Cancellation;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match usage::parse() {
+        Ok(cli) => cli,
+        Err(code) => return code,
+    };
     let output = Output::new(cli.global.json, cli.global.quiet);
     logging::start(cli.global.quiet, cli.global.verbose);
     let code = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {

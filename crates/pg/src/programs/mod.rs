@@ -1,6 +1,7 @@
 //! PostgreSQL's own programs: where they are, which version, and how they are run.
 
 mod find;
+mod messages;
 mod run;
 
 use std::path::PathBuf;

@@ -9,6 +9,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::ProgramError;
+use super::messages::without_secrets;
 
 /// How much of the end of standard error is kept.
 const STDERR_BYTES_MAX: usize = 16 * 1024;
@@ -188,7 +189,9 @@ impl Running {
 
     async fn stderr_tail(mut self) -> String {
         match timeout(STDERR_GRACE, &mut self.stderr).await {
-            Ok(Ok(bytes)) => String::from_utf8_lossy(&bytes).into_owned(),
+            Ok(Ok(bytes)) => {
+                without_secrets(&String::from_utf8_lossy(&bytes), bytes.len() >= STDERR_BYTES_MAX)
+            }
             _ => {
                 self.stderr.abort();
                 String::new()

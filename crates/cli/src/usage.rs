@@ -1,0 +1,61 @@
+//! Reading the command line. clap repeats what it doesn't understand, and that may be half of a password.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::args::Cli;
+use crate::exit::USAGE;
+
+/// What an argument has that may hold a secret, in small letters.
+const SECRET_MARKS: [&str; 6] = ["password", "secret", "token", "access_key", "sig=", "://"];
+/// A shorter one is part of many words.
+const SECRET_BYTES_MIN: usize = 4;
+
+/// The arguments, or how to end when help was asked for or they make no sense.
+pub fn parse() -> Result<Cli, ExitCode> {
+    Cli::try_parse().map_err(|error| {
+        let mut text = error.render().ansi().to_string();
+        if !error.use_stderr() {
+            anstream::print!("{text}");
+            return ExitCode::SUCCESS;
+        }
+        for secret in std::env::args().skip(1).filter_map(secret_part) {
+            text = text.replace(&secret, "[not shown]");
+        }
+        anstream::eprint!("{text}");
+        ExitCode::from(USAGE)
+    })
+}
+
+/// What of an argument must not be repeated: all of it, or the value of `--option=value`.
+fn secret_part(argument: String) -> Option<String> {
+    let value = match argument.split_once('=') {
+        Some((option, value)) if option.starts_with("--") => value.to_owned(),
+        _ => argument,
+    };
+    let small = value.to_ascii_lowercase();
+    let secret = SECRET_MARKS.iter().any(|mark| small.contains(mark)) && !value.starts_with('-');
+    (secret && value.len() >= SECRET_BYTES_MIN).then_some(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments_that_may_hold_secrets_are_known() {
+        let part = |text: &str| secret_part(text.to_owned());
+        for (argument, secret) in [
+            ("password=x", Some("password=x")),
+            ("postgres://u:x@h", Some("postgres://u:x@h")),
+            ("--set=s3.secret_access_key:x", Some("s3.secret_access_key:x")),
+            ("AGE-SECRET-KEY-1X", Some("AGE-SECRET-KEY-1X")),
+            ("--passwords", None),
+            ("dump", None),
+            ("host=x", None),
+        ] {
+            assert_eq!(part(argument).as_deref(), secret, "{argument}");
+        }
+    }
+}
