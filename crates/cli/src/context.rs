@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use pgkeep_base::{BackupId, BackupKind, Secret};
+use pgkeep_base::{BackupId, BackupKind, ByteCount, Secret};
 use pgkeep_config::{Cluster, EncryptionMode, Loaded, Overrides};
+use pgkeep_dump::memory::MEMORY_DEFAULT;
 use pgkeep_pg::programs::ProgramSearch;
 use pgkeep_pg::{Conninfo, Environment, Target};
 use pgkeep_repository::encryption::{COMPRESSION_LEVEL_DEFAULT, Encryption};
@@ -14,7 +15,7 @@ use pgkeep_store::{AzureOptions, GcsOptions, S3Addressing, S3Options, Store, Sto
 
 use crate::args::GlobalArgs;
 use crate::exit::Failure;
-use crate::output::Output;
+use crate::output::{Output, counted};
 use crate::progress::Shown;
 use crate::signals::Cancellation;
 
@@ -168,15 +169,10 @@ impl Settings {
                 Vec::new()
             }),
         };
-        let compression_level = self
-            .cluster
-            .dump
-            .compression_level
-            .unwrap_or(COMPRESSION_LEVEL_DEFAULT);
         Ok(Access {
             encryption,
             identities,
-            compression_level,
+            compression_level: self.compression_level(),
         })
     }
 
@@ -222,6 +218,27 @@ impl Settings {
         let by_cpus =
             || std::thread::available_parallelism().map_or(2, |cpus| cpus.get().clamp(2, JOBS_DEFAULT_MAX));
         self.cluster.dump.jobs.map_or_else(by_cpus, |jobs| jobs as usize)
+    }
+
+    /// The same, as far as `limits.memory` permits; `jobs_max` tells how many jobs fit.
+    pub fn jobs_in_memory(&self, output: &Output, jobs_max: impl Fn(ByteCount) -> usize) -> usize {
+        let memory = self.cluster.limits.memory.unwrap_or(MEMORY_DEFAULT);
+        let (wanted, permitted) = (self.jobs(), jobs_max(memory));
+        if wanted > permitted {
+            output.note(format!(
+                "{} instead of {wanted}, to stay within limits.memory ({memory}); for more: --set limits.memory=1GiB",
+                counted(permitted as u64, "job", "jobs")
+            ));
+        }
+        wanted.min(permitted)
+    }
+
+    /// zstd's level.
+    pub fn compression_level(&self) -> i32 {
+        self.cluster
+            .dump
+            .compression_level
+            .unwrap_or(COMPRESSION_LEVEL_DEFAULT)
     }
 }
 

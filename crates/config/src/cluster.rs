@@ -211,7 +211,7 @@ pub struct Keep {
 pub struct Limits {
     /// Average bandwidth of all uploads together, per second.
     pub upload_bytes_per_second: Option<ByteCount>,
-    /// Memory for buffers.
+    /// Memory for buffers. It caps how many jobs run at once.
     pub memory: Option<ByteCount>,
 }
 

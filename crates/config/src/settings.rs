@@ -290,8 +290,8 @@ pub const SETTINGS: &[Setting] = &[
     setting!(
         "limits.memory",
         "size, such as `256MiB`",
-        "by the command",
-        "Memory for buffers.",
+        "`192MiB`",
+        "Memory for buffers. It caps how many jobs run at once.",
         |cluster, input| cluster.limits.memory = Some(input.bytes()?)
     ),
     // Stores.

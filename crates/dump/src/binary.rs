@@ -142,7 +142,7 @@ impl RowCounter {
     }
 }
 
-/// The rows of a relation as the server sends them: in whole messages, each of whole rows.
+/// The rows of a relation as the server sends them. Header and trailer come whole; a long row may come in pieces.
 #[derive(Debug, Default)]
 pub struct RowStream {
     begun: bool,
@@ -150,10 +150,10 @@ pub struct RowStream {
 }
 
 impl RowStream {
-    /// Where in the messages the rows are, without header and trailer, and how many.
+    /// Where in the messages the rows are, without header and trailer, and how many begin there.
     ///
     /// # Errors
-    /// As [`RowCounter::feed`], or a message holds half a row.
+    /// As [`RowCounter::feed`].
     pub fn rows<'a>(&mut self, messages: &'a [u8]) -> Result<(&'a [u8], u64), Malformed> {
         let mut rows = messages;
         if !self.begun && !rows.is_empty() {
@@ -163,13 +163,15 @@ impl RowStream {
         let before = self.counter.rows();
         let had_ended = self.counter.has_ended();
         self.counter.feed(rows)?;
-        if !self.counter.is_between_rows() {
-            return Err(Malformed);
-        }
         if self.counter.has_ended() && !had_ended {
             rows = rows.strip_suffix(TRAILER).ok_or(Malformed)?;
         }
         Ok((rows, self.counter.rows() - before))
+    }
+
+    /// Whether the last piece ended with a whole row.
+    pub fn is_between_rows(&self) -> bool {
+        self.counter.is_between_rows()
     }
 
     /// Whether the server has sent all of it.
@@ -296,10 +298,9 @@ mod tests {
     #[test]
     fn what_is_no_stream_is_refused() {
         assert_eq!(RowStream::default().rows(b"1\t2\n"), Err(Malformed));
-        assert_eq!(
-            RowStream::default().rows(&[HEADER, b"\0\x01"].concat()),
-            Err(Malformed)
-        );
+        let mut half = RowStream::default();
+        assert_eq!(half.rows(&[HEADER, b"\0\x01"].concat()), Ok((&b"\0\x01"[..], 1)));
+        assert!(!half.is_between_rows() && !half.is_whole());
         assert_eq!(
             RowStream::default().rows(&[HEADER, b"\xff\xfe"].concat()),
             Err(Malformed)

@@ -26,12 +26,12 @@ const OWN_OBJECT_BYTES_MIN: u64 = 8 << 20;
 /// Smaller ones share objects, up to this many of them.
 const BUNDLE_RELATIONS_MAX: usize = 500;
 /// Memory for objects being built, waiting and being uploaded, over all workers, in bytes.
-const OBJECT_MEMORY_BYTES: usize = 96 << 20;
+pub(crate) const OBJECT_MEMORY_BYTES: usize = 96 << 20;
 /// An object is cut at this size at the latest, in bytes as stored. One PUT; see shared figures in docs/FORMAT.md.
 const PART_BYTES_MAX: usize = 16 << 20;
-const PART_BYTES_MIN: usize = 2 << 20;
+pub(crate) const PART_BYTES_MIN: usize = 2 << 20;
 /// Objects that a worker holds at once: one built, one waiting, one being uploaded.
-const OBJECTS_PER_WORKER: usize = 3;
+pub(crate) const OBJECTS_PER_WORKER: usize = 3;
 /// Contents of one object at most, in bytes.
 const PART_PLAIN_BYTES_MAX: u64 = 1 << 30;
 /// Row buffers between a session and its packer.

@@ -14,6 +14,7 @@ mod files;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod manifest;
+pub mod memory;
 mod output;
 mod pack;
 mod pattern;

@@ -18,7 +18,7 @@ pub enum PackInput {
         /// What is written before each of its blocks in a script: `COPY ... FROM stdin;`, without the line's end.
         copy_line: String,
     },
-    /// Whole messages of the server's, so whole rows.
+    /// What the server sends of the rows; a long row comes in several pieces.
     Rows(Vec<u8>),
     /// The relation ends.
     End,
@@ -173,12 +173,17 @@ impl Packer {
             .current
             .as_mut()
             .ok_or_else(|| internal("rows of no relation"))?;
-        let (rows, count) = match &mut current.stream {
-            Some(stream) => stream
-                .rows(messages)
-                .map_err(|error| internal(&error.to_string()))?,
+        let (rows, count, whole) = match &mut current.stream {
+            Some(stream) => {
+                let rows = stream.rows(messages);
+                let (rows, count) = rows.map_err(|error| internal(&error.to_string()))?;
+                (rows, count, stream.is_between_rows())
+            }
             // In COPY's text format a line feed ends a row and nothing else: one inside a value is written as \n.
-            None => (messages, memchr::memchr_iter(b'\n', messages).count() as u64),
+            None => {
+                let count = memchr::memchr_iter(b'\n', messages).count() as u64;
+                (messages, count, messages.ends_with(b"\n"))
+            }
         };
         if rows.is_empty() {
             return Ok(());
@@ -204,7 +209,8 @@ impl Packer {
         segment.bytes += bytes;
         let full = sealer.sealed_bytes() >= self.limits.stored_bytes_max
             || sealer.plain_bytes() >= self.limits.plain_bytes_max;
-        if full { self.cut() } else { Ok(()) }
+        // An object ends where a row does.
+        if full && whole { self.cut() } else { Ok(()) }
     }
 
     /// Begins a block of the current relation, and an object where there is none. Only when there are rows: an empty

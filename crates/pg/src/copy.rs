@@ -22,6 +22,7 @@ impl Session {
         self.start_copy(sql, backend::COPY_OUT_RESPONSE_TAG).await?;
         Ok(CopyOut {
             session: self,
+            missing: 0,
             rows: None,
         })
     }
@@ -92,13 +93,17 @@ impl Session {
 #[derive(Debug)]
 pub struct CopyOut<'a> {
     session: &'a mut Session,
+    /// Of a large message that was begun, so many bytes are still to come.
+    missing: usize,
     /// Set at the end.
     rows: Option<u64>,
 }
 
 impl CopyOut<'_> {
-    /// Appends the payload of whole CopyData messages (for the text format: whole rows) to `buffer` until it holds at
-    /// least `bytes_min` bytes or the copy ends. Returns false at the end; data may have been appended even so.
+    /// Appends the payload of CopyData messages (for the text format: rows) to `buffer` until it holds at least
+    /// `bytes_min` bytes, a large message has ended, or the copy ends. Small messages come whole; a large one comes in
+    /// pieces, so that memory doesn't follow the size of a row, and is never followed by another in one buffer. Returns
+    /// false at the end; data may have been appended even so.
     ///
     /// # Errors
     /// [`PgError::Server`] if the copy fails; the session then can be used again. See [`PgError`] for the rest.
@@ -107,11 +112,18 @@ impl CopyOut<'_> {
             return Ok(false);
         }
         loop {
+            if self.missing > 0 {
+                self.read_missing(buffer, bytes_min).await?;
+                return Ok(true);
+            }
             let step = self.session.wire.append_copy_data(buffer, bytes_min);
             let result = match step {
                 Ok(CopyStep::Enough) => return Ok(true),
                 Ok(CopyStep::NeedMore) => self.session.wire.fill().await,
-                Ok(CopyStep::Direct(missing)) => self.session.wire.read_direct(buffer, missing).await,
+                Ok(CopyStep::Direct(missing)) => {
+                    self.missing = missing;
+                    continue;
+                }
                 Ok(CopyStep::Other) => {
                     if self.other_message().await? {
                         continue;
@@ -121,14 +133,21 @@ impl CopyOut<'_> {
                 Err(error) => return Err(self.session.give_up(error)),
             };
             if let Err(error) = result {
-                // In the middle of a message nobody could find the next one.
-                let direct = matches!(step, Ok(CopyStep::Direct(_)));
-                return Err(if direct {
-                    self.session.abandon(error).await
-                } else {
-                    self.session.explain(error).await
-                });
+                return Err(self.session.explain(error).await);
             }
+        }
+    }
+
+    /// More of a large message, as much as the buffer is to take.
+    async fn read_missing(&mut self, buffer: &mut Vec<u8>, bytes_min: usize) -> Result<(), PgError> {
+        let wanted = bytes_min.saturating_sub(buffer.len()).min(self.missing);
+        match self.session.wire.read_direct(buffer, wanted).await {
+            Ok(()) => {
+                self.missing -= wanted;
+                Ok(())
+            }
+            // In the middle of a message nobody could find the next one.
+            Err(error) => Err(self.session.abandon(error).await),
         }
     }
 

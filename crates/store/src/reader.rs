@@ -16,8 +16,8 @@ use crate::local::blocking;
 use crate::retry::RetryBudget;
 use crate::store::Store;
 
-/// Pieces in which files are read.
-const FILE_PIECE_BYTES: u64 = 1024 * 1024;
+/// Pieces in which files are read; some of them wait between the stages that open an object.
+const FILE_PIECE_BYTES: u64 = 256 * 1024;
 /// What is reserved at once for an object of announced size; more grows as it arrives.
 const RESERVE_BYTES_MAX: u64 = 64 * 1024 * 1024;
 

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use pgkeep_base::ByteCount;
 use pgkeep_config::{Databases, DumpFormat, Overrides, RowFormat};
 use pgkeep_dump::manifest::{Filters, Narrowed};
-use pgkeep_dump::{DumpOptions, DumpReport, FileFormat, FileOptions, FileReport, Progress, RowFormats};
+use pgkeep_dump::{
+    DumpOptions, DumpReport, FileFormat, FileOptions, FileReport, Progress, RowFormats, memory,
+};
 use pgkeep_repository::Repository;
 use serde_json::json;
 
@@ -58,7 +60,7 @@ fn format(settings: &Settings, args: &DumpArgs) -> Format {
 }
 
 async fn repository(context: &Context, settings: &Settings, args: &DumpArgs) -> Result<Outcome, Failure> {
-    let options = options(settings, args);
+    let options = options(context, settings, args);
     let target = settings.target()?;
     let access = settings.access(KeyUse::None)?;
     access.encryption.check_writable()?;
@@ -99,7 +101,7 @@ fn chosen(settings: &Settings, args: &DumpArgs) -> (Vec<String>, Filters) {
     (either(&args.databases, &databases), filters)
 }
 
-fn options(settings: &Settings, args: &DumpArgs) -> DumpOptions {
+fn options(context: &Context, settings: &Settings, args: &DumpArgs) -> DumpOptions {
     let (databases, filters) = chosen(settings, args);
     // What the configuration says is all that the cluster's dumps hold; flags may say less.
     let narrowed = Narrowed {
@@ -114,6 +116,7 @@ fn options(settings: &Settings, args: &DumpArgs) -> DumpOptions {
         .iter()
         .any(|flags| !flags.is_empty()),
     };
+    let level = settings.compression_level();
     DumpOptions {
         databases,
         filters,
@@ -122,7 +125,7 @@ fn options(settings: &Settings, args: &DumpArgs) -> DumpOptions {
             RowFormat::Auto => RowFormats::Auto,
             RowFormat::Text => RowFormats::Text,
         },
-        jobs: settings.jobs(),
+        jobs: settings.jobs_in_memory(&context.output, |memory| memory::dump_jobs_max(memory, level)),
         lock_timeout: args.lock_timeout,
         annotations: args.annotations.iter().cloned().collect::<BTreeMap<_, _>>(),
         accept_new_identity: args.accept_new_identity,

@@ -7,6 +7,7 @@ use pgkeep_base::{BackupId, ByteCount};
 use pgkeep_config::Overrides;
 use pgkeep_docker::ImageName;
 use pgkeep_dump::manifest::DumpManifest;
+use pgkeep_dump::memory;
 use pgkeep_dump::restore::{self, HypertableRange, RestoreOptions, RestorePlan, RestoreReport};
 use pgkeep_dump::{Chosen, ExportFormat, ExportOptions, Progress, Skipped, Wanted};
 use pgkeep_pg::Target;
@@ -15,8 +16,8 @@ use pgkeep_repository::encryption::Encryption;
 use serde_json::{Value, json};
 
 use super::export;
-use super::new_server::NewServer;
 use super::new_container;
+use super::new_server::NewServer;
 use crate::args::RestoreArgs;
 use crate::context::{self, Context, KeyUse, Settings};
 use crate::exit::{Failure, Outcome};
@@ -29,9 +30,9 @@ enum Into {
     Server(Box<Target>),
     /// A new one, in a directory.
     NewServer(PathBuf),
-    /// Plain files, in a directory.
     /// A new one, in a container.
     Image(ImageName),
+    /// Plain files, in a directory.
     Files(PathBuf),
 }
 
@@ -40,10 +41,10 @@ impl Into {
         if let Some(path) = text.strip_prefix("server:") {
             return Ok(Self::NewServer(directory(path, "server")?));
         }
-        if let Some(path) = text.strip_prefix("files:") {
         if let Some(name) = text.strip_prefix("image:") {
             return Ok(Self::Image(ImageName::parse(name)?));
         }
+        if let Some(path) = text.strip_prefix("files:") {
             return Ok(Self::Files(directory(path, "files")?));
         }
         Ok(Self::Server(Box::new(context::target(text)?)))
@@ -81,13 +82,13 @@ pub async fn run(context: &Context, args: RestoreArgs) -> Result<Outcome, Failur
             "leave --database, --table and --hypertable out, or restore into a server",
         ));
     }
-    let work = context.cancellation.or(prepare(context, &args)).await?;
     if !matches!(into, Some(Into::Image(_))) && (args.container.is_some() || args.port.is_some()) {
         return Err(Failure::usage(
             "--container and --port are for a server made from an image",
             "write --into image:NAME[:TAG], or leave them out",
         ));
     }
+    let work = context.cancellation.or(prepare(context, &args)).await?;
     tell_plan(context, &work, args.dry_run);
     match into {
         None => Ok(Outcome::Done),
@@ -128,8 +129,8 @@ pub async fn run(context: &Context, args: RestoreArgs) -> Result<Outcome, Failur
             ))
         }
         Some(Into::NewServer(path)) => into_new_server(context, &work, &path, args.resume).await,
-    }
         Some(Into::Image(image)) => new_container::restore(context, &work, image, &args).await,
+    }
 }
 
 async fn prepare(context: &Context, args: &RestoreArgs) -> Result<Work, Failure> {
@@ -148,7 +149,7 @@ async fn prepare(context: &Context, args: &RestoreArgs) -> Result<Work, Failure>
         manifest,
         skipped,
     } = pgkeep_dump::choose(&repository, &args.backup, &wanted).await?;
-    let options = options(&settings, args);
+    let options = options(context, &settings, args);
     let plan = restore::plan(&id, &manifest, &options)?;
     Ok(Work {
         settings,
@@ -161,7 +162,7 @@ async fn prepare(context: &Context, args: &RestoreArgs) -> Result<Work, Failure>
     })
 }
 
-fn options(settings: &Settings, args: &RestoreArgs) -> RestoreOptions {
+fn options(context: &Context, settings: &Settings, args: &RestoreArgs) -> RestoreOptions {
     let hypertable = args.hypertable.clone().map(|pattern| HypertableRange {
         pattern,
         from: args.from.clone(),
@@ -174,7 +175,7 @@ fn options(settings: &Settings, args: &RestoreArgs) -> RestoreOptions {
         target_database: args.target_database.clone(),
         overwrite: args.overwrite,
         resume: args.resume,
-        jobs: settings.jobs(),
+        jobs: settings.jobs_in_memory(&context.output, memory::load_jobs_max),
         roles: !args.no_roles,
         owners: !args.no_owner,
         privileges: !args.no_privileges,
@@ -352,8 +353,8 @@ pub(super) fn tell(
         "roles_created": report.roles_created,
         "attention": report.attention,
         "elapsed_seconds": report.elapsed.as_secs_f64(),
-    }));
         "server": server,
+    }));
     for attention in &report.attention {
         output.attention(attention);
     }

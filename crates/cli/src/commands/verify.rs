@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use pgkeep_base::{ByteCount, Classified, RetryClass};
 use pgkeep_config::Overrides;
-use pgkeep_dump::Progress;
 use pgkeep_dump::verify::{Sample, VerifyDepth, VerifyOptions, VerifyReport, verify};
+use pgkeep_dump::{Progress, memory};
 use serde_json::{Value, json};
 
 use crate::args::VerifyArgs;
@@ -39,7 +39,7 @@ pub async fn run(context: &Context, args: VerifyArgs) -> Result<Outcome, Failure
     let options = VerifyOptions {
         depth,
         sample,
-        jobs: settings.jobs(),
+        jobs: settings.jobs_in_memory(&context.output, memory::load_jobs_max),
     };
     let mut outcome = Outcome::Done;
     if ids.is_empty() {
