@@ -12,6 +12,8 @@ use jiff::tz::TimeZone;
 use serde_json::Value;
 use unicode_width::UnicodeWidthStr;
 
+use crate::table::Table;
+
 /// The one colour.
 pub const ACCENT: Style = Style::new().fg_color(Some(Color::Ansi(AnsiColor::Cyan)));
 /// What matters in a line.
@@ -69,6 +71,28 @@ impl Output {
         if !self.quiet {
             self.line(text);
         }
+    }
+
+    /// A result in plain words; on a terminal too narrow for it, folded between words.
+    pub fn prose(&self, text: impl AsRef<str>) {
+        fold(text.as_ref(), terminal_width(), PROSE_INDENT)
+            .iter()
+            .for_each(|line| self.line(line));
+    }
+
+    /// The same, where `--quiet` leaves it out.
+    pub fn prose_summary(&self, text: impl AsRef<str>) {
+        if !self.quiet {
+            self.prose(text);
+        }
+    }
+
+    /// A table, as wide as the terminal permits.
+    pub fn table(&self, table: &Table) {
+        table
+            .lines(terminal_width())
+            .iter()
+            .for_each(|line| self.line(line));
     }
 
     /// A result, for programs: one line.
@@ -137,87 +161,42 @@ impl Output {
     }
 }
 
+/// Further lines of folded prose.
+const PROSE_INDENT: usize = 2;
+
+/// How wide standard output is, where it is a terminal.
+pub fn terminal_width() -> Option<usize> {
+    terminal_size::terminal_size_of(io::stdout()).map(|(width, _)| usize::from(width.0))
+}
+
+/// What is seen of a text: styles take no room.
+pub fn seen_width(text: &str) -> usize {
+    anstream::adapter::strip_str(text).to_string().width()
+}
+
+/// Folds a text between words so that no line is wider than `width`, where that is possible. Lines after the first are
+/// indented.
+pub fn fold(text: &str, width: Option<usize>, indent: usize) -> Vec<String> {
+    let Some(width) = width.filter(|width| seen_width(text) > *width) else {
+        return vec![text.to_owned()];
+    };
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split(' ') {
+        match lines.last_mut() {
+            Some(line) if seen_width(line) + 1 + seen_width(word) <= width => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            Some(_) => lines.push(format!("{}{word}", " ".repeat(indent))),
+            None => lines.push(word.to_owned()),
+        }
+    }
+    lines
+}
+
 /// Further lines of a text stand under its first.
 fn indented(text: &str) -> String {
     text.trim_end().replace('\n', "\n  ")
-}
-
-/// To which side a column's texts are pushed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Align {
-    /// Texts.
-    Left,
-    /// Numbers.
-    Right,
-}
-
-/// Aligned columns under dim headings.
-#[derive(Debug)]
-pub struct Table {
-    columns: Vec<(&'static str, Align)>,
-    rows: Vec<Vec<String>>,
-}
-
-/// Between two columns.
-const GAP: &str = "  ";
-
-impl Table {
-    /// A table without rows.
-    pub fn new(columns: &[(&'static str, Align)]) -> Self {
-        Self {
-            columns: columns.to_vec(),
-            rows: Vec::new(),
-        }
-    }
-
-    /// Adds a row, a text for each column. The first column is the accent's.
-    pub fn row(&mut self, cells: Vec<String>) {
-        self.rows.push(cells);
-    }
-
-    /// The lines. Columns in which no row has anything are left out.
-    pub fn lines(&self) -> Vec<String> {
-        let columns: Vec<(usize, &'static str, Align, usize)> = self
-            .columns
-            .iter()
-            .enumerate()
-            .filter_map(|(place, (title, align))| {
-                let width = self
-                    .rows
-                    .iter()
-                    .filter_map(|row| row.get(place))
-                    .map(|cell| cell.width())
-                    .max()?;
-                (width > 0).then_some((place, *title, *align, width.max(title.width())))
-            })
-            .collect();
-        let line = |cell: &dyn Fn(usize, &'static str) -> String, style: &dyn Fn(usize) -> Style| {
-            let mut text = String::new();
-            for (number, (place, title, align, width)) in columns.iter().enumerate() {
-                let cell = cell(*place, title);
-                let pad = " ".repeat(width.saturating_sub(cell.width()));
-                let cell = if cell.is_empty() {
-                    cell
-                } else {
-                    styled(style(*place), cell)
-                };
-                let (before, after) = if *align == Align::Right {
-                    (pad, String::new())
-                } else {
-                    (String::new(), pad)
-                };
-                let gap = if number == 0 { "" } else { GAP };
-                let _ = write!(text, "{gap}{before}{cell}{after}");
-            }
-            text.trim_end().to_owned()
-        };
-        let heading = line(&|_, title| title.to_owned(), &|_| DIM);
-        let body = self.rows.iter().map(|row| {
-            let cell = |place: usize, _: &'static str| row.get(place).cloned().unwrap_or_default();
-            line(&cell, &|place| if place == 0 { ACCENT } else { Style::new() })
-        });
-        std::iter::once(heading).chain(body).collect()
-    }
 }
 
 /// `12,345,678`
@@ -258,16 +237,13 @@ pub fn time(timestamp: Timestamp) -> String {
     time_in(timestamp, TimeZone::system())
 }
 
-/// For columns: to the minute, `2026-11-22 03:00 +01`.
+/// For columns: to the minute, with the offset as PostgreSQL writes it, `2026-11-22 03:00+01`.
 pub fn time_short(timestamp: Timestamp) -> String {
     time_short_in(timestamp, TimeZone::system())
 }
 
 fn time_short_in(timestamp: Timestamp, zone: TimeZone) -> String {
-    let text = timestamp
-        .to_zoned(zone)
-        .strftime("%Y-%m-%d %H:%M %:z")
-        .to_string();
+    let text = timestamp.to_zoned(zone).strftime("%Y-%m-%d %H:%M%:z").to_string();
     text.strip_suffix(":00").map_or(text.clone(), str::to_owned)
 }
 
@@ -310,28 +286,27 @@ mod tests {
         let zone = TimeZone::get("Europe/Zurich").unwrap();
         let winter = "2026-11-22T02:00:00Z".parse().unwrap();
         assert_eq!(time_in(winter, zone.clone()), "2026-11-22 03:00:00 +01:00");
-        assert_eq!(time_short_in(winter, zone), "2026-11-22 03:00 +01");
+        assert_eq!(time_short_in(winter, zone), "2026-11-22 03:00+01");
         let zone = TimeZone::get("Asia/Kolkata").unwrap();
-        assert_eq!(time_short_in(winter, zone), "2026-11-22 07:30 +05:30");
+        assert_eq!(time_short_in(winter, zone), "2026-11-22 07:30+05:30");
     }
 
     #[test]
-    fn columns_are_aligned_by_what_is_seen_and_empty_ones_left_out() {
-        let mut table = Table::new(&[
-            ("NAME", Align::Left),
-            ("ROWS", Align::Right),
-            ("NOTE", Align::Left),
-        ]);
-        table.row(vec!["größe".to_owned(), "12".to_owned(), String::new()]);
-        table.row(vec!["日本".to_owned(), "1,234,567".to_owned(), String::new()]);
-        let lines: Vec<String> = table
-            .lines()
-            .iter()
-            .map(|line| anstream::adapter::strip_str(line).to_string())
-            .collect();
+    fn prose_is_folded_between_words() {
+        let text = format!("{} is good: all of it", styled(ACCENT, "d1"));
+        let folded = |width| -> Vec<String> {
+            let lines = fold(&text, width, 2);
+            lines
+                .iter()
+                .map(|line| anstream::adapter::strip_str(line).to_string())
+                .collect()
+        };
+        assert_eq!(folded(None), ["d1 is good: all of it"]);
+        assert_eq!(folded(Some(21)), ["d1 is good: all of it"]);
+        assert_eq!(folded(Some(12)), ["d1 is good:", "  all of it"]);
         assert_eq!(
-            lines,
-            ["NAME        ROWS", "größe         12", "日本   1,234,567"]
+            folded(Some(1)),
+            ["d1", "  is", "  good:", "  all", "  of", "  it"]
         );
     }
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use pgkeep_base::ByteCount;
 use pgkeep_dump::Progress;
 use tokio::task::JoinHandle;
@@ -16,8 +16,12 @@ const REFRESH_INTERVAL: Duration = Duration::from_millis(100);
 const LINE_INTERVAL: Duration = Duration::from_secs(30);
 
 const SPINNER: &str = "{spinner:.cyan} {msg}";
-const BAR: &str = "{spinner:.cyan} {msg}  {bar:24.cyan/dim} {percent:>3}%  {binary_bytes} of {binary_total_bytes}, \
-    {binary_bytes_per_sec}, {eta} left";
+const BAR: &str =
+    "{spinner:.cyan} {msg}  {bar:24.cyan/dim} {percent:>3}%  {done} of {total}, {rate}/s, {eta} left";
+/// Where there is less room than the other takes with its texts; what is going on is cut if need be.
+const BAR_NARROW: &str =
+    "{spinner:.cyan} {wide_msg}  {bar:10.cyan/dim} {percent:>3}%  {done} of {total}, {eta} left";
+const BAR_COLUMNS_MIN: u16 = 110;
 
 static BARS: LazyLock<MultiProgress> =
     LazyLock::new(|| MultiProgress::with_draw_target(ProgressDrawTarget::stderr()));
@@ -95,7 +99,7 @@ async fn move_bar(progress: Arc<Progress>, bar: ProgressBar) {
     // The templates are constants; should one be wrong, the bar is plain.
     let style =
         |template| ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-    let (spinner, full) = (style(SPINNER), style(BAR).progress_chars("━━╌"));
+    let (spinner, full) = (style(SPINNER), with_sizes(style(bar_template())));
     let mut ticks = tokio::time::interval(REFRESH_INTERVAL);
     let mut measurable = None;
     loop {
@@ -118,6 +122,28 @@ async fn move_bar(progress: Arc<Progress>, bar: ProgressBar) {
         bar.set_message(progress.phase());
         bar.tick();
     }
+}
+
+fn bar_template() -> &'static str {
+    match terminal_size::terminal_size_of(std::io::stderr()) {
+        Some((width, _)) if width.0 < BAR_COLUMNS_MIN => BAR_NARROW,
+        _ => BAR,
+    }
+}
+
+/// Sizes as everywhere else.
+fn with_sizes(style: ProgressStyle) -> ProgressStyle {
+    let key = |bytes: fn(&ProgressState) -> u64| {
+        move |state: &ProgressState, text: &mut dyn std::fmt::Write| {
+            // The bar is drawn again at once.
+            let _ = write!(text, "{}", ByteCount(bytes(state)));
+        }
+    };
+    style
+        .progress_chars("━━╌")
+        .with_key("done", key(ProgressState::pos))
+        .with_key("total", key(|state| state.len().unwrap_or(0)))
+        .with_key("rate", key(|state| state.per_sec() as u64))
 }
 
 async fn print_lines(progress: Arc<Progress>) {
@@ -173,7 +199,7 @@ mod tests {
 
     #[test]
     fn the_templates_are_right() {
-        for template in [SPINNER, BAR] {
+        for template in [SPINNER, BAR, BAR_NARROW] {
             assert!(ProgressStyle::with_template(template).is_ok(), "{template}");
         }
     }

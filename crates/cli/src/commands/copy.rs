@@ -113,7 +113,7 @@ async fn one(
         "elapsed_seconds": begun.elapsed().as_secs_f64(),
     }));
     let url = destination.store().url();
-    context.output.summary(format!(
+    context.output.prose_summary(format!(
         "{} {} {url}{}",
         styled(ACCENT, id),
         what_was_done(&report),

@@ -11,7 +11,7 @@ use serde_json::json;
 
 use crate::context::{Context, KeyUse, Settings};
 use crate::exit::{Failure, Outcome};
-use crate::output::{ACCENT, BOLD, DIM, counted, styled, time};
+use crate::output::{ACCENT, BOLD, DIM, counted, fold, styled, terminal_width, time};
 
 /// The oldest server that is supported.
 const MAJOR_MIN: u32 = 15;
@@ -338,12 +338,27 @@ async fn client_programs(search: &ProgramSearch, major: u32, findings: &mut Find
         match programs::find(name, major, search).await {
             Ok(program) => findings.ok(
                 "programs",
-                format!("{} ({})", program.version_text, program.path.display()),
+                format!(
+                    "{name} {} ({})",
+                    short_version(&program.version_text),
+                    program.path.display()
+                ),
             ),
             Err(error) => findings.error("programs", &error),
         }
     }
 }
+
+/// `17.12` of `pg_dump (PostgreSQL) 17.12 (Debian 17.12-0+deb13u1)`
+fn short_version(text: &str) -> &str {
+    let after = text
+        .split_once("(PostgreSQL) ")
+        .map_or(text, |(_, version)| version);
+    after.split(' ').next().unwrap_or(after)
+}
+
+/// Where the texts of findings begin.
+const FINDING_INDENT: usize = 12;
 
 fn tell(context: &Context, findings: &Findings) -> Outcome {
     let output = &context.output;
@@ -369,11 +384,10 @@ fn tell(context: &Context, findings: &Findings) -> Outcome {
             Mark::Warning | Mark::Error => BOLD,
         };
         let pad = " ".repeat("warning".len() - finding.mark.word().len());
-        output.line(format!(
-            "  {}{pad}   {}",
-            styled(style, finding.mark.word()),
-            finding.what
-        ));
+        let text = format!("  {}{pad}   {}", styled(style, finding.mark.word()), finding.what);
+        fold(&text, terminal_width(), FINDING_INDENT)
+            .iter()
+            .for_each(|line| output.line(line));
         if let Some(mend) = finding.mend.as_ref().filter(|_| finding.mark != Mark::Ok) {
             output.line(format!("            {}", styled(DIM, mend)));
         }

@@ -11,7 +11,8 @@ use super::summaries::{self, Summaries};
 use crate::args::ListArgs;
 use crate::context::{Context, KeyUse};
 use crate::exit::{Failure, Outcome};
-use crate::output::{Align, Table, time_short};
+use crate::output::time_short;
+use crate::table::{Align, Table};
 
 /// More names than this make a column too wide.
 const DATABASES_SHOWN_MAX: usize = 3;
@@ -46,10 +47,7 @@ pub async fn run(context: &Context, args: ListArgs) -> Result<Outcome, Failure> 
             "There is no backup of '{cluster}' at {url} yet. Take one with 'pgkeep dump'."
         ));
     } else {
-        table(&entries, &summaries)
-            .lines()
-            .iter()
-            .for_each(|line| context.output.line(line));
+        context.output.table(&table(&entries, &summaries));
     }
     if !args.all && unfinished > 0 && !context.output.is_json() {
         context.output.note(format!(
@@ -90,12 +88,13 @@ fn table(entries: &[&BackupEntry], summaries: &Summaries) -> Table {
     let mut table = Table::new(&[
         ("ID", Align::Left),
         ("STARTED", Align::Left),
-        ("DATABASES", Align::Left),
+        ("DATABASES", Align::Fold),
         ("SIZE", Align::Right),
         ("STORED", Align::Right),
         ("VERIFIED", Align::Left),
-        ("NOTE", Align::Left),
-    ]);
+        ("NOTE", Align::Fold),
+    ])
+    .dispensable("SIZE");
     for entry in entries {
         let summary = summaries.by_id.get(&entry.id);
         let of = |value: &dyn Fn(&DumpSummary) -> String| summary.map(value).unwrap_or_default();

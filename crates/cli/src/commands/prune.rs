@@ -14,7 +14,8 @@ use super::summaries;
 use crate::args::PruneArgs;
 use crate::context::{Context, KeyUse, LEASE_DURATION};
 use crate::exit::{Failure, Outcome};
-use crate::output::{Align, Table, counted, time_short};
+use crate::output::{counted, time_short};
+use crate::table::{Align, Table};
 
 /// `pgkeep prune`
 pub async fn run(context: &Context, args: PruneArgs) -> Result<Outcome, Failure> {
@@ -121,7 +122,7 @@ fn tell_plan(context: &Context, plan: &Plan, failed: &BTreeMap<BackupId, String>
         ("ID", Align::Left),
         ("STARTED", Align::Left),
         ("", Align::Left),
-        ("WHY", Align::Left),
+        ("WHY", Align::Fold),
     ]);
     for decision in &plan.decisions {
         let word = word(decision, failed, dry_run);
@@ -156,7 +157,7 @@ fn tell_plan(context: &Context, plan: &Plan, failed: &BTreeMap<BackupId, String>
     if plan.decisions.is_empty() && plan.incomplete.is_empty() {
         output.line("There is no backup to prune.");
     } else {
-        table.lines().iter().for_each(|line| output.line(line));
+        output.table(&table);
     }
     if dry_run {
         let number = plan.removed().count() + plan.incomplete.len();

@@ -21,8 +21,9 @@ use super::new_server::NewServer;
 use crate::args::RestoreArgs;
 use crate::context::{self, Context, KeyUse, Settings};
 use crate::exit::{Failure, Outcome};
-use crate::output::{ACCENT, Align, Table, count, counted, duration, styled, time};
+use crate::output::{ACCENT, count, counted, duration, styled, time};
 use crate::progress::Display;
+use crate::table::{Align, Table};
 
 /// Where a restore goes.
 enum Into {
@@ -197,12 +198,13 @@ fn tell_plan(context: &Context, work: &Work, dry_run: bool) {
     if output.is_quiet() {
         return;
     }
-    output.line(format!(
-        "Dump {} of {}, from PostgreSQL {}\n",
+    output.prose(format!(
+        "Dump {} of {}, from PostgreSQL {}",
         styled(ACCENT, &plan.id),
         time(plan.taken_at),
         plan.server_version
     ));
+    output.line("");
     let mut table = Table::new(&[
         ("DATABASE", Align::Left),
         ("INTO", Align::Left),
@@ -211,7 +213,8 @@ fn tell_plan(context: &Context, work: &Work, dry_run: bool) {
         ("SIZE", Align::Right),
         ("TO FETCH", Align::Right),
         ("TIMESCALEDB", Align::Left),
-    ]);
+    ])
+    .dispensable("SIZE");
     for database in &plan.databases {
         table.row(vec![
             database.name.clone(),
@@ -223,7 +226,7 @@ fn tell_plan(context: &Context, work: &Work, dry_run: bool) {
             database.timescaledb.clone().unwrap_or_default(),
         ]);
     }
-    table.lines().iter().for_each(|line| output.line(line));
+    output.table(&table);
 }
 
 fn plan_json(plan: &RestorePlan, skipped: &[Skipped]) -> Value {

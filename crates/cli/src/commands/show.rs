@@ -10,7 +10,8 @@ use super::list;
 use crate::args::ShowArgs;
 use crate::context::{Context, KeyUse};
 use crate::exit::{Failure, Outcome};
-use crate::output::{ACCENT, Align, BOLD, Table, count, counted, ratio, styled, time, time_short};
+use crate::output::{ACCENT, BOLD, count, counted, ratio, styled, time, time_short};
+use crate::table::{Align, Table};
 
 /// `pgkeep show ID`
 pub async fn run(context: &Context, args: ShowArgs) -> Result<Outcome, Failure> {
@@ -29,17 +30,11 @@ pub async fn run(context: &Context, args: ShowArgs) -> Result<Outcome, Failure> 
     }));
     facts(context, &manifest, entry.as_ref(), repository.store().url());
     context.output.line("");
-    databases(&manifest)
-        .lines()
-        .iter()
-        .for_each(|line| context.output.line(line));
+    context.output.table(&databases(&manifest));
     if args.tables {
         for database in &manifest.databases {
             context.output.line(format!("\n{}", styled(BOLD, &database.name)));
-            relations(database)
-                .lines()
-                .iter()
-                .for_each(|line| context.output.line(line));
+            context.output.table(&relations(database));
         }
     }
     for omission in &manifest.omissions {
@@ -113,7 +108,8 @@ fn databases(manifest: &DumpManifest) -> Table {
         ("ROWS", Align::Right),
         ("SIZE", Align::Right),
         ("TIMESCALEDB", Align::Left),
-    ]);
+    ])
+    .dispensable("LSN");
     for database in &manifest.databases {
         let size = database
             .relations
@@ -143,7 +139,7 @@ fn relations(database: &DatabaseManifest) -> Table {
         ("KIND", Align::Left),
         ("ROWS", Align::Right),
         ("SIZE", Align::Right),
-        ("NOTE", Align::Left),
+        ("NOTE", Align::Fold),
     ]);
     for relation in &database.relations {
         let kind = match relation.kind {

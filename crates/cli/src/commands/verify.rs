@@ -73,9 +73,9 @@ fn tell(context: &Context, report: &VerifyReport, sample: Option<Sample>) -> Out
     output.json(&report_json(report, sample));
     let id = styled(ACCENT, &report.id);
     if report.passed() {
-        output.line(format!("{id} is good: {}", what_was_read(report)));
+        output.prose(format!("{id} is good: {}", what_was_read(report)));
     } else {
-        output.line(format!("{id} is damaged: {}", what_was_read(report)));
+        output.prose(format!("{id} is damaged: {}", what_was_read(report)));
         for failure in &report.failures {
             output.line(format!("  {failure}"));
         }
