@@ -53,7 +53,13 @@ pub async fn restore(
         "user": server.superuser(),
         "password_command": server.password_command(),
     });
-    let outcome = restore::tell(context, work, &report, &format!("in the container {name}"), Some(facts));
+    let outcome = restore::tell(
+        context,
+        work,
+        &report,
+        &format!("in the container {name}"),
+        Some(facts),
+    );
     context.output.summary(format!(
         "\nConnect with      psql --host=127.0.0.1 --port={} --username={}\nIts password is   {}\nIts data is in    the volume {name}",
         server.port(),
