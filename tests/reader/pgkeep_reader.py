@@ -217,7 +217,9 @@ def binary_row(stream, name):
         return None
     for _ in range(int.from_bytes(parts[0], "big")):
         parts.append(exactly(4))
-        parts.append(exactly(max(int.from_bytes(parts[-1], "big", signed=True), 0)))
+        length = int.from_bytes(parts[-1], "big", signed=True)
+        require(length >= -1, f"{name} has a field of {length} bytes")
+        parts.append(exactly(max(length, 0)))
     return b"".join(parts)
 
 
@@ -255,7 +257,7 @@ class DataReader:
         return rows
 
     def stream(self, relation, segment, file):
-        """All of an object in COPY's binary format; the file gets header and trailer once."""
+        """All of an object in COPY's binary format."""
         stream, rows, length = self.contents.output, 0, 0
         require(stream.read(len(BINARY_HEADER)) == BINARY_HEADER, f"{self.name} has no header")
         while row := binary_row(stream, self.name):
@@ -284,7 +286,8 @@ def extract_database(dump, database, target, hashes):
         dump.extract_objects(database["large_objects"], target / "large_objects.dump", hashes)
     relations = database["relations"]
     rows = [0] * len(relations)
-    path = lambda place: target / f"{place:06}.tsv"
+    is_binary = lambda place: relations[place].get("format") == "binary"
+    path = lambda place: target / f"{place:06}.{'copy' if is_binary(place) else 'tsv'}"
     for place in range(len(relations)):
         path(place).touch()
     # Rows of a relation that goes on in several objects come in the order of the objects' names.
@@ -294,9 +297,8 @@ def extract_database(dump, database, target, hashes):
             place = segment["relation"]
             require(0 <= place < len(relations), f"{data['name']} has rows of a relation that isn't listed")
             with open(path(place), "ab") as file:
-                binary = relations[place].get("format") == "binary"
-                require(not binary or len(data["segments"]) == 1, f"{data['name']}: binary rows have objects of their own")
-                rows[place] += (reader.stream if binary else reader.block)(relations[place], segment, file)
+                require(not is_binary(place) or len(data["segments"]) == 1, f"{data['name']}: binary rows have objects of their own")
+                rows[place] += (reader.stream if is_binary(place) else reader.block)(relations[place], segment, file)
         reader.end()
     listed = []
     for place, relation in enumerate(relations):
@@ -312,6 +314,18 @@ def extract_database(dump, database, target, hashes):
     return sum(rows)
 
 
+def complete_streams(into):
+    """Hashes are of the rows alone; COPY wants header and trailer around them."""
+    for path in into.rglob("*.copy"):
+        rows = path.with_suffix(".rows")
+        path.rename(rows)
+        with open(rows, "rb") as source, open(path, "wb") as file:
+            file.write(BINARY_HEADER)
+            shutil.copyfileobj(source, file)
+            file.write(BINARY_TRAILER)
+        rows.unlink()
+
+
 def extract(dump, into):
     manifest, hashes, into = dump.manifest(), Hashes(), Path(into)
     into.mkdir()
@@ -324,6 +338,7 @@ def extract(dump, into):
         rows += extract_database(dump, database, into / folder, hashes)
     require(rows == manifest["totals"]["rows"], f"{rows} rows in all, not {manifest['totals']['rows']}")
     compared = hashes.compare()
+    complete_streams(into)
     names = {database["folder"]: database["name"] for database in manifest["databases"]}
     report = {"id": dump.name, "databases": names, "rows": rows, "hashes_compared": compared, "strangers": sorted(strangers)}
     print(json.dumps(report))

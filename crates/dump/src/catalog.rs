@@ -52,8 +52,8 @@ pub struct CatalogRelation {
     pub format: RowFormat,
 }
 
-/// The oids below are the same in every database (`src/include/access/transam.h`, `FirstNormalObjectId`).
-const NORMAL_OBJECT_OID_MIN: u32 = 16_384;
+/// The oids below are assigned by hand and the same in every version (`src/include/access/transam.h`).
+const FIRST_GENBKI_OBJECT_ID: u32 = 10_000;
 
 /// A query of the types (`oid`) whose binary form means the same in another database: built-in forms, arrays of built-in
 /// types (an array names its element type by oid), domains over them, and TimescaleDB's compressed columns, which the
@@ -72,7 +72,7 @@ fn portable_types() -> String {
          portable AS (
            SELECT s.oid FROM sender s LEFT JOIN sender e ON e.oid = s.typelem
            WHERE s.typtype <> 'd' AND (s.portable
-             OR (s.proname = 'array_send' AND s.nspname = 'pg_catalog' AND e.portable AND e.oid < {NORMAL_OBJECT_OID_MIN})
+             OR (s.proname = 'array_send' AND s.nspname = 'pg_catalog' AND e.portable AND e.oid < {FIRST_GENBKI_OBJECT_ID})
              OR (s.proname = 'compressed_data_send'
                AND s.nspname IN ('_timescaledb_functions', '_timescaledb_internal')))
            UNION SELECT s.oid FROM sender s JOIN portable b ON b.oid = s.typbasetype WHERE s.typtype = 'd')"

@@ -186,10 +186,21 @@ impl Staged {
     }
 
     /// Makes the file durable under its name, or fails with `AlreadyExists` if the name is taken.
-    pub(crate) fn publish(mut self) -> io::Result<()> {
+    pub(crate) fn publish(self) -> io::Result<()> {
+        self.publish_unless(&Mutex::new(false))
+    }
+
+    /// As [`Staged::publish`], unless it was given up meanwhile. The lock is held over the renaming alone: whoever gives
+    /// up must not wait for a slow disk.
+    fn publish_unless(mut self, given_up: &Mutex<bool>) -> io::Result<()> {
         self.file.sync_all()?;
+        let given_up = given_up.lock().unwrap_or_else(PoisonError::into_inner);
+        if *given_up {
+            return Err(io::Error::other("nobody waits for it any more"));
+        }
         rename_new(&self.staging, &self.target, &self.file)?;
         self.published = true;
+        drop(given_up);
         sync_directory(parent(&self.target))
     }
 }
@@ -299,9 +310,9 @@ fn failed(location: &Path, error: io::Error) -> object_store::Error {
 /// A put whose caller has gone must not make its object appear later, under whoever cleans up: once this is dropped, the
 /// object is there already or never will be.
 #[derive(Default)]
-struct Wanted(Arc<Mutex<bool>>);
+struct GivesUp(Arc<Mutex<bool>>);
 
-impl Drop for Wanted {
+impl Drop for GivesUp {
     fn drop(&mut self) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
     }
@@ -329,16 +340,12 @@ impl ObjectStore for LocalDisk {
             return Err(unsupported("a put that may overwrite"));
         }
         let (target, root) = (self.path(location)?, Arc::clone(&self.root));
-        let wanted = Wanted::default();
-        let still_wanted = Arc::clone(&wanted.0);
+        let giving_up = GivesUp::default();
+        let given_up = Arc::clone(&giving_up.0);
         let written = blocking(move || {
             let mut staged = Staged::create(target, &root)?;
             payload.iter().try_for_each(|bytes| staged.write(bytes))?;
-            let given_up = still_wanted.lock().unwrap_or_else(PoisonError::into_inner);
-            if *given_up {
-                return Err(io::Error::other("nobody waits for it any more"));
-            }
-            staged.publish()
+            staged.publish_unless(&given_up)
         });
         written.await.map_err(|error| failed(location, error))?;
         Ok(PutResult {
