@@ -148,8 +148,7 @@ pub async fn dump(
         .await?;
     let lease = Lease::acquire(repository, "pgkeep dump", options.lease_duration).await?;
     let swept = sweep_quietly(repository).await;
-    let id = BackupId::new(BackupKind::Dump, repository.now())
-        .map_err(|error| DumpError::Internal(format!("the system's random source failed: {error}")))?;
+    let id = next_id(repository).await?;
     let prefix = layout::backup_prefix(repository.cluster(), &id);
     let (alive, mut ended) = mpsc::channel(1);
     let run = Run {
@@ -206,6 +205,22 @@ pub(crate) fn check_server(session: &Session) -> Result<u32, DumpError> {
         });
     }
     Ok(found)
+}
+
+/// Ids tell the second of the start. The lease keeps dumps apart, so one that begins in the second of another's start
+/// waits for the next: then ids are in the order of time, and `latest` is the latest.
+async fn next_id(repository: &Repository) -> Result<BackupId, DumpError> {
+    let ids = repository.ids(BackupKind::Dump).await?;
+    if let Some(newest) = ids.first() {
+        let rest = newest.started_at() + Duration::from_secs(1) - repository.now();
+        let rest = Duration::try_from(rest).unwrap_or_default();
+        // One from the future is somebody's wrong clock.
+        if rest <= Duration::from_secs(1) {
+            tokio::time::sleep(rest).await;
+        }
+    }
+    BackupId::new(BackupKind::Dump, repository.now())
+        .map_err(|error| DumpError::Internal(format!("the system's random source failed: {error}")))
 }
 
 /// Sweeping is the dump's courtesy: a host without the right to delete leaves it to `pgkeep prune`.

@@ -294,6 +294,8 @@ impl Scene {
             "restore",
             "latest",
             "--quiet",
+            "--database",
+            "app",
             "--into",
             &into,
             "--repository",

@@ -197,6 +197,9 @@ fn values_of_settings_that_cannot_be_made_are_not_printed() {
     let place = Place::with(&cluster, None);
     place.dump();
 
+    // As on another server, which doesn't have it yet.
+    cluster.psql("postgres", "ALTER ROLE ALL RESET app.token");
+
     let superuser = cluster.tcp_conninfo("postgres");
     let restore = |into: &str, name: &str| {
         let args = ["restore", "--into", into, "-d", "app", "--target-database", name];
