@@ -32,6 +32,8 @@ MISTAKES_OF_MEANING = [
     ("s3-backups/lifecycle.tf", "/dump/\"", "/\"", "only dumps, expire after 30 days", "bucket"),
     ("s3-backups/main.tf", "block_public_policy     = true", "block_public_policy     = false", "closed to the public", "bucket"),
     ("s3-backups/main.tf", '    status = "Enabled"', '    status = "Suspended"', "must be recoverable", "bucket"),
+    ("s3-backups/main.tf", "  force_destroy = false", "  force_destroy = false\n  object_lock_enabled = var.object_lock != null", "replaced when Object Lock is switched on", "bucket"),
+    ("s3-backups/variables.tf", '${name}") <= 64', '${name}") <= 640', "a_cluster_whose_role_would_need_too_long_a_name", "refusals"),
 ]
 
 

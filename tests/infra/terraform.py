@@ -53,12 +53,12 @@ class Terraform:
         return copy
 
     def states(self, module, file):
-        """The resources' values after each run of a test file, by run and address."""
+        """The resources' planned values in each run of a test file, by run and address."""
         code, said = self.run(module, "test", "-json", "-verbose", f"-filter={file}")
         if code != 0:
             raise AssertionError(said)
         messages = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
         return {
-            message["@testrun"]: {resource["address"]: resource["values"] for resource in message["test_state"]["root_module"]["resources"]}
-            for message in messages if message.get("type") == "test_state"
+            message["@testrun"]: {resource["address"]: resource["change"]["after"] for resource in message["test_plan"]["resource_changes"]}
+            for message in messages if message.get("type") == "test_plan"
         }

@@ -86,7 +86,7 @@ resource "aws_iam_role_policy_attachment" "writer" {
 resource "aws_iam_role" "writer" {
   for_each = local.profiles
 
-  name = substr("${var.name}-writer-${each.key}", 0, 64)
+  name = "${var.name}-writer-${each.key}"
   tags = var.tags
 
   assume_role_policy = jsonencode({

@@ -1,10 +1,14 @@
 # The bucket: private, versioned, encrypted, reached by TLS alone. Lifecycle rules are in lifecycle.tf, who may do what in access.tf.
 
 resource "aws_s3_bucket" "backups" {
-  bucket              = var.bucket
-  object_lock_enabled = var.object_lock != null
-  force_destroy       = false
-  tags                = var.tags
+  bucket        = var.bucket
+  force_destroy = false
+  tags          = var.tags
+
+  # Whatever a change asks for: a plan that would replace or destroy the bucket fails.
+  lifecycle {
+    prevent_destroy = true
+  }
 }
 
 # Deleting only hides an object; the hidden version can be brought back until noncurrent_version_days have passed.
@@ -46,6 +50,8 @@ resource "aws_s3_bucket_server_side_encryption_configuration" "backups" {
   }
 }
 
+# This alone enables Object Lock, of a new bucket and of one that is there. The bucket's own object_lock_enabled would replace the bucket when
+# it changes.
 resource "aws_s3_bucket_object_lock_configuration" "backups" {
   count = var.object_lock == null ? 0 : 1
 

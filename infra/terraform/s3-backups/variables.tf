@@ -35,6 +35,11 @@ variable "clusters" {
     condition     = length(var.clusters) > 0 && alltrue([for name in keys(var.clusters) : can(regex("^[a-z0-9][a-z0-9._-]{0,62}$", name))])
     error_message = "A cluster's name has at most 63 small letters, digits, '.', '-' and '_', and there is at least one cluster."
   }
+
+  validation {
+    condition     = alltrue([for name, access in var.clusters : !access.instance_profile || length("${var.name}-writer-${name}") <= 64])
+    error_message = "IAM takes at most 64 characters of a role's name, NAME-writer-CLUSTER: shorten name or the cluster's, or attach the policy to a role of your own (attach_to_role)."
+  }
 }
 
 variable "name" {

@@ -135,3 +135,18 @@ run "an_alias_for_a_key" {
   }
   expect_failures = [var.kms_key_arn]
 }
+
+run "a_cluster_whose_role_would_need_too_long_a_name" {
+  command = plan
+  variables {
+    clusters = { "gamepulse-europe-west-production-database-of-the-players" = { instance_profile = true } }
+  }
+  expect_failures = [var.clusters]
+}
+
+run "the_same_cluster_without_a_role" {
+  command = plan
+  variables {
+    clusters = { "gamepulse-europe-west-production-database-of-the-players" = {} }
+  }
+}
