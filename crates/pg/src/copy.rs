@@ -10,6 +10,8 @@ use crate::wire::CopyStep;
 
 /// The largest CopyData message that is sent. The server holds one message in memory as a whole.
 const MESSAGE_BYTES_MAX: usize = 512 * 1024;
+/// A large message that is received comes in pieces of at least this size, however little is asked for.
+const PIECE_BYTES_MIN: usize = 64 * 1024;
 /// A block at least this large isn't copied into the output buffer first.
 const DIRECT_BYTES_MIN: usize = 32 * 1024;
 
@@ -140,7 +142,11 @@ impl CopyOut<'_> {
 
     /// More of a large message, as much as the buffer is to take.
     async fn read_missing(&mut self, buffer: &mut Vec<u8>, bytes_min: usize) -> Result<(), PgError> {
-        let wanted = bytes_min.saturating_sub(buffer.len()).min(self.missing);
+        let room = bytes_min.saturating_sub(buffer.len());
+        if room == 0 {
+            return Ok(());
+        }
+        let wanted = room.max(PIECE_BYTES_MIN).min(self.missing);
         match self.session.wire.read_direct(buffer, wanted).await {
             Ok(()) => {
                 self.missing -= wanted;
