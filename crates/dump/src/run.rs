@@ -8,10 +8,10 @@ use bytes::Bytes;
 use pgkeep_base::{BackupId, BackupKind};
 use pgkeep_pg::programs::ProgramSearch;
 use pgkeep_pg::{Session, Target};
-use pgkeep_repository::backups::Swept;
+use pgkeep_repository::backups::{GivenUp, Swept};
 use pgkeep_repository::lease::Lease;
 use pgkeep_repository::object::{ObjectRef, SealedObject};
-use pgkeep_repository::{Repository, integrity, layout};
+use pgkeep_repository::{Repository, RepositoryError, integrity, layout};
 use tokio::sync::mpsc;
 
 use crate::catalog;
@@ -178,8 +178,8 @@ pub async fn dump(
                 tracing::debug!("a task goes on; what it still stores stays until the next run");
             }
             progress.set_phase("cleaning up");
-            give_up(repository, &id).await;
-            Err(error)
+            let given_up = give_up(repository, &id).await;
+            Err(cause(&id, error, given_up))
         }
     };
     if let Err(error) = lease.release().await {
@@ -234,14 +234,21 @@ async fn sweep_quietly(repository: &Repository) -> Swept {
     }
 }
 
-/// Sweeps what a failed dump stored, and returns whether its manifest is there all the same. Best effort: what stays is an
-/// orphan, and the next run sweeps it.
-async fn give_up(repository: &Repository, id: &BackupId) -> bool {
-    match repository.sweep_one(id, "the dump failed").await {
-        Ok(swept) => swept.is_none(),
+/// Whatever failed after another process gave the dump up, failed because that one took the objects away.
+fn cause(id: &BackupId, error: DumpError, given_up: Option<GivenUp>) -> DumpError {
+    match given_up {
+        Some(GivenUp::Before(_)) => RepositoryError::Fenced { id: id.to_string() }.into(),
+        _ => error,
+    }
+}
+
+/// Sweeps what a failed dump stored. Best effort: what stays is an orphan, and the next run sweeps it.
+async fn give_up(repository: &Repository, id: &BackupId) -> Option<GivenUp> {
+    match repository.sweep_own(id, "the dump failed").await {
+        Ok(given_up) => Some(given_up),
         Err(error) => {
             tracing::debug!(%error, "an unfinished dump's objects stay until the next run");
-            false
+            None
         }
     }
 }
@@ -304,7 +311,7 @@ impl Run<'_> {
             Err(error) => Err(error),
         };
         if let Err(error) = committed
-            && !give_up(self.repository, &self.id).await
+            && give_up(self.repository, &self.id).await != Some(GivenUp::Committed)
         {
             return Err(error.into());
         }

@@ -82,6 +82,26 @@ pub struct Swept {
     pub objects: u64,
 }
 
+/// What came of giving an unfinished backup up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GivenUp {
+    /// It was committed meanwhile: it is a backup, and stays.
+    Committed,
+    /// So many objects were removed.
+    Now(u64),
+    /// Another process had given it up before, and so many objects were left to be removed.
+    Before(u64),
+}
+
+impl GivenUp {
+    fn objects(self) -> u64 {
+        match self {
+            Self::Committed => 0,
+            Self::Now(objects) | Self::Before(objects) => objects,
+        }
+    }
+}
+
 impl Repository {
     /// Every backup's folder of a kind, oldest first.
     ///
@@ -263,8 +283,9 @@ impl Repository {
                 BackupState::Complete | BackupState::Damaged => {}
                 BackupState::Incomplete if self.is_empty(&id).await? => {}
                 BackupState::Incomplete => {
-                    if let Some(objects) = self.sweep_one(&id, "orphan").await? {
-                        swept.objects += objects;
+                    let given_up = self.sweep_one(&id, "orphan").await?;
+                    swept.objects += given_up.objects();
+                    if given_up != GivenUp::Committed {
                         swept.backups.push(id);
                     }
                 }
@@ -283,22 +304,41 @@ impl Repository {
         Ok(seen == 0)
     }
 
-    /// Gives one unfinished backup up: tombstone, then the rest. Returns the number of objects removed, `None` if it was
-    /// committed meanwhile: then it is a backup, and stays.
+    /// Gives up a backup whose writer is this process, and has stopped: as [`Repository::sweep_one`], but a full disk is
+    /// no obstacle, because nobody is left to be fenced off before its objects go.
     ///
     /// # Errors
     /// Whatever the store says.
-    pub async fn sweep_one(&self, id: &BackupId, reason: &str) -> Result<Option<u64>, RepositoryError> {
+    pub async fn sweep_own(&self, id: &BackupId, reason: &str) -> Result<GivenUp, RepositoryError> {
+        match self.sweep_one(id, reason).await {
+            Err(RepositoryError::Store(error)) if error.kind() == StoreErrorKind::NoSpace => {
+                if self.state(id).await?.is_there() {
+                    return Ok(GivenUp::Committed);
+                }
+                let objects = self.store.list(&layout::backup_prefix(&self.cluster, id)).await?;
+                let keys = objects.into_iter().map(|object| object.key);
+                self.store.delete_all(keys.collect()).await?;
+                self.sweep_one(id, reason).await
+            }
+            given_up => given_up,
+        }
+    }
+
+    /// Gives one unfinished backup up: tombstone, then the rest.
+    ///
+    /// # Errors
+    /// Whatever the store says.
+    pub async fn sweep_one(&self, id: &BackupId, reason: &str) -> Result<GivenUp, RepositoryError> {
         let key = layout::backup_object(&self.cluster, id, layout::MANIFEST);
         let tombstone = Tombstone {
             swept_at: self.now(),
             reason: reason.to_owned(),
         };
-        let outcome = self.store.put_new(&key, to_json(&tombstone)?).await?;
-        if outcome == PutOutcome::AlreadyExists && self.state(id).await?.is_there() {
-            return Ok(None);
+        match self.store.put_new(&key, to_json(&tombstone)?).await? {
+            PutOutcome::Created => self.finish_sweep(id).await.map(GivenUp::Now),
+            PutOutcome::AlreadyExists if self.state(id).await?.is_there() => Ok(GivenUp::Committed),
+            PutOutcome::AlreadyExists => self.finish_sweep(id).await.map(GivenUp::Before),
         }
-        self.finish_sweep(id).await.map(Some)
     }
 
     async fn finish_sweep(&self, id: &BackupId) -> Result<u64, RepositoryError> {

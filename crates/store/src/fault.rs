@@ -42,7 +42,8 @@ pub struct FaultPlan {
     pub cut_reads_one_in: u32,
     /// The body of a download ends early, as if that were all.
     pub truncate_reads_one_in: u32,
-    /// A disk of so many bytes: a put that doesn't fit any more fails, as on a full one.
+    /// A disk of so many bytes. A put that doesn't fit any more fails, and so do all others until something is deleted: on
+    /// a real disk, somebody else took the rest.
     pub disk_bytes: Option<u64>,
 }
 
@@ -126,6 +127,7 @@ struct State {
     outage_ends: Option<Instant>,
     /// What was put, in bytes, as far as it wasn't deleted again.
     on_disk: HashMap<Path, u64>,
+    disk_is_full: bool,
 }
 
 /// What is to happen to one request.
@@ -157,6 +159,7 @@ impl FaultyStore {
             requests: 0,
             outage_ends: None,
             on_disk: HashMap::new(),
+            disk_is_full: false,
         }));
         Self {
             plan,
@@ -184,7 +187,8 @@ impl FaultyStore {
             return Ok(());
         };
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if state.on_disk.values().sum::<u64>().saturating_add(bytes) > disk_bytes {
+        state.disk_is_full |= state.on_disk.values().sum::<u64>().saturating_add(bytes) > disk_bytes;
+        if state.disk_is_full {
             return Err(object_store::Error::Generic {
                 store: "fault",
                 source: Box::new(std::io::Error::from(std::io::ErrorKind::StorageFull)),
@@ -345,7 +349,9 @@ impl ObjectStore for FaultyStore {
         let state = Arc::clone(&self.state);
         let locations = locations.inspect_ok(move |location| {
             let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
-            state.on_disk.remove(location);
+            if state.on_disk.remove(location).is_some() {
+                state.disk_is_full = false;
+            }
         });
         let locations = locations.boxed();
         let deleted = async move {

@@ -4,22 +4,22 @@ use pgkeep_base::{Classified, RetryClass};
 use pgkeep_dump::DumpError;
 use pgkeep_dump::restore::RestoreOptions;
 use pgkeep_store::StoreOptions;
-use pgkeep_testkit::{StopMode, poll_until, require};
+use pgkeep_testkit::{Cluster, Session, StopMode, poll_until, require};
 
 use crate::common::{
-    self, PATIENCE, begin_dump, begin_restore, dump_options, repository_through, whole_dumps,
+    self, PATIENCE, begin_dump, begin_restore, dump_options, repository_through, wait_for_waiter, whole_dumps,
 };
-use crate::{
-    DATABASE, assert_no_orphans, compare, overwriting, servers, slow, source, wait_for_rows, wait_for_tables,
-};
+use crate::{DATABASE, assert_no_orphans, compare, overwriting, servers, slow, source, wait_for_tables};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_crashes_in_the_middle_leaves_no_dump() {
     let (mut source, destination) = require!(servers());
     let folder = tempfile::tempdir().unwrap();
+    let blocker = blocking(&source);
     let dump = begin_dump(&slow(folder.path()).await, &source, &dump_options(&source));
-    wait_for_rows(folder.path());
+    wait_for_waiter(&source, DATABASE, "large", "AccessShareLock");
     source.restart(StopMode::Immediate);
+    drop(blocker);
     let error = dump.await.unwrap().unwrap_err();
     assert!(matches!(error, DumpError::Pg { .. }), "{error}");
     let sound = repository_through(folder.path(), StoreOptions::default()).await;
@@ -39,27 +39,51 @@ async fn a_server_that_crashes_in_the_middle_leaves_no_dump() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_session_that_is_terminated_fails_the_dump() {
     let source = require!(source());
-    for which in [
-        "query LIKE 'COPY%' AND state = 'active'",
-        "query LIKE '%pg_table_size%' OR query LIKE 'SELECT%'",
-    ] {
-        let folder = tempfile::tempdir().unwrap();
-        source.psql(DATABASE, "DROP TABLE IF EXISTS wide; CREATE TABLE wide AS SELECT repeat(md5(i::text), 60) AS t FROM generate_series(1, 30000) i");
-        let dump = begin_dump(&slow(folder.path()).await, &source, &dump_options(&source));
-        wait_for_rows(folder.path());
-        let terminate = format!(
-            "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
-             WHERE datname = '{DATABASE}' AND application_name = 'pgkeep' AND pid <> pg_backend_pid() AND ({which})"
-        );
-        poll_until("a session to terminate", PATIENCE, || {
-            source.psql(DATABASE, &terminate) != "0" || dump.is_finished()
-        });
-        let error = dump.await.unwrap().expect_err("the dump of a terminated session");
+    source.psql(
+        DATABASE,
+        "CREATE TABLE wide AS SELECT repeat(md5(i::text), 60) AS t FROM generate_series(1, 30000) i",
+    );
+    let waiting = "wait_event_type = 'Lock'";
+    let reading = "state = 'active' AND query LIKE 'COPY%'";
+    for (which, blocked) in [(waiting, true), (reading, false)] {
+        let error = dump_of_a_terminated_session(&source, which, blocked).await;
         assert!(matches!(error, DumpError::Pg { .. }), "{error}");
         assert!(error.to_string().contains("terminating connection"), "{error}");
-        let sound = repository_through(folder.path(), StoreOptions::default()).await;
-        assert!(whole_dumps(&sound).await.is_empty());
     }
+}
+
+/// Dumps until such a session was met.
+async fn dump_of_a_terminated_session(source: &Cluster, which: &str, blocked: bool) -> DumpError {
+    const ATTEMPTS_MAX: u32 = 50;
+    let terminate = format!(
+        "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+         WHERE datname = '{DATABASE}' AND application_name = 'pgkeep' AND pid <> pg_backend_pid() AND {which}"
+    );
+    for _ in 0..ATTEMPTS_MAX {
+        let folder = tempfile::tempdir().unwrap();
+        let sound = repository_through(folder.path(), StoreOptions::default()).await;
+        let blocker = blocked.then(|| blocking(source));
+        let dump = begin_dump(&sound, source, &dump_options(source));
+        let mut terminated = false;
+        poll_until("a session to terminate", PATIENCE, || {
+            terminated = source.psql(DATABASE, &terminate) != "0";
+            terminated || dump.is_finished()
+        });
+        let done = dump.await.unwrap();
+        drop(blocker);
+        if terminated {
+            assert!(whole_dumps(&sound).await.is_empty());
+            return done.expect_err("the dump of a terminated session");
+        }
+    }
+    panic!("no such session was met: {which}");
+}
+
+/// A session that keeps the dump waiting for its locks.
+fn blocking(source: &Cluster) -> Session {
+    let mut session = source.session(DATABASE);
+    session.run("BEGIN; LOCK TABLE large IN ACCESS EXCLUSIVE MODE;");
+    session
 }
 
 #[tokio::test(flavor = "multi_thread")]
