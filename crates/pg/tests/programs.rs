@@ -95,7 +95,7 @@ async fn how_a_program_ends_is_told() {
     let finished = run(shell("echo out; echo warning >&2"), &LIMITS).await.unwrap();
     assert_eq!(
         (finished.stdout.as_slice(), finished.stderr.as_str()),
-        (&b"out\n"[..], "warning\n")
+        (&b"out\n"[..], "warning")
     );
     let error = run(shell("echo why >&2; exit 3"), &LIMITS).await.unwrap_err();
     assert_eq!(error.to_string(), "sh failed (exit status 3): why");
@@ -110,7 +110,7 @@ async fn how_a_program_ends_is_told() {
         .await
         .unwrap_err();
     assert!(
-        matches!(&error, ProgramError::Deadline { stderr, .. } if stderr == "before\n"),
+        matches!(&error, ProgramError::Deadline { stderr, .. } if stderr == "before"),
         "{error}"
     );
     assert!(started.elapsed() < Duration::from_secs(10) && error.retry_class() == RetryClass::Transient);
@@ -131,7 +131,7 @@ async fn how_a_program_ends_is_told() {
     let Err(ProgramError::Failed { stderr, .. }) = error else {
         panic!()
     };
-    assert!(stderr.ends_with("line 4999\n") && stderr.len() <= 16 * 1024);
+    assert!(stderr.ends_with("line 4999") && stderr.len() <= 16 * 1024);
 }
 
 #[tokio::test]
