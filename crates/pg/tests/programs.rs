@@ -124,7 +124,7 @@ async fn how_a_program_ends_is_told() {
         "{error}"
     );
     let error = run(
-        shell("i=0; while [ $i -lt 5000 ]; do echo line $i >&2; i=$((i+1)); done; exit 1"),
+        shell("i=0; while [ $i -lt 5000 ]; do echo pg_shell: line $i >&2; i=$((i+1)); done; exit 1"),
         &LIMITS,
     )
     .await;
