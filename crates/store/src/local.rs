@@ -93,8 +93,12 @@ impl LocalDisk {
                 if metadata.is_dir() {
                     pending.push(entry.path());
                 } else if is_staging(&entry.path()) && metadata.modified()? <= oldest {
-                    remove(&entry.path(), &self.root)?;
-                    removed += 1;
+                    match remove(&entry.path(), &self.root) {
+                        Ok(()) => removed += 1,
+                        // Its writer ended after all, or another sweep was faster.
+                        Err(error) if error.kind() == ErrorKind::NotFound => {}
+                        Err(error) => return Err(error),
+                    }
                 }
             }
         }
