@@ -106,7 +106,7 @@ impl Cluster {
 
 /// In which of COPY's formats rows are written into the repository.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum RowFormat {
+pub enum RowFormatChoice {
     /// Chunks and large tables binary, where their types allow it.
     #[default]
     Auto,
@@ -157,7 +157,7 @@ pub struct Dump {
     /// What is written.
     pub format: DumpFormat,
     /// How rows are written into the repository.
-    pub row_format: RowFormat,
+    pub row_format: RowFormatChoice,
 }
 
 /// Which databases are dumped.

@@ -24,8 +24,8 @@ mod select;
 mod settings;
 
 pub use cluster::{
-    Azure, Backup, Cluster, Databases, Drill, Dump, DumpFormat, EncryptionMode, Gcs, Keep, Limits, RowFormat,
-    S3,
+    Azure, Backup, Cluster, Databases, Drill, Dump, DumpFormat, EncryptionMode, Gcs, Keep, Limits,
+    RowFormatChoice, S3,
 };
 pub use error::{ConfigError, Origin, Warning};
 pub use file::{Loaded, SEARCH_PATHS, load};

@@ -1,4 +1,4 @@
-use crate::cluster::{Cluster, DumpFormat, EncryptionMode, RowFormat};
+use crate::cluster::{Cluster, DumpFormat, EncryptionMode, RowFormatChoice};
 use crate::input::Input;
 
 /// One setting.
@@ -78,7 +78,8 @@ macro_rules! setting {
 }
 
 const ENCRYPTION: &[(&str, EncryptionMode)] = &[("age", EncryptionMode::Age), ("none", EncryptionMode::None)];
-const ROW_FORMATS: &[(&str, RowFormat)] = &[("auto", RowFormat::Auto), ("text", RowFormat::Text)];
+const ROW_FORMATS: &[(&str, RowFormatChoice)] =
+    &[("auto", RowFormatChoice::Auto), ("text", RowFormatChoice::Text)];
 const FORMATS: &[(&str, DumpFormat)] = &[
     ("repository", DumpFormat::Repository),
     ("plain", DumpFormat::Plain),

@@ -142,6 +142,12 @@ impl RowCounter {
     }
 }
 
+/// The rows in a piece of COPY's text format: there a line feed ends a row and nothing else, because one inside a value is
+/// written as `\n`.
+pub fn text_rows(bytes: &[u8]) -> u64 {
+    memchr::memchr_iter(b'\n', bytes).count() as u64
+}
+
 /// The rows of a relation as the server sends them. Header and trailer come whole; a long row may come in pieces.
 #[derive(Debug, Default)]
 pub struct RowStream {
@@ -210,8 +216,7 @@ impl RowCount {
     /// As [`RowCounter::feed`].
     pub fn feed(&mut self, bytes: &[u8]) -> Result<(), Malformed> {
         match self {
-            // In COPY's text format a line feed ends a row and nothing else: one inside a value is written as \n.
-            Self::Text(rows) => *rows += memchr::memchr_iter(b'\n', bytes).count() as u64,
+            Self::Text(rows) => *rows += text_rows(bytes),
             Self::Binary(counter) => counter.feed(bytes)?,
         }
         Ok(())

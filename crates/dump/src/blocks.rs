@@ -17,20 +17,38 @@ const SETTING_BYTES_MAX: usize = 4 << 10;
 
 /// What loads a block: the statement that psql would run. Whoever reads a block knows it from the manifest, and runs
 /// nothing that merely stands in an object.
-pub fn copy_statement(into: &QualifiedName, columns: &str, format: RowFormat, freeze: bool) -> String {
-    // A table without columns takes no list.
-    let list = if columns.is_empty() {
-        String::new()
-    } else {
-        format!(" ({columns})")
-    };
+pub fn copy_in_statement(into: &QualifiedName, columns: &str, format: RowFormat, freeze: bool) -> String {
     let options = match (format, freeze) {
-        (RowFormat::Text, false) => "",
         (RowFormat::Text, true) => " WITH (FREEZE)",
-        (RowFormat::Binary, false) => " WITH (FORMAT binary)",
         (RowFormat::Binary, true) => " WITH (FORMAT binary, FREEZE)",
+        (format, false) => format_option(format),
     };
-    format!("COPY {}{list} FROM stdin{options}", into.quoted())
+    format!("COPY {} FROM stdin{options}", with_columns(into, columns))
+}
+
+/// What reads all rows of a table, so that [`copy_in_statement`] loads them.
+pub fn copy_out_statement(from: &QualifiedName, columns: &str, format: RowFormat) -> String {
+    format!(
+        "COPY {} TO STDOUT{}",
+        with_columns(from, columns),
+        format_option(format)
+    )
+}
+
+/// A table without columns takes no list.
+fn with_columns(name: &QualifiedName, columns: &str) -> String {
+    if columns.is_empty() {
+        name.quoted()
+    } else {
+        format!("{} ({columns})", name.quoted())
+    }
+}
+
+fn format_option(format: RowFormat) -> &'static str {
+    match format {
+        RowFormat::Text => "",
+        RowFormat::Binary => " WITH (FORMAT binary)",
+    }
 }
 
 /// What stands before a block's rows and after them, as COPY takes them; in a text object, more is around them.
@@ -137,8 +155,7 @@ impl<'a> BlockReader<'a> {
             }
             return Ok(());
         }
-        let into = relation.load_into.as_ref().unwrap_or(&relation.name);
-        let statement = copy_statement(into, &relation.columns, RowFormat::Text, false);
+        let statement = copy_in_statement(relation.target(), &relation.columns, RowFormat::Text, false);
         let expected = format!("{statement};\n");
         loop {
             self.fill(SETTING.len()).await?;

@@ -13,7 +13,7 @@ use pgkeep_repository::object::BLOCK_BYTES;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use crate::blocks::copy_statement;
+use crate::blocks::{copy_in_statement, copy_out_statement};
 use crate::catalog::CatalogRelation;
 use crate::error::{Context, DumpError};
 use crate::manifest::{DataObject, RelationKind, RowFormat, Segment};
@@ -328,7 +328,7 @@ async fn read_relation(
         )
     };
     let mut copy = session
-        .copy_out(&copy_out_statement(relation))
+        .copy_out(&reading_statement(relation))
         .await
         .context(context)?;
     loop {
@@ -342,31 +342,22 @@ async fn read_relation(
     Ok(copy.finish().await.context(context)?)
 }
 
-fn copy_out_statement(relation: &CatalogRelation) -> String {
-    let name = relation.name.quoted();
+fn reading_statement(relation: &CatalogRelation) -> String {
     if relation.condition.is_empty() {
-        // A table without columns takes no list.
-        let list = if relation.columns.is_empty() {
-            String::new()
-        } else {
-            format!(" ({})", relation.columns)
-        };
-        let options = match relation.format {
-            RowFormat::Text => "",
-            RowFormat::Binary => " WITH (FORMAT binary)",
-        };
-        return format!("COPY {name}{list} TO STDOUT{options}");
+        return copy_out_statement(&relation.name, &relation.columns, relation.format);
     }
     format!(
-        "COPY (SELECT {} FROM ONLY {name} {}) TO STDOUT",
-        relation.columns, relation.condition
+        "COPY (SELECT {} FROM ONLY {} {}) TO STDOUT",
+        relation.columns,
+        relation.name.quoted(),
+        relation.condition
     )
 }
 
 fn copy_in_line(relation: &CatalogRelation) -> String {
     format!(
         "{};",
-        copy_statement(
+        copy_in_statement(
             relation.load_into.as_ref().unwrap_or(&relation.name),
             &relation.columns,
             RowFormat::Text,

@@ -16,7 +16,7 @@ use crate::error::{Context, DumpError};
 use crate::manifest::{
     DataObject, DatabaseManifest, Filters, QualifiedName, Relation, RelationKind, RowFormat,
 };
-use crate::run::{RowFormats, Run, sealed_suffix};
+use crate::run::{Run, sealed_suffix};
 use crate::schema;
 use crate::snapshot::{self, LockedSnapshot};
 use crate::sql;
@@ -40,7 +40,7 @@ pub(crate) async fn dump(run: &Run<'_>, name: &str, folder: &str) -> Result<Dump
     phase("locking tables");
     let (mut snapshot, schema) = snapshot_and_schema(run, &target, folder).await?;
     let timescaledb = inventory(&mut snapshot.session, name).await?;
-    let relations = ordered_relations(&mut snapshot, timescaledb.as_ref(), run.options.row_formats).await?;
+    let relations = ordered_relations(&mut snapshot, timescaledb.as_ref(), run.options.text_only).await?;
     phase("reading the catalog");
     let catalog = read_catalog(run, &mut snapshot, timescaledb.as_ref(), folder).await?;
     let large_objects = large_objects(run, &target, &mut snapshot, folder).await?;
@@ -203,7 +203,7 @@ async fn snapshot_and_schema(
 async fn ordered_relations(
     snapshot: &mut LockedSnapshot,
     timescaledb: Option<&Inventory>,
-    row_formats: RowFormats,
+    text_only: bool,
 ) -> Result<Vec<(CatalogRelation, u64)>, DumpError> {
     let mut kinds: HashMap<QualifiedName, RelationKind> = HashMap::new();
     let hypertables = timescaledb.iter().flat_map(|inventory| &inventory.hypertables);
@@ -241,7 +241,7 @@ async fn ordered_relations(
             relation.kind = *kind;
         }
         // Small tables share scripts.
-        if row_formats == RowFormats::Text || !data::has_own_objects(relation, *size) {
+        if text_only || !data::has_own_objects(relation, *size) {
             relation.format = RowFormat::Text;
         }
     }

@@ -11,7 +11,7 @@ use pgkeep_base::BackupId;
 use pgkeep_repository::object::{Contents, ObjectRef};
 
 use crate::binary;
-use crate::blocks::{BlockReader, Piece, copy_statement};
+use crate::blocks::{BlockReader, Piece, copy_in_statement};
 use crate::manifest::{
     DataObject, DumpManifest, DumpSummary, QualifiedName, Relation, RelationKind, RowFormat, Segment,
 };
@@ -110,7 +110,7 @@ pub fn blocks(data: &[u8]) {
                         continue;
                     }
                     end = BLOCK_END;
-                    let line = copy_statement(&relation.name, &relation.columns, RowFormat::Text, false);
+                    let line = copy_in_statement(&relation.name, &relation.columns, RowFormat::Text, false);
                     read.extend_from_slice(format!("{line};\n").as_bytes());
                 }
                 Ok(Some(Piece::Rows(rows))) => read.extend_from_slice(&rows),

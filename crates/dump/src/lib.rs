@@ -34,4 +34,4 @@ pub use export::{ExportFormat, ExportOptions, export};
 pub use files::{FileFormat, FileOptions, FileReport, write_files};
 pub use progress::Progress;
 pub use read::{read_manifest, read_summary};
-pub use run::{DumpOptions, DumpReport, RowFormats, dump};
+pub use run::{DumpOptions, DumpReport, dump};

@@ -308,6 +308,13 @@ pub struct Relation {
     pub data_excluded: bool,
 }
 
+impl Relation {
+    /// What the rows are loaded into.
+    pub fn target(&self) -> &QualifiedName {
+        self.load_into.as_ref().unwrap_or(&self.name)
+    }
+}
+
 /// One object with rows: a psql script of one or several COPY blocks, or one stream in COPY's binary format.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct DataObject {

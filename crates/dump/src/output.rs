@@ -4,7 +4,8 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use pgkeep_repository::encryption::{self, EncryptWriter, Encryption};
+use pgkeep_repository::compression::FrameWriter;
+use pgkeep_repository::encryption::{self, COMPRESSION_LEVEL_DEFAULT, EncryptWriter, Encryption};
 use pgkeep_store::{ObjectWriter, Store, StoreOptions};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -38,7 +39,6 @@ impl Compression {
     }
 }
 
-const ZSTD_LEVEL: i32 = 3;
 const BLOCKS_WAITING_MAX: usize = 4;
 
 /// The stream. [`Output::finish`] it; dropped, nothing of it stays.
@@ -141,10 +141,8 @@ fn encode(
                 .transpose()?
         }
         Compression::Zstd => {
-            let encoder = zstd::stream::write::Encoder::new(encrypted, ZSTD_LEVEL)?;
-            pump(input, encoder)?
-                .map(zstd::stream::write::Encoder::finish)
-                .transpose()?
+            let encoder = FrameWriter::new(COMPRESSION_LEVEL_DEFAULT, encrypted)?;
+            pump(input, encoder)?.map(FrameWriter::finish).transpose()?
         }
     };
     // Cut off: the sink must not take it for the end.

@@ -179,11 +179,7 @@ impl Packer {
                 let (rows, count) = rows.map_err(|error| internal(&error.to_string()))?;
                 (rows, count, stream.is_between_rows())
             }
-            // In COPY's text format a line feed ends a row and nothing else: one inside a value is written as \n.
-            None => {
-                let count = memchr::memchr_iter(b'\n', messages).count() as u64;
-                (messages, count, messages.ends_with(b"\n"))
-            }
+            None => (messages, binary::text_rows(messages), messages.ends_with(b"\n")),
         };
         if rows.is_empty() {
             return Ok(());

@@ -31,16 +31,6 @@ const TASKS_END_MAX: Duration = Duration::from_secs(10);
 /// The oldest server that is supported, as `server_version_num`.
 pub const SERVER_VERSION_NUM_MIN: u32 = 150_000;
 
-/// In which of COPY's formats rows are dumped.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum RowFormats {
-    /// Chunks and large tables in the binary format, where the columns' types allow it; the rest as text.
-    #[default]
-    Auto,
-    /// Everything as text.
-    Text,
-}
-
 /// What a role that may not see passwords leaves out.
 pub(crate) const PASSWORDS_OMITTED: &str = "the roles' passwords: reading them needs a superuser";
 
@@ -58,8 +48,8 @@ pub struct DumpOptions {
     pub filters: Filters,
     /// In what that is less than what is dumped as a rule.
     pub narrowed: Narrowed,
-    /// How rows are written.
-    pub row_formats: RowFormats,
+    /// All rows as text: also those of chunks and large tables, which are binary where the columns' types allow it.
+    pub text_only: bool,
     /// Tables read at once.
     pub jobs: usize,
     /// How long to wait for the tables' locks.

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use crate::blocks::copy_statement;
+use crate::blocks::copy_in_statement;
 use crate::database::split_data;
 use crate::manifest::{DumpManifest, RowFormat};
 use crate::restore::{archive_major, client_encoding};
@@ -43,8 +43,8 @@ pub fn index(manifest: &DumpManifest, object_name: impl Fn(&str) -> &str) -> Str
             let relation = object.segments.first().map(|segment| segment.relation as usize);
             let relation = relation.and_then(|place| database.relations.get(place));
             if let Some(relation) = relation.filter(|relation| relation.format == RowFormat::Binary) {
-                let into = relation.load_into.as_ref().unwrap_or(&relation.name);
-                let statement = copy_statement(into, &relation.columns, relation.format, false);
+                let statement =
+                    copy_in_statement(relation.target(), &relation.columns, relation.format, false);
                 line(stem(&object.object.name), "copy", &escape(&statement));
             }
         }

@@ -10,7 +10,6 @@
 
 mod common;
 
-use pgkeep_dump::RowFormats;
 use pgkeep_dump::manifest::{DatabaseManifest, RowFormat};
 use pgkeep_testkit::compare::{Inventory, InventoryOptions, assert_same};
 use pgkeep_testkit::{Cluster, ClusterOptions, require};
@@ -130,7 +129,7 @@ async fn on_request_everything_is_text() {
     let folder = tempfile::tempdir().unwrap();
     let repository = common::repository(folder.path(), false).await;
     let mut options = common::dump_options(&source);
-    options.row_formats = RowFormats::Text;
+    options.text_only = true;
     let report = common::dump(&repository, &source, &options).await.unwrap();
     let relations = report
         .manifest

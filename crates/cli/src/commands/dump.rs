@@ -4,11 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use pgkeep_base::ByteCount;
-use pgkeep_config::{Databases, DumpFormat, Overrides, RowFormat};
+use pgkeep_config::{Databases, DumpFormat, Overrides, RowFormatChoice};
 use pgkeep_dump::manifest::{Filters, Narrowed};
-use pgkeep_dump::{
-    DumpOptions, DumpReport, FileFormat, FileOptions, FileReport, Progress, RowFormats, memory,
-};
+use pgkeep_dump::{DumpOptions, DumpReport, FileFormat, FileOptions, FileReport, Progress, memory};
 use pgkeep_repository::Repository;
 use serde_json::json;
 
@@ -121,10 +119,7 @@ fn options(context: &Context, settings: &Settings, args: &DumpArgs) -> DumpOptio
         databases,
         filters,
         narrowed,
-        row_formats: match settings.cluster.dump.row_format {
-            RowFormat::Auto => RowFormats::Auto,
-            RowFormat::Text => RowFormats::Text,
-        },
+        text_only: settings.cluster.dump.row_format == RowFormatChoice::Text,
         jobs: settings.jobs_in_memory(&context.output, |memory| memory::dump_jobs_max(memory, level)),
         lock_timeout: args.lock_timeout,
         annotations: args.annotations.iter().cloned().collect::<BTreeMap<_, _>>(),

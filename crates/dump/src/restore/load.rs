@@ -8,7 +8,7 @@ use pgkeep_pg::{Session, Target};
 use pgkeep_repository::Repository;
 use tokio::task::JoinSet;
 
-use crate::blocks::{BlockReader, Piece, around_rows, copy_statement};
+use crate::blocks::{BlockReader, Piece, around_rows, copy_in_statement};
 use crate::error::{Context, DumpError};
 use crate::manifest::{DataObject, DatabaseManifest, RelationKind};
 use crate::progress::Progress;
@@ -225,8 +225,8 @@ impl Loader<'_> {
             .ok_or_else(internal)?;
         let wanted = self.phase.wants(place);
         let context = || format!("loading table {}", relation.name);
-        let into = relation.load_into.as_ref().unwrap_or(&relation.name);
-        let statement = copy_statement(into, &relation.columns, relation.format, freeze);
+        let into = relation.target();
+        let statement = copy_in_statement(into, &relation.columns, relation.format, freeze);
         let (before, after) = around_rows(relation.format);
         if wanted && !self.transaction {
             self.session.execute("BEGIN").await.context(context)?;

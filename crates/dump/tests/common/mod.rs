@@ -76,7 +76,7 @@ pub fn dump_options(cluster: &Cluster) -> DumpOptions {
         databases: Vec::new(),
         filters: Filters::default(),
         narrowed: Narrowed::default(),
-        row_formats: pgkeep_dump::RowFormats::Auto,
+        text_only: false,
         jobs: 3,
         lock_timeout: Duration::from_secs(60),
         annotations: BTreeMap::new(),
