@@ -1,5 +1,6 @@
 //! A dump out of the repository, as files: opened objects in a folder, or one script for psql.
 
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
@@ -14,9 +15,10 @@ use tokio::io::AsyncWriteExt;
 
 use crate::database::split_data;
 use crate::error::{Context, DumpError};
-use crate::files::{local_directory, refuse_existing};
+use crate::files::local_directory;
 use crate::manifest::{DatabaseManifest, DumpManifest, RowFormat};
 use crate::output::{Compression, Output};
+use crate::partial::{DIRECTORY_MODE, FILE_MODE, Partial};
 use crate::progress::Progress;
 use crate::restore::{Archive, ArchiveOptions, archive_major};
 use crate::run::object_refs;
@@ -48,8 +50,7 @@ pub struct ExportOptions {
     pub programs: ProgramSearch,
 }
 
-/// Writes a dump as files. Returns their size in bytes. What is there when it fails is incomplete and is named
-/// `.partial`.
+/// Writes a dump as files: whole, or not at all. Returns their size in bytes.
 ///
 /// # Errors
 /// The output exists; the store's, the key's, the disk's.
@@ -110,17 +111,27 @@ fn inside(folder: &Path, name: &str) -> Result<PathBuf, DumpError> {
     })
 }
 
+/// A file, and the folder it is in. In one go: what a thread of its own does would go on after an interruption, and make
+/// again what was removed.
+fn create(path: &Path) -> Result<tokio::fs::File, DumpError> {
+    let context = || format!("creating {}", path.display());
+    if let Some(folder) = path.parent() {
+        let mut builder = std::fs::DirBuilder::new();
+        let builder = builder.recursive(true).mode(DIRECTORY_MODE);
+        builder.create(folder).context(context)?;
+    }
+    let mut open = std::fs::OpenOptions::new();
+    let open = open.write(true).create_new(true).mode(FILE_MODE);
+    Ok(open.open(path).context(context)?.into())
+}
+
 impl Exporting<'_> {
     async fn files(&self) -> Result<u64, DumpError> {
-        let folder = local_directory(&self.options.output)?;
-        refuse_existing(&folder)?;
-        let partial = PathBuf::from(format!("{}.partial", self.options.output));
-        refuse_existing(&partial)?;
-        let mut bytes = 0;
+        let partial = Partial::directory(&local_directory(&self.options.output)?)?;
         let scripts = ["create.sql", "settings.sql", "before.sql", "after.sql"];
         self.progress.set_phase("exporting");
         for object in object_refs(self.manifest) {
-            bytes += self.write_object(&partial, &object).await?;
+            self.write_object(partial.place(), &object).await?;
         }
         let suffix = crate::run::sealed_suffix(self.repository);
         for checksum in self.repository.checksums(&self.id()?).await? {
@@ -134,7 +145,7 @@ impl Exporting<'_> {
                     hash: checksum.hash,
                     plain_bytes: SCRIPT_BYTES_MAX,
                 };
-                bytes += self.write_object(&partial, &object).await?;
+                self.write_object(partial.place(), &object).await?;
             }
         }
         let manifest = serde_json::to_vec_pretty(self.manifest)
@@ -146,14 +157,13 @@ impl Exporting<'_> {
             ("RESTORE.md", way_out::readme(self.manifest, false).into_bytes()),
             ("manifest", manifest),
         ] {
-            let path = partial.join(name);
-            bytes += contents.len() as u64;
-            tokio::fs::write(&path, contents)
-                .await
-                .context(|| format!("writing {}", path.display()))?;
+            let path = partial.place().join(name);
+            let mut file = create(&path)?;
+            let context = || format!("writing {}", path.display());
+            file.write_all(&contents).await.context(context)?;
+            file.sync_all().await.context(context)?;
         }
-        std::fs::rename(&partial, &folder).context(|| format!("naming {}", folder.display()))?;
-        Ok(bytes)
+        partial.finish().await
     }
 
     fn id(&self) -> Result<BackupId, DumpError> {
@@ -164,28 +174,20 @@ impl Exporting<'_> {
         self.manifest.id.parse().map_err(malformed)
     }
 
-    async fn write_object(&self, folder: &Path, object: &ObjectRef) -> Result<u64, DumpError> {
+    async fn write_object(&self, folder: &Path, object: &ObjectRef) -> Result<(), DumpError> {
         let path = inside(folder, &object.name)?;
         let context = || format!("writing {}", path.display());
-        if let Some(parent) = path.parent() {
-            tokio::fs::create_dir_all(parent).await.context(context)?;
-        }
-        let mut open = tokio::fs::OpenOptions::new();
-        open.write(true).create_new(true).mode(0o600);
-        let mut file = open.open(&path).await.context(context)?;
+        let mut file = create(&path)?;
         let key = format!("{}{}", self.prefix, object.name);
         let mut contents = self
             .repository
             .contents(&key, object.plain_bytes, Some(&object.hash))
             .await?;
-        let mut bytes = 0;
         while let Some(block) = contents.next().await? {
             file.write_all(&block).await.context(context)?;
-            bytes += block.len() as u64;
             Progress::add(&self.progress.bytes_done, block.len() as u64);
         }
-        file.sync_all().await.context(context)?;
-        Ok(bytes)
+        file.sync_all().await.context(context)
     }
 
     async fn plain(&self) -> Result<u64, DumpError> {

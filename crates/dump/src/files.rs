@@ -2,7 +2,7 @@
 //!
 //! The formats are pg_dump's; the order (locks, then snapshot, then a second look) is what pg_dump lacks.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,6 +19,7 @@ use crate::databases::{self, ChosenDatabases};
 use crate::error::{Context, DumpError};
 use crate::manifest::Filters;
 use crate::output::{Compression, Output};
+use crate::partial::Partial;
 use crate::progress::Progress;
 use crate::restore::without_refused_settings;
 use crate::run::{PASSWORDS_OMITTED, check_server, not_in_the_dump};
@@ -200,17 +201,15 @@ impl Writing<'_> {
     }
 
     async fn directory(&self, databases: &[String]) -> Result<u64, DumpError> {
-        let path = local_directory(&self.options.output)?;
+        // Before the snapshot, so that it is gone after it.
+        let partial = Partial::directory(&local_directory(&self.options.output)?)?;
         let name = databases.first().map_or("postgres", String::as_str);
-        refuse_existing(&path)?;
-        let partial = PathBuf::from(format!("{}.partial", self.options.output));
         let (target, mut snapshot) = self.snapshot(name).await?;
-        let removed = RemovedUnlessKept(Some(partial.clone()));
         let mut command = self.pg_dump(&target, &snapshot, "directory");
         command
             .arg(format!("--jobs={}", self.options.jobs.max(1)))
             .arg("--file")
-            .arg(&partial);
+            .arg(partial.place());
         let limits = RunLimits {
             deadline: PROGRAM_DEADLINE,
             stdout_bytes_max: 1 << 20,
@@ -220,11 +219,7 @@ impl Writing<'_> {
             .await
             .context(context)?;
         snapshot.session.execute("COMMIT").await.context(context)?;
-        let bytes = sync_tree(partial.clone()).await?;
-        std::fs::rename(&partial, &path)
-            .context(|| format!("renaming {} to {}", partial.display(), path.display()))?;
-        removed.keep();
-        Ok(bytes)
+        partial.finish().await
     }
 
     async fn stream(&mut self, databases: &[String], settings_for_all: &[String]) -> Result<u64, DumpError> {
@@ -325,52 +320,4 @@ pub(crate) fn local_directory(output: &str) -> Result<PathBuf, DumpError> {
         });
     }
     Ok(PathBuf::from(output))
-}
-
-pub(crate) fn refuse_existing(path: &Path) -> Result<(), DumpError> {
-    if path.symlink_metadata().is_ok() {
-        return Err(DumpError::Refused {
-            message: format!("{} exists already", path.display()),
-            hint: "choose another --output, or move the old one away".to_owned(),
-        });
-    }
-    Ok(())
-}
-
-/// Removes what was written when the work fails or is cancelled.
-struct RemovedUnlessKept(Option<PathBuf>);
-
-impl RemovedUnlessKept {
-    fn keep(mut self) {
-        self.0 = None;
-    }
-}
-
-impl Drop for RemovedUnlessKept {
-    fn drop(&mut self) {
-        if let Some(path) = &self.0
-            && let Err(error) = std::fs::remove_dir_all(path)
-        {
-            tracing::debug!(%error, path = %path.display(), "an unfinished directory stays");
-        }
-    }
-}
-
-/// Makes a directory's files durable; returns their size.
-async fn sync_tree(path: PathBuf) -> Result<u64, DumpError> {
-    let work = move || -> std::io::Result<u64> {
-        let mut bytes = 0;
-        for entry in std::fs::read_dir(&path)? {
-            let entry = entry?;
-            let file = std::fs::File::open(entry.path())?;
-            file.sync_all()?;
-            bytes += file.metadata()?.len();
-        }
-        std::fs::File::open(&path)?.sync_all()?;
-        Ok(bytes)
-    };
-    let synced = tokio::task::spawn_blocking(work).await;
-    synced
-        .map_err(|error| DumpError::Internal(format!("a thread died: {error}")))?
-        .context(|| "making the dump durable".to_owned())
 }

@@ -17,6 +17,7 @@ pub mod manifest;
 pub mod memory;
 mod output;
 mod pack;
+mod partial;
 mod pattern;
 mod progress;
 mod read;

@@ -7,11 +7,12 @@ use bytes::Bytes;
 use pgkeep_repository::compression::FrameWriter;
 use pgkeep_repository::encryption::{self, COMPRESSION_LEVEL_DEFAULT, EncryptWriter, Encryption};
 use pgkeep_store::{ObjectWriter, Store, StoreOptions};
+use tokio::io::AsyncWriteExt;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use crate::error::{Context, DumpError};
-use crate::files::refuse_existing;
+use crate::partial::Partial;
 
 /// How a file is compressed, told by its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,6 +47,9 @@ pub struct Output {
     input: mpsc::Sender<Option<Bytes>>,
     encoder: JoinHandle<std::io::Result<()>>,
     sink: JoinHandle<Result<u64, DumpError>>,
+    /// The file, where it is one. It goes when this does, whatever the stages are doing: a process that was interrupted
+    /// doesn't wait for them.
+    partial: Option<Partial>,
 }
 
 impl Output {
@@ -59,7 +63,7 @@ impl Output {
         compression: Compression,
         encryption: &Encryption,
     ) -> Result<Self, DumpError> {
-        let sink = Sink::create(place, store).await?;
+        let (sink, partial) = Sink::create(place, store).await?;
         let (input, input_blocks) = mpsc::channel(BLOCKS_WAITING_MAX);
         let (output, output_blocks) = mpsc::channel(BLOCKS_WAITING_MAX);
         let encryption = encryption.clone();
@@ -70,6 +74,7 @@ impl Output {
             input,
             encoder,
             sink: tokio::spawn(sink.take_all(output_blocks)),
+            partial,
         })
     }
 
@@ -103,7 +108,10 @@ impl Output {
         let encoded = self.encoder.await.map_err(died)?;
         let written = self.sink.await.map_err(died)??;
         encoded.context(|| "compressing the output".to_owned())?;
-        Ok(written)
+        match self.partial {
+            Some(partial) => partial.finish().await,
+            None => Ok(written),
+        }
     }
 }
 
@@ -164,36 +172,24 @@ fn pump<W: Write>(mut input: mpsc::Receiver<Option<Bytes>>, mut writer: W) -> st
 }
 
 enum Sink {
-    File {
-        file: tokio::fs::File,
-        partial: PathBuf,
-        path: PathBuf,
-    },
+    File(tokio::fs::File, PathBuf),
     Object(Box<ObjectWriter>),
 }
 
 impl Sink {
-    async fn create(place: &str, options: &StoreOptions) -> Result<Self, DumpError> {
+    async fn create(place: &str, options: &StoreOptions) -> Result<(Self, Option<Partial>), DumpError> {
         if let Some((parent, name)) = place.rsplit_once('/').filter(|_| place.contains("://")) {
             let from_store = |error| DumpError::Repository(pgkeep_repository::RepositoryError::Store(error));
             let store = Store::open(parent, options).await.map_err(from_store)?;
-            return Ok(Self::Object(Box::new(
-                store.put_stream(name).await.map_err(from_store)?,
-            )));
+            let writer = store.put_stream(name).await.map_err(from_store)?;
+            return Ok((Self::Object(Box::new(writer)), None));
         }
-        let path = PathBuf::from(place);
-        refuse_existing(&path)?;
-        let partial = PathBuf::from(format!("{place}.partial"));
-        let mut open = tokio::fs::OpenOptions::new();
-        // A dump holds everything: nobody else may read it.
-        open.write(true).create(true).truncate(true).mode(0o600);
-        let file = open
-            .open(&partial)
-            .await
-            .context(|| format!("creating {}", partial.display()))?;
-        Ok(Self::File { file, partial, path })
+        let (partial, file) = Partial::file(Path::new(place))?;
+        let path = partial.place().to_path_buf();
+        Ok((Self::File(file.into(), path), Some(partial)))
     }
 
+    /// Takes all blocks up to the one that says the end. Returns their size in bytes.
     async fn take_all(self, mut blocks: mpsc::Receiver<Option<Bytes>>) -> Result<u64, DumpError> {
         match self {
             Self::Object(mut writer) => {
@@ -208,16 +204,19 @@ impl Sink {
                 writer.abort().await;
                 Err(cut_off())
             }
-            Self::File {
-                mut file,
-                partial,
-                path,
-            } => {
-                let written = write_file(&mut file, &partial, &path, &mut blocks).await;
-                if written.is_err() {
-                    let _ = tokio::fs::remove_file(&partial).await;
+            Self::File(mut file, path) => {
+                let context = || format!("writing {}", path.display());
+                let mut bytes = 0;
+                while let Some(block) = blocks.recv().await {
+                    let Some(block) = block else {
+                        file.flush().await.context(context)?;
+                        file.sync_all().await.context(context)?;
+                        return Ok(bytes);
+                    };
+                    file.write_all(&block).await.context(context)?;
+                    bytes += block.len() as u64;
                 }
-                written
+                Err(cut_off())
             }
         }
     }
@@ -225,36 +224,4 @@ impl Sink {
 
 fn cut_off() -> DumpError {
     DumpError::Internal("the output was cut off before its end".to_owned())
-}
-
-async fn write_file(
-    file: &mut tokio::fs::File,
-    partial: &Path,
-    path: &Path,
-    blocks: &mut mpsc::Receiver<Option<Bytes>>,
-) -> Result<u64, DumpError> {
-    use tokio::io::AsyncWriteExt;
-    let context = || format!("writing {}", partial.display());
-    let mut bytes = 0;
-    while let Some(block) = blocks.recv().await {
-        let Some(block) = block else {
-            file.flush().await.context(context)?;
-            file.sync_all().await.context(context)?;
-            // Never over a file that came in the meantime.
-            std::fs::hard_link(partial, path)
-                .context(|| format!("naming the finished file {}", path.display()))?;
-            std::fs::remove_file(partial).context(context)?;
-            let folder = path
-                .parent()
-                .filter(|folder| !folder.as_os_str().is_empty())
-                .unwrap_or(Path::new("."));
-            std::fs::File::open(folder)
-                .and_then(|folder| folder.sync_all())
-                .context(context)?;
-            return Ok(bytes);
-        };
-        file.write_all(&block).await.context(context)?;
-        bytes += block.len() as u64;
-    }
-    Err(cut_off())
 }

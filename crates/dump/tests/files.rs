@@ -37,14 +37,16 @@ fn options(cluster: &Cluster, format: FileFormat, output: &std::path::Path) -> F
 }
 
 async fn write(cluster: &Cluster, options: &FileOptions) -> Result<FileReport, DumpError> {
+    write_until(cluster, options, std::future::pending()).await
+}
+
+async fn write_until(
+    cluster: &Cluster,
+    options: &FileOptions,
+    cancelled: impl Future<Output = ()>,
+) -> Result<FileReport, DumpError> {
     let target = common::target(cluster, "postgres");
-    pgkeep_dump::write_files(
-        &target,
-        options,
-        &Arc::new(Progress::default()),
-        std::future::pending(),
-    )
-    .await
+    pgkeep_dump::write_files(&target, options, &Arc::new(Progress::default()), cancelled).await
 }
 
 fn run(command: &mut Command) {
@@ -137,5 +139,40 @@ async fn custom_and_directory_dumps_go_through_pg_restore() {
         let count = "SELECT sum((xpath('/row/c/text()', query_to_xml(format('select count(*) as c from %s', oid::regclass), \
             false, true, '')))[1]::text::bigint) FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace";
         assert_eq!(source.psql(&copy, count), source.psql("dagster", count));
+    }
+}
+
+/// No file, no directory, and no half of one; so the next one can be written.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_interrupted_or_fails_leaves_nothing() {
+    let source = require!(Cluster::start(ClusterOptions::new(16)));
+    source.create_database("app");
+    source.psql("app", "CREATE TABLE held AS SELECT 1 AS n");
+    let folder = tempfile::tempdir().unwrap();
+    for format in [FileFormat::Plain, FileFormat::Custom, FileFormat::Directory] {
+        let mut holder = source.session("app");
+        holder.run("BEGIN; LOCK TABLE held;");
+        let mut options = options(&source, format, &folder.path().join("out"));
+        options.databases = vec!["app".to_owned()];
+        // It waits for its locks then.
+        let begun = common::until(|| common::names_in(folder.path()) == ["out.partial"]);
+        let interrupted = write_until(&source, &options, begun).await.unwrap_err();
+        assert!(matches!(interrupted, DumpError::Interrupted), "{interrupted}");
+        assert!(common::names_in(folder.path()).is_empty(), "{format:?}");
+
+        options.lock_timeout = Duration::from_millis(100);
+        let failed = write(&source, &options).await.unwrap_err();
+        assert!(matches!(failed, DumpError::LockTimeout { .. }), "{failed}");
+        assert!(common::names_in(folder.path()).is_empty(), "{format:?}");
+
+        drop(holder);
+        options.lock_timeout = Duration::from_secs(60);
+        write(&source, &options).await.unwrap();
+        assert_eq!(common::names_in(folder.path()), ["out"]);
+        if format == FileFormat::Directory {
+            std::fs::remove_dir_all(folder.path().join("out")).unwrap();
+        } else {
+            std::fs::remove_file(folder.path().join("out")).unwrap();
+        }
     }
 }

@@ -184,6 +184,23 @@ pub fn begin_restore(
 /// How long anything that must come may take on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Comes when the condition holds: a user who presses Ctrl-C at a certain moment.
+pub async fn until(condition: impl Fn() -> bool) {
+    while !condition() {
+        tokio::task::yield_now().await;
+    }
+}
+
+/// The names of what is in a folder.
+pub fn names_in(folder: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).unwrap();
+    let mut names: Vec<String> = entries
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
 /// Waits until a session stands in line for a lock of this mode on the relation.
 pub fn wait_for_waiter(cluster: &Cluster, database: &str, relation: &str, mode: &str) {
     let sql = format!(

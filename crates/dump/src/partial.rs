@@ -1,0 +1,263 @@
+//! Files and directories that are written under another name until they are whole: nobody takes a half of one for all of
+//! it, and nothing stays of one that failed or was interrupted.
+
+use std::ffi::OsString;
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use crate::error::{Context, DumpError};
+
+/// A dump holds everything: nobody but its owner may read it.
+pub(crate) const FILE_MODE: u32 = 0o600;
+pub(crate) const DIRECTORY_MODE: u32 = 0o700;
+
+/// A program that was killed may finish a last file while its directory is removed.
+const REMOVALS_MAX: u32 = 5;
+
+/// `NAME.partial`, which becomes `NAME` by [`Partial::finish`]. Dropped before, it is removed.
+pub(crate) struct Partial {
+    path: PathBuf,
+    partial: PathBuf,
+    is_named: bool,
+}
+
+impl Partial {
+    /// Begins a file.
+    ///
+    /// # Errors
+    /// It exists, or its partial one does; the disk's.
+    pub fn file(path: &Path) -> Result<(Self, File), DumpError> {
+        let (path, partial) = names(path)?;
+        let mut open = OpenOptions::new();
+        open.write(true).create_new(true).mode(FILE_MODE);
+        let file = open
+            .open(&partial)
+            .context(|| format!("creating {}", partial.display()))?;
+        Ok((Self::begun(path, partial), file))
+    }
+
+    /// Begins a directory, and makes those above it.
+    ///
+    /// # Errors
+    /// As [`Partial::file`].
+    pub fn directory(path: &Path) -> Result<Self, DumpError> {
+        let (path, partial) = names(path)?;
+        let context = || format!("creating {}", partial.display());
+        std::fs::create_dir_all(parent(&path)).context(context)?;
+        DirBuilder::new()
+            .mode(DIRECTORY_MODE)
+            .create(&partial)
+            .context(context)?;
+        Ok(Self::begun(path, partial))
+    }
+
+    fn begun(path: PathBuf, partial: PathBuf) -> Self {
+        Self {
+            path,
+            partial,
+            is_named: false,
+        }
+    }
+
+    /// Where it is written.
+    pub fn place(&self) -> &Path {
+        &self.partial
+    }
+
+    /// Makes it durable, then gives it its name. Returns its size in bytes.
+    ///
+    /// # Errors
+    /// The disk's; something of its name came in the meantime.
+    pub async fn finish(mut self) -> Result<u64, DumpError> {
+        let partial = self.partial.clone();
+        let synced = tokio::task::spawn_blocking(move || sync_all(&partial)).await;
+        let bytes = synced
+            .map_err(|error| DumpError::Internal(format!("a thread died: {error}")))?
+            .context(|| format!("making {} durable", self.partial.display()))?;
+        // Whoever interrupts does so before this or after it: there is no waiting between.
+        rename_new(&self.partial, &self.path)
+            .context(|| format!("naming what is finished {}", self.path.display()))?;
+        self.is_named = true;
+        let folder = parent(&self.path);
+        sync_directory(folder).context(|| format!("making {} durable", folder.display()))?;
+        Ok(bytes)
+    }
+}
+
+impl Drop for Partial {
+    fn drop(&mut self) {
+        if self.is_named {
+            return;
+        }
+        let mut removed = remove(&self.partial);
+        for _ in 1..REMOVALS_MAX {
+            if removed.is_ok() {
+                return;
+            }
+            removed = remove(&self.partial);
+        }
+        if let Err(error) = removed {
+            tracing::warn!(%error, "{} is unfinished, and stays", self.partial.display());
+        }
+    }
+}
+
+/// Something must not be written over what is there.
+pub(crate) fn refuse_existing(path: &Path) -> Result<(), DumpError> {
+    if path.symlink_metadata().is_ok() {
+        return Err(DumpError::Refused {
+            message: format!("{} exists already", path.display()),
+            hint: "choose another place, or move the old one away".to_owned(),
+        });
+    }
+    Ok(())
+}
+
+fn names(path: &Path) -> Result<(PathBuf, PathBuf), DumpError> {
+    // Without a slash at the end.
+    let path: PathBuf = path.components().collect();
+    refuse_existing(&path)?;
+    let mut name = path.file_name().map(OsString::from).unwrap_or_default();
+    name.push(".partial");
+    let partial = path.with_file_name(name);
+    if partial.symlink_metadata().is_ok() {
+        return Err(DumpError::Refused {
+            message: format!("{} exists already", partial.display()),
+            hint: "another pgkeep is writing it; or one was killed while it did, and you may remove it"
+                .to_owned(),
+        });
+    }
+    Ok((path, partial))
+}
+
+fn parent(path: &Path) -> &Path {
+    path.parent()
+        .filter(|parent| !parent.as_os_str().is_empty())
+        .unwrap_or(Path::new("."))
+}
+
+/// Never over a file that came in the meantime. (A directory that isn't empty is never replaced.)
+fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
+    if from.is_dir() {
+        return std::fs::rename(from, to);
+    }
+    match std::fs::hard_link(from, to) {
+        Ok(()) => {
+            if let Err(error) = std::fs::remove_file(from) {
+                tracing::warn!(%error, "{} is a second name of what is finished, and stays", from.display());
+            }
+            Ok(())
+        }
+        // A file system without links.
+        Err(error) if matches!(error.kind(), ErrorKind::PermissionDenied | ErrorKind::Unsupported) => {
+            if to.symlink_metadata().is_ok() {
+                return Err(ErrorKind::AlreadyExists.into());
+            }
+            std::fs::rename(from, to)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    if path.is_dir() {
+        std::fs::remove_dir_all(path)
+    } else {
+        std::fs::remove_file(path)
+    }
+}
+
+/// A file, or a directory with all that is in it. Returns the files' size.
+fn sync_all(path: &Path) -> io::Result<u64> {
+    if !path.is_dir() {
+        let file = File::open(path)?;
+        file.sync_all()?;
+        return Ok(file.metadata()?.len());
+    }
+    let mut bytes = 0;
+    for entry in std::fs::read_dir(path)? {
+        bytes += sync_all(&entry?.path())?;
+    }
+    sync_directory(path)?;
+    Ok(bytes)
+}
+
+fn sync_directory(directory: &Path) -> io::Result<()> {
+    match File::open(directory)?.sync_all() {
+        // Some network file systems can't; there's nothing more to be had from them.
+        Err(error) if matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported) => Ok(()),
+        result => result,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn listed(folder: &Path) -> Vec<String> {
+        let entries = std::fs::read_dir(folder).unwrap();
+        let mut names: Vec<String> = entries
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    #[tokio::test]
+    async fn what_is_finished_gets_its_name_and_the_rest_goes() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a file");
+        let (partial, _) = Partial::file(&path).unwrap();
+        std::fs::write(partial.place(), "half").unwrap();
+        drop(partial);
+        assert!(listed(folder.path()).is_empty());
+        let (partial, _) = Partial::file(&path).unwrap();
+        std::fs::write(partial.place(), "whole").unwrap();
+        assert_eq!(partial.finish().await.unwrap(), 5);
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "whole");
+
+        // A slash at the end, and nothing above it.
+        let path = folder.path().join("above/a directory/");
+        let write = |partial: &Partial| {
+            std::fs::create_dir(partial.place().join("d1")).unwrap();
+            std::fs::write(partial.place().join("d1/rows"), "12").unwrap();
+            std::fs::write(partial.place().join("index"), "3").unwrap();
+        };
+        let partial = Partial::directory(&path).unwrap();
+        write(&partial);
+        drop(partial);
+        assert!(listed(&folder.path().join("above")).is_empty());
+        let partial = Partial::directory(&path).unwrap();
+        write(&partial);
+        assert_eq!(partial.finish().await.unwrap(), 3);
+        assert_eq!(listed(&path), ["d1", "index"]);
+        assert_eq!(listed(folder.path()), ["a file", "above"]);
+    }
+
+    /// What is there already, or comes in the meantime, is neither replaced nor removed.
+    #[tokio::test]
+    async fn what_belongs_to_others_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("out");
+        let refused =
+            |result: Result<(), DumpError>| assert!(matches!(result, Err(DumpError::Refused { .. })));
+        let (first, _) = Partial::file(&path).unwrap();
+        refused(Partial::file(&path).map(drop));
+        refused(Partial::directory(&path).map(drop));
+        std::fs::write(&path, "another").unwrap();
+        refused(Partial::file(&path).map(drop));
+        assert!(first.finish().await.is_err());
+        assert_eq!(listed(folder.path()), ["out"]);
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "another");
+
+        let path = folder.path().join("directory");
+        let partial = Partial::directory(&path).unwrap();
+        std::fs::create_dir(&path).unwrap();
+        std::fs::write(path.join("another"), "").unwrap();
+        assert!(partial.finish().await.is_err());
+        assert_eq!(listed(folder.path()), ["directory", "out"]);
+        assert_eq!(listed(&path), ["another"]);
+    }
+}
