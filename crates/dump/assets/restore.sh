@@ -10,20 +10,31 @@ key=${PGKEEP_DUMP_KEY:-}
 say() { printf '%s\n' "$*" >&2; }
 die() { say "restore.sh: $*"; exit 1; }
 
-# Opens an object into a file: all of it or an error. Piping it straight into psql would let a broken object look like
-# the end of the rows.
+# Opens a file of the dump, by what its name ends in: all of it or an error. Piping it straight into psql would let a
+# broken object look like the end of the rows.
 open_into() {
-  object=$here/$1
-  for suffix in .zst .zst.age; do [ -f "$object" ] || object=$here/$1$suffix; done
-  [ -f "$object" ] || die "$1 is missing: the dump is not whole"
-  if [ "$(head -c 3 "$object")" = age ]; then
-    command -v age >/dev/null || die "age is not installed, and the dump is encrypted"
-    [ -n "$key" ] || die "the dump is encrypted: give the key file with -i KEYFILE"
-    age --decrypt --identity "$key" --output "$2.zst" "$object" || die "cannot decrypt $1"
-    zstd --quiet --decompress --force --rm -o "$2" "$2.zst" || die "cannot decompress $1: it is damaged"
-  else
-    zstd --quiet --decompress --force -o "$2" "$object" || die "cannot decompress $1: it is damaged"
-  fi
+  source=$here/$1
+  [ -f "$source" ] || die "$1 is missing: the dump is not whole"
+  case $1 in
+    *.zst.age)
+      command -v age >/dev/null || die "age is not installed, and the dump is encrypted"
+      [ -n "$key" ] || die "the dump is encrypted: give the key file with -i KEYFILE"
+      age --decrypt --identity "$key" --output "$2.zst" "$source" || die "cannot decrypt $1"
+      source=$2.zst ;;
+    *.zst) ;;
+    *) ln -sf "$source" "$2" || die "cannot open $1"; return 0 ;;
+  esac
+  command -v zstd >/dev/null || die "zstd is not installed"
+  zstd --quiet --decompress --force -o "$2" "$source" || die "cannot decompress $1: it is damaged"
+  rm -f "$2.zst"
+}
+
+# The same for an object that the index names. To zstd, one that was cut off between two of its frames looks whole.
+open_object() {
+  open_into "$1" "$2"
+  expected=$(awk -F '\t' -v name="$1" 'NF == 4 && $3 == name { print $4; exit }' "$PGKEEP_DUMP_INDEX")
+  found=$(($(wc -c < "$2")))
+  [ "$found" -eq "${expected:--1}" ] || die "$1 holds $found bytes, and not ${expected:-what the index says}: it is damaged"
 }
 
 # Objects that are pieces of one file.
@@ -32,7 +43,7 @@ open_all_into() {
   shift
   : > "$target"
   for piece in "$@"; do
-    open_into "$piece" "$target.piece"
+    open_object "$piece" "$target.piece"
     cat "$target.piece" >> "$target"
     rm "$target.piece"
   done
@@ -64,7 +75,7 @@ if [ "${1:-}" = load ]; then
   # One object, in a process of its own. 255 tells xargs to begin no other.
   work=$(mktemp -d)
   trap 'rm -rf "$work"' EXIT
-  (open_into "$2" "$work/rows") || exit 255
+  (open_object "$2" "$work/rows") || exit 255
   export PGOPTIONS="${PGOPTIONS:-} -c synchronous_commit=off -c row_security=off -c search_path= -c statement_timeout=0"
   # Rows in COPY's binary format have their statement in the index; the others are scripts.
   statement=$(printf '%b.' "$(objects "${2%%.*}" copy)")
@@ -85,13 +96,13 @@ while getopts i:j:d:n option; do
     *) die "usage: sh restore.sh [-i KEYFILE] [-j JOBS] [-d DATABASE] [-n]" ;;
   esac
 done
-for tool in psql pg_restore zstd awk grep sed head xargs mktemp; do
+for tool in psql pg_restore awk grep sed head wc xargs mktemp; do
   command -v "$tool" >/dev/null || die "$tool is not installed"
 done
 [ -z "$key" ] || [ -r "$key" ] || die "there is no key file $key"
 [ -f "$here/manifest" ] || die "there is no manifest in $here: this dump was never finished"
-# A manifest opens with age's or zstd's magic; what was given up has a note of that in its place.
-[ "$(head -c 1 "$here/manifest")" != '{' ] || die "this dump was given up before it was finished"
+# What was given up has a note of that in the manifest's place.
+! head -c 32 "$here/manifest" | grep -q '"swept_at"' || die "this dump was given up before it was finished"
 export PGKEEP_DUMP_FOLDER="$here" PGKEEP_DUMP_KEY="$key"
 export PGCONNECT_TIMEOUT="${PGCONNECT_TIMEOUT:-15}"
 maintenance=${PGDATABASE:-postgres}
@@ -108,11 +119,27 @@ trap end EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
+for suffix in .zst.age .zst ''; do [ ! -f "$here/index.tsv$suffix" ] || break; done
+[ -f "$here/index.tsv$suffix" ] || die "index.tsv is missing: the dump is not whole"
 if command -v b3sum >/dev/null; then
   (cd "$here" && b3sum --quiet --check checksums.b3) || die "stored objects are damaged or missing"
+elif [ -z "$suffix" ]; then
+  # Opened files have no checksums inside, as zstd and age make them.
+  compare=''
+  for tool in sha256sum 'shasum -a 256'; do
+    ! command -v "${tool%% *}" >/dev/null || [ -n "$compare" ] || compare=$tool
+  done
+  if [ -z "$compare" ]; then
+    say "restore.sh: none of b3sum, sha256sum and shasum is installed: files that were altered are NOT noticed"
+  else
+    (cd "$here" && $compare -c checksums.sha256) > "$work/compared" \
+      || { grep -v ': OK$' "$work/compared" >&2 || :; die "files are damaged or missing"; }
+  fi
 fi
 
-open_into index.tsv "$work/index"
+open_into "index.tsv$suffix" "$work/index"
+awk -F '\t' '{ last = $1 " " $2 " " $3 } END { exit last != "all end " (NR - 1) }' "$work/index" \
+  || die "index.tsv$suffix is damaged: lines are missing"
 export PGKEEP_DUMP_INDEX="$work/index"
 folders=$(awk -F '\t' '$2 == "database" { print $1 }' "$work/index")
 database_of() {
@@ -157,7 +184,7 @@ fi
 
 if [ "$roles" = yes ] && [ -n "$(objects all globals)" ]; then
   say "roles"
-  open_into "$(objects all globals)" "$work/globals.sql"
+  open_object "$(objects all globals)" "$work/globals.sql"
   database=$maintenance
   echo 'SELECT pg_catalog.quote_ident(rolname) FROM pg_catalog.pg_roles;' | ask "$maintenance" > "$work/existing" \
     || die "cannot ask for the roles that exist"
@@ -181,11 +208,11 @@ for folder in $folders; do
   say "database $database"
   unfinished=$database
   if [ ! -f "$work/$folder.there" ]; then
-    open_into "$folder/create.sql" "$work/create.sql"
+    open_object "$(objects "$folder" create)" "$work/create.sql"
     PGDATABASE=$maintenance run_script "$work/create.sql" || die "cannot make database '$database'"
   fi
   export PGDATABASE="$database"
-  open_into "$folder/before.sql" "$work/before.sql"
+  open_object "$(objects "$folder" before)" "$work/before.sql"
   run_script "$work/before.sql" || die "cannot prepare database '$database'"
   # shellcheck disable=SC2046 # Names of objects have no spaces.
   open_all_into "$work/schema.dump" $(objects "$folder" schema)
@@ -214,13 +241,13 @@ for folder in $folders; do
     open_all_into "$work/large_objects.dump" $(objects "$folder" large_objects)
     restore "$work/large_objects.dump" || die "cannot restore the large objects of '$database'"
   fi
-  open_into "$folder/after.sql" "$work/after.sql"
+  open_object "$(objects "$folder" after)" "$work/after.sql"
   run_script "$work/after.sql" || die "cannot finish database '$database'"
   if grep -f "$work/late" "$work/entries" > "$work/list"; then
     restore --section=post-data --use-list "$work/list" "$work/schema.dump" || die "cannot make foreign keys of '$database'"
   fi
   # Last: a short time limit or a read-only default would have stopped all this.
-  open_into "$folder/settings.sql" "$work/settings.sql"
+  open_object "$(objects "$folder" settings)" "$work/settings.sql"
   run_script "$work/settings.sql" || die "cannot set the properties of '$database'"
   unfinished=''
   export PGDATABASE="$maintenance"

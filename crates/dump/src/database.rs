@@ -19,7 +19,7 @@ use crate::manifest::{
 use crate::run::{Run, sealed_suffix};
 use crate::schema;
 use crate::snapshot::{self, LockedSnapshot};
-use crate::sql;
+use crate::way_out;
 
 /// pg_dump takes locks of its own on tables that the holder has locked already; it waits only when somebody has
 /// queued for an exclusive lock in between, and then in vain.
@@ -420,19 +420,9 @@ async fn compressed_rows(session: &mut Session, name: &QualifiedName) -> Result<
 /// The scripts for whoever restores without pgkeep.
 async fn write_scripts(run: &Run<'_>, database: &DatabaseManifest) -> Result<Vec<ObjectRef>, DumpError> {
     let suffix = sealed_suffix(run.repository);
-    let create = sql::create_script(&database.name, &database.properties);
-    let settings = sql::database_settings_script(&database.name, &database.properties);
     let mut objects = Vec::new();
-    for (name, text) in [
-        ("create.sql", create),
-        ("settings.sql", settings),
-        ("before.sql", sql::before_script(database.timescaledb.as_ref())),
-        (
-            "after.sql",
-            sql::after_script(database.timescaledb.as_ref(), &database.materialized_views),
-        ),
-    ] {
-        let name = format!("{}/{name}{suffix}", database.folder);
+    for (step, text) in way_out::scripts(database) {
+        let name = way_out::script_name(database, step, suffix);
         objects.push(
             run.repository
                 .put_contents(&run.prefix, &name, Bytes::from(text))

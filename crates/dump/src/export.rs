@@ -1,7 +1,8 @@
 //! A dump out of the repository, as files: opened objects in a folder, or one script for psql.
 
+use std::fmt::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -9,7 +10,7 @@ use pgkeep_base::BackupId;
 use pgkeep_pg::programs::ProgramSearch;
 use pgkeep_repository::encryption::Encryption;
 use pgkeep_repository::object::ObjectRef;
-use pgkeep_repository::{Repository, layout};
+use pgkeep_repository::{Repository, integrity, layout};
 use pgkeep_store::StoreOptions;
 use tokio::io::AsyncWriteExt;
 
@@ -22,6 +23,7 @@ use crate::partial::{DIRECTORY_MODE, FILE_MODE, Partial};
 use crate::progress::Progress;
 use crate::restore::{Archive, ArchiveOptions, archive_major};
 use crate::run::object_refs;
+use crate::way_out::{OPENED, opened_name};
 use crate::{sql, way_out};
 
 /// What to write.
@@ -93,22 +95,94 @@ struct Exporting<'a> {
     prefix: String,
 }
 
-/// The name without what tells which tools open it.
-fn opened_name(name: &str) -> &str {
-    let name = name.strip_suffix(".age").unwrap_or(name);
-    name.strip_suffix(".zst").unwrap_or(name)
-}
-
 /// A path inside the folder, whatever an object is called.
 fn inside(folder: &Path, name: &str) -> Result<PathBuf, DumpError> {
-    let path = Path::new(opened_name(name));
-    if path.components().all(|part| matches!(part, Component::Normal(_))) {
-        return Ok(folder.join(path));
+    if integrity::is_object_name(name) {
+        return Ok(folder.join(name));
     }
     Err(DumpError::Object {
-        name: name.to_owned(),
+        name: name.escape_debug().to_string(),
         reason: "its name leads out of the dump's folder".to_owned(),
     })
+}
+
+/// A folder that is being written, and the hashes of what is in it.
+struct Folder {
+    partial: Partial,
+    /// Lines as `b3sum` writes them.
+    blake3: String,
+    /// Lines as `sha256sum` writes them, which is everywhere: nothing in an opened file tells that it was altered.
+    sha256: String,
+}
+
+/// A file of the folder.
+struct Writing {
+    name: String,
+    path: PathBuf,
+    file: tokio::fs::File,
+    blake3: blake3::Hasher,
+    sha256: ring::digest::Context,
+}
+
+impl Folder {
+    fn create(path: &Path) -> Result<Self, DumpError> {
+        Ok(Self {
+            partial: Partial::directory(path)?,
+            blake3: String::new(),
+            sha256: String::new(),
+        })
+    }
+
+    fn begin(&self, name: &str) -> Result<Writing, DumpError> {
+        let path = inside(self.partial.place(), name)?;
+        Ok(Writing {
+            name: name.to_owned(),
+            file: create(&path)?,
+            path,
+            blake3: blake3::Hasher::new(),
+            sha256: ring::digest::Context::new(&ring::digest::SHA256),
+        })
+    }
+
+    async fn end(&mut self, mut writing: Writing) -> Result<(), DumpError> {
+        let context = || format!("writing {}", writing.path.display());
+        writing.file.flush().await.context(context)?;
+        writing.file.sync_all().await.context(context)?;
+        let sha256 = writing.sha256.finish();
+        let sha256: String = sha256.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+        let blake3 = writing.blake3.finalize().to_hex();
+        for (lines, hash) in [
+            (&mut self.blake3, blake3.as_str()),
+            (&mut self.sha256, sha256.as_str()),
+        ] {
+            // Writing to a String can't fail.
+            let _ = writeln!(lines, "{hash}  {}", writing.name);
+        }
+        Ok(())
+    }
+
+    async fn write(&mut self, name: &str, contents: &[u8]) -> Result<(), DumpError> {
+        let mut writing = self.begin(name)?;
+        writing.take(contents).await?;
+        self.end(writing).await
+    }
+
+    /// Names it. Returns its size in bytes.
+    async fn finish(mut self) -> Result<u64, DumpError> {
+        let (blake3, sha256) = (self.blake3.clone(), self.sha256.clone());
+        self.write(layout::CHECKSUMS, blake3.as_bytes()).await?;
+        self.write("checksums.sha256", sha256.as_bytes()).await?;
+        self.partial.finish().await
+    }
+}
+
+impl Writing {
+    async fn take(&mut self, contents: &[u8]) -> Result<(), DumpError> {
+        self.blake3.update(contents);
+        self.sha256.update(contents);
+        let context = || format!("writing {}", self.path.display());
+        self.file.write_all(contents).await.context(context)
+    }
 }
 
 /// A file, and the folder it is in. In one go: what a thread of its own does would go on after an interruption, and make
@@ -127,67 +201,50 @@ fn create(path: &Path) -> Result<tokio::fs::File, DumpError> {
 
 impl Exporting<'_> {
     async fn files(&self) -> Result<u64, DumpError> {
-        let partial = Partial::directory(&local_directory(&self.options.output)?)?;
-        let scripts = ["create.sql", "settings.sql", "before.sql", "after.sql"];
+        let mut folder = Folder::create(&local_directory(&self.options.output)?)?;
         self.progress.set_phase("exporting");
         for object in object_refs(self.manifest) {
-            self.write_object(partial.place(), &object).await?;
+            self.write_object(&mut folder, &object).await?;
         }
-        let suffix = crate::run::sealed_suffix(self.repository);
-        for checksum in self.repository.checksums(&self.id()?).await? {
-            let script = scripts
-                .iter()
-                .any(|script| checksum.name.ends_with(&format!("/{script}{suffix}")));
-            if script {
-                let object = ObjectRef {
-                    name: checksum.name,
-                    stored_bytes: 0,
-                    hash: checksum.hash,
-                    plain_bytes: SCRIPT_BYTES_MAX,
-                };
-                self.write_object(partial.place(), &object).await?;
+        for database in &self.manifest.databases {
+            for (step, text) in way_out::scripts(database) {
+                let name = way_out::script_name(database, step, OPENED);
+                folder.write(&name, text.as_bytes()).await?;
             }
         }
         let manifest = serde_json::to_vec_pretty(self.manifest)
             .map_err(|error| DumpError::Internal(format!("writing JSON: {error}")))?;
-        let index = way_out::index(self.manifest, opened_name);
-        for (name, contents) in [
-            ("index.tsv", index.into_bytes()),
-            ("restore.sh", way_out::RESTORE_SCRIPT.as_bytes().to_vec()),
-            ("RESTORE.md", way_out::readme(self.manifest, false).into_bytes()),
-            ("manifest", manifest),
-        ] {
-            let path = partial.place().join(name);
-            let mut file = create(&path)?;
-            let context = || format!("writing {}", path.display());
-            file.write_all(&contents).await.context(context)?;
-            file.sync_all().await.context(context)?;
-        }
-        partial.finish().await
+        let index = way_out::index(self.manifest, OPENED);
+        let readme = way_out::readme(self.manifest, OPENED);
+        folder.write("index.tsv", index.as_bytes()).await?;
+        folder
+            .write("restore.sh", way_out::RESTORE_SCRIPT.as_bytes())
+            .await?;
+        folder.write("RESTORE.md", readme.as_bytes()).await?;
+        folder.write(layout::MANIFEST, &manifest).await?;
+        folder.finish().await
     }
 
-    fn id(&self) -> Result<BackupId, DumpError> {
-        let malformed = |error: pgkeep_base::ParseBackupIdError| DumpError::Manifest {
-            id: self.manifest.id.clone(),
-            reason: error.to_string(),
-        };
-        self.manifest.id.parse().map_err(malformed)
-    }
-
-    async fn write_object(&self, folder: &Path, object: &ObjectRef) -> Result<(), DumpError> {
-        let path = inside(folder, &object.name)?;
-        let context = || format!("writing {}", path.display());
-        let mut file = create(&path)?;
+    async fn write_object(&self, folder: &mut Folder, object: &ObjectRef) -> Result<(), DumpError> {
+        let mut writing = folder.begin(opened_name(&object.name))?;
         let key = format!("{}{}", self.prefix, object.name);
         let mut contents = self
             .repository
             .contents(&key, object.plain_bytes, Some(&object.hash))
             .await?;
+        let mut bytes = 0;
         while let Some(block) = contents.next().await? {
-            file.write_all(&block).await.context(context)?;
+            writing.take(&block).await?;
+            bytes += block.len() as u64;
             Progress::add(&self.progress.bytes_done, block.len() as u64);
         }
-        file.sync_all().await.context(context)
+        if bytes != object.plain_bytes {
+            return Err(DumpError::Object {
+                name: object.name.clone(),
+                reason: format!("it holds {bytes} bytes, not {}", object.plain_bytes),
+            });
+        }
+        folder.end(writing).await
     }
 
     async fn plain(&self) -> Result<u64, DumpError> {
@@ -310,6 +367,3 @@ fn refuse_binary(databases: &[&DatabaseManifest]) -> Result<(), DumpError> {
         }),
     }
 }
-
-/// The scripts beside the data are small.
-const SCRIPT_BYTES_MAX: u64 = 64 << 20;

@@ -317,17 +317,14 @@ impl Run<'_> {
         mut objects: Vec<ObjectRef>,
     ) -> Result<SealedObject, DumpError> {
         let suffix = sealed_suffix(self.repository);
-        let index = Bytes::from(way_out::index(manifest, |name| name));
+        let index = Bytes::from(way_out::index(manifest, suffix));
         objects.push(
             self.repository
                 .put_contents(&self.prefix, &format!("index.tsv{suffix}"), index)
                 .await?,
         );
         for (name, text) in [
-            (
-                "RESTORE.md",
-                way_out::readme(manifest, self.repository.access().encryption.is_encrypted()),
-            ),
+            ("RESTORE.md", way_out::readme(manifest, suffix)),
             ("restore.sh", way_out::RESTORE_SCRIPT.to_owned()),
         ] {
             objects.push(

@@ -4,8 +4,9 @@ use std::fmt::Write;
 
 use crate::blocks::copy_in_statement;
 use crate::database::split_data;
-use crate::manifest::{DumpManifest, RowFormat};
+use crate::manifest::{DataObject, DatabaseManifest, DumpManifest, RowFormat};
 use crate::restore::{archive_major, client_encoding};
+use crate::sql;
 
 /// The script that restores with stock tools.
 pub const RESTORE_SCRIPT: &str = include_str!("../assets/restore.sh");
@@ -13,52 +14,110 @@ pub const RESTORE_SCRIPT: &str = include_str!("../assets/restore.sh");
 const CLASS_CONSTRAINT: u32 = 2606;
 const README: &str = include_str!("../assets/RESTORE.md");
 
-/// Lines of folder, step and object (or name), separated by tabs, in the order in which `restore.sh` uses them.
-/// `object_name` says how an object is called where the script lies.
-pub fn index(manifest: &DumpManifest, object_name: impl Fn(&str) -> &str) -> String {
-    let mut text = String::new();
-    let mut line = |folder: &str, step: &str, value: &str| {
+/// How the objects' names end in a folder of opened files.
+pub const OPENED: &str = "";
+
+/// An object's name without what tells which tools open it.
+pub fn opened_name(name: &str) -> &str {
+    let name = name.strip_suffix(".age").unwrap_or(name);
+    name.strip_suffix(".zst").unwrap_or(name)
+}
+
+/// What `restore.sh` runs before and after a database's rows: the step, and the script.
+pub fn scripts(database: &DatabaseManifest) -> [(&'static str, String); 4] {
+    let timescaledb = database.timescaledb.as_ref();
+    let (name, properties) = (&database.name, &database.properties);
+    [
+        ("create", sql::create_script(name, properties)),
+        ("before", sql::before_script(timescaledb)),
+        (
+            "after",
+            sql::after_script(timescaledb, &database.materialized_views),
+        ),
+        ("settings", sql::database_settings_script(name, properties)),
+    ]
+}
+
+/// The name of such a script.
+pub fn script_name(database: &DatabaseManifest, step: &str, suffix: &str) -> String {
+    format!("{}/{step}.sql{suffix}", database.folder)
+}
+
+struct Index {
+    text: String,
+    lines: u64,
+    suffix: &'static str,
+}
+
+impl Index {
+    fn line(&mut self, folder: &str, step: &str, value: &str) {
         // Writing to a String can't fail.
-        let _ = writeln!(text, "{folder}\t{step}\t{value}");
-    };
-    if let Some(globals) = &manifest.globals {
-        line("all", "globals", object_name(&globals.name));
+        let _ = writeln!(self.text, "{folder}\t{step}\t{value}");
+        self.lines += 1;
     }
-    for database in &manifest.databases {
+
+    fn object(&mut self, folder: &str, step: &str, name: &str, bytes: u64) {
+        let name = format!("{}{}\t{bytes}", opened_name(name), self.suffix);
+        self.line(folder, step, &name);
+    }
+
+    fn database(&mut self, database: &DatabaseManifest) {
         let folder = &database.folder;
-        line(folder, "database", &escape(&database.name));
+        self.line(folder, "database", &escape(&database.name));
         if let Some(timescaledb) = &database.timescaledb {
-            line(folder, "extension_schema", &escape(&timescaledb.schema));
+            self.line(folder, "extension_schema", &escape(&timescaledb.schema));
+        }
+        for (step, text) in scripts(database) {
+            let name = script_name(database, step, self.suffix);
+            self.object(folder, step, &name, text.len() as u64);
         }
         for object in &database.schema {
-            line(folder, "schema", object_name(&object.name));
+            self.object(folder, "schema", &object.name, object.plain_bytes);
         }
         let (configuration, data) = split_data(database);
-        for object in configuration {
-            line(folder, "configuration", object_name(&object.object.name));
+        for DataObject { object, .. } in configuration {
+            self.object(folder, "configuration", &object.name, object.plain_bytes);
         }
-        line(folder, "encoding", client_encoding(database));
-        for object in data {
-            line(folder, "data", object_name(&object.object.name));
-            let relation = object.segments.first().map(|segment| segment.relation as usize);
+        self.line(folder, "encoding", client_encoding(database));
+        for DataObject { object, segments } in data {
+            self.object(folder, "data", &object.name, object.plain_bytes);
+            let relation = segments.first().map(|segment| segment.relation as usize);
             let relation = relation.and_then(|place| database.relations.get(place));
             if let Some(relation) = relation.filter(|relation| relation.format == RowFormat::Binary) {
                 let statement =
                     copy_in_statement(relation.target(), &relation.columns, relation.format, false);
-                line(stem(&object.object.name), "copy", &escape(&statement));
+                self.line(stem(&object.name), "copy", &escape(&statement));
             }
         }
         if let Some(object) = &database.sequences {
-            line(folder, "sequences", object_name(&object.name));
+            self.object(folder, "sequences", &object.name, object.plain_bytes);
         }
         for object in &database.large_objects {
-            line(folder, "large_objects", object_name(&object.name));
+            self.object(folder, "large_objects", &object.name, object.plain_bytes);
         }
         for oid in &database.foreign_keys_to_hypertables {
-            line(folder, "after_foreign_key", &format!("{CLASS_CONSTRAINT} {oid}"));
+            self.line(folder, "after_foreign_key", &format!("{CLASS_CONSTRAINT} {oid}"));
         }
     }
-    text
+}
+
+/// What `restore.sh` does in which order, as docs/FORMAT.md has it. `suffix` is how the objects' names end where the
+/// script lies.
+pub fn index(manifest: &DumpManifest, suffix: &'static str) -> String {
+    let mut index = Index {
+        text: String::new(),
+        lines: 0,
+        suffix,
+    };
+    if let Some(globals) = &manifest.globals {
+        index.object("all", "globals", &globals.name, globals.plain_bytes);
+    }
+    for database in &manifest.databases {
+        index.database(database);
+    }
+    let lines = index.lines.to_string();
+    index.line("all", "end", &lines);
+    index.text
 }
 
 /// An object's name up to its first dot: `d1/000001`.
@@ -74,9 +133,38 @@ fn escape(name: &str) -> String {
         .replace('\r', "\\r")
 }
 
-/// `RESTORE.md`, filled in.
-pub fn readme(manifest: &DumpManifest, encrypted: bool) -> String {
-    let suffix = if encrypted { ".zst.age" } else { ".zst" };
+/// What a person needs to open the objects.
+struct Tools {
+    needed: &'static str,
+    key_option: &'static str,
+    checksums: &'static str,
+    open: &'static str,
+}
+
+/// `RESTORE.md`, filled in; `suffix` as in [`index`].
+pub fn readme(manifest: &DumpManifest, suffix: &str) -> String {
+    let tools = match suffix {
+        OPENED => Tools {
+            needed: ", `sha256sum` (or `shasum`, or `b3sum`)",
+            key_option: "",
+            checksums: "`checksums.b3` or `checksums.sha256`: `b3sum --check checksums.b3` or `sha256sum -c checksums.sha256`",
+            open: "The files are as they are: pgkeep opened the objects of the dump when it wrote this folder. (`manifest` names them as \
+                   they were stored, with `.zst` or `.zst.age`.)",
+        },
+        ".zst" => Tools {
+            needed: ", `zstd`",
+            key_option: "",
+            checksums: "`checksums.b3`: `b3sum --check checksums.b3`",
+            open: "Every object opens with `zstd -dc OBJECT`. zstd doesn't notice when one was cut off just between two of its frames: \
+                   compare `wc -c` with the size in `index.tsv`, as the script does.",
+        },
+        _ => Tools {
+            needed: ", `zstd`, `age` and the private key file",
+            key_option: " -i KEYFILE",
+            checksums: "`checksums.b3`: `b3sum --check checksums.b3`",
+            open: "Every object opens with `age -d -i KEYFILE OBJECT | zstd -dc`.",
+        },
+    };
     let server_major = manifest.server_version_num / 10_000;
     // What wrote the archives is the least that reads them.
     let databases = manifest.databases.iter();
@@ -109,26 +197,13 @@ pub fn readme(manifest: &DumpManifest, encrypted: bool) -> String {
         ("{{id}}", manifest.id.as_str()),
         ("{{major}}", &major),
         ("{{program_major}}", &program_major),
-        (
-            "{{age_tool}}",
-            if encrypted {
-                ", `age` and the private key file"
-            } else {
-                ""
-            },
-        ),
-        ("{{key_option}}", if encrypted { " -i KEYFILE" } else { "" }),
+        ("{{tools}}", tools.needed),
+        ("{{key_option}}", tools.key_option),
+        ("{{checksums}}", tools.checksums),
+        ("{{open}}", tools.open),
         ("{{suffix}}", suffix),
         ("{{timescaledb_server}}", &timescaledb_server),
         ("{{timescaledb_note}}", &timescaledb_note),
-        (
-            "{{open_command}}",
-            if encrypted {
-                " `age -d -i KEYFILE OBJECT | zstd -dc`"
-            } else {
-                " `zstd -dc OBJECT`"
-            },
-        ),
     ];
     values
         .iter()
@@ -142,7 +217,7 @@ mod tests {
     /// Objects lose what tells how they are sealed when they are written opened; databases keep their names.
     #[test]
     fn the_index_renames_objects_and_nothing_else() {
-        let object = serde_json::json!({ "name": "d1/schema.dump.zst", "stored_bytes": 1, "hash": "", "plain_bytes": 1 });
+        let object = serde_json::json!({ "name": "d1/schema.dump.zst", "stored_bytes": 1, "hash": "", "plain_bytes": 7 });
         let database = serde_json::json!({
             "name": "logs.zst", "folder": "d1", "properties": crate::manifest::DatabaseProperties::default(),
             "snapshot_at": "2026-01-01T00:00:00Z", "extensions": [], "pg_dump_version": "", "schema": [object],
@@ -154,9 +229,17 @@ mod tests {
             "server_version_num": 160_000, "databases": [database], "totals": crate::manifest::Totals::default(),
         }))
         .unwrap();
-        assert_eq!(
-            index(&manifest, |name| name.trim_end_matches(".zst")),
-            "d1\tdatabase\tlogs.zst\nd1\tschema\td1/schema.dump\nd1\tencoding\tUTF8\n"
-        );
+        let sizes = scripts(&manifest.databases[0]).map(|(_, text)| text.len());
+        let [create, before, after, settings] = sizes;
+        for suffix in [OPENED, ".zst"] {
+            assert_eq!(
+                index(&manifest, suffix),
+                format!(
+                    "d1\tdatabase\tlogs.zst\nd1\tcreate\td1/create.sql{suffix}\t{create}\nd1\tbefore\td1/before.sql{suffix}\t{before}\n\
+                     d1\tafter\td1/after.sql{suffix}\t{after}\nd1\tsettings\td1/settings.sql{suffix}\t{settings}\n\
+                     d1\tschema\td1/schema.dump{suffix}\t7\nd1\tencoding\tUTF8\nall\tend\t7\n"
+                )
+            );
+        }
     }
 }
