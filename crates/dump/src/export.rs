@@ -349,21 +349,25 @@ impl Exporting<'_> {
     }
 }
 
-/// A script can't hold rows in COPY's binary format.
+/// A script can't hold rows in COPY's binary format. (What is empty has none.)
 fn refuse_binary(databases: &[&DatabaseManifest]) -> Result<(), DumpError> {
-    let mut relations = databases.iter().flat_map(|database| &database.relations);
-    match relations.find(|relation| relation.format == RowFormat::Binary) {
-        None => Ok(()),
-        Some(relation) => Err(DumpError::Usage {
-            message: format!(
-                "the dump holds rows of {} in COPY's binary format, which no SQL script can",
-                relation.name
-            ),
-            hint: Some(
-                "export it with --format files, whose restore.sh loads them; a dump made with --set dump.row_format=text \
-                 becomes a script, and so does one made with 'pgkeep dump --format plain'"
-                    .to_owned(),
-            ),
-        }),
+    for database in databases {
+        let mut relations = database.relations.iter();
+        let binary = relations.find(|relation| relation.format == RowFormat::Binary && relation.rows > 0);
+        if let Some(relation) = binary {
+            return Err(DumpError::Usage {
+                message: format!(
+                    "the dump holds rows of {} in database '{}' in COPY's binary format, which no SQL script can",
+                    relation.name, database.name
+                ),
+                hint: Some(
+                    "restore it with 'pgkeep restore', or export it as a folder with --format files, whose restore.sh loads it. \
+                     Dumps that become scripts are made with dump.row_format = \"text\" in the configuration; and \
+                     'pgkeep dump --format plain' writes one at once"
+                        .to_owned(),
+                ),
+            });
+        }
     }
+    Ok(())
 }

@@ -2,13 +2,14 @@
 
 use std::path::Path;
 
+use pgkeep_dump::manifest::RowFormat;
 use pgkeep_dump::{DumpError, ExportFormat};
 use pgkeep_testkit::compare::{Inventory, InventoryOptions, assert_same, assert_same_servers};
 use pgkeep_testkit::fixtures::{DATABASES, Events, GameData};
 use pgkeep_testkit::{Cluster, ClusterOptions, require};
 
 use crate::carried::{Carried, DASH, assert_restores, export, export_options};
-use crate::common;
+use crate::{common, start};
 
 /// Of databases.
 const NAMES: [&str; 3] = ["back\\slash\\n", "double\"quote", "$HOME *?[a] `x` %s"];
@@ -99,4 +100,47 @@ async fn an_export_that_is_interrupted_or_fails_leaves_nothing() {
         assert!(place.path().join(name).exists());
     }
     assert_eq!(left(), ["all.sql.zst", "folder"]);
+}
+
+/// Every chunk and every large table is binary, and those without rows are in no script's way.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_script_is_refused_for_binary_rows_and_not_for_tables_without_any() {
+    let (source, destination) = require!(start());
+    source.create_database("app");
+    source.psql(
+        "app",
+        "CREATE TABLE emptied (n int, filler text) WITH (autovacuum_enabled = off);
+         INSERT INTO emptied SELECT n, repeat('x', 1000) FROM generate_series(1, 10000) n;
+         DELETE FROM emptied; CREATE TABLE small AS SELECT 1 AS n;",
+    );
+    let stored = tempfile::tempdir().unwrap();
+    let repository = common::repository(stored.path(), false).await;
+    let mut options = common::dump_options(&source);
+    options.databases = vec!["app".to_owned()];
+    let report = common::dump(&repository, &source, &options).await.unwrap();
+    let mut relations = report.manifest.databases[0].relations.iter();
+    assert!(relations.any(|relation| relation.format == RowFormat::Binary && relation.rows == 0));
+    let script = stored.path().join("script.sql");
+    let exporting = export_options(&source, ExportFormat::Plain, &script);
+    let never = std::future::pending();
+    export(&repository, &report, &exporting, never).await.unwrap();
+    let mut psql = destination.client_command("psql");
+    // The superuser, whom the script makes too, exists already.
+    let loaded = psql
+        .args(["-X", "-q", "-d", "postgres", "-f"])
+        .arg(&script)
+        .output();
+    assert!(loaded.unwrap().status.success());
+    let inventory = |cluster| Inventory::of_database(cluster, "app", &InventoryOptions::default());
+    assert_same(&inventory(&source), &inventory(&destination));
+
+    source.psql("app", "INSERT INTO emptied VALUES (1, 'a row')");
+    let report = common::dump(&repository, &source, &options).await.unwrap();
+    let exporting = export_options(&source, ExportFormat::Plain, &stored.path().join("refused.sql"));
+    let never = std::future::pending();
+    let refused = export(&repository, &report, &exporting, never).await.unwrap_err();
+    assert!(matches!(refused, DumpError::Usage { .. }), "{refused}");
+    let named = "rows of public.emptied in database 'app'";
+    assert!(refused.to_string().contains(named), "{refused}");
+    assert!(!stored.path().join("refused.sql.partial").exists());
 }
