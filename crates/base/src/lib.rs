@@ -10,6 +10,7 @@ mod error;
 pub mod fuzzing;
 mod id;
 mod ident;
+mod nearest;
 mod secret;
 
 pub use bytes_count::{ByteCount, ParseByteCountError};
@@ -17,4 +18,5 @@ pub use clock::{Clock, ManualClock, SystemClock};
 pub use error::{Classified, Hint, RetryClass};
 pub use id::{BackupId, BackupKind, ParseBackupIdError};
 pub use ident::{quote_identifier, quote_literal, quote_qualified};
+pub use nearest::nearest;
 pub use secret::Secret;

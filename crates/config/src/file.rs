@@ -4,12 +4,12 @@ use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use pgkeep_base::nearest;
 use toml::de::{DeTable, DeValue};
 
 use crate::cluster::Cluster;
 use crate::error::{ConfigError, Origin, Warning};
 use crate::input::Input;
-use crate::nearest::nearest;
 use crate::select::{Config, is_cluster_name};
 use crate::settings::{SETTINGS, setting};
 

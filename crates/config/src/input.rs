@@ -2,11 +2,10 @@ use std::path::PathBuf;
 
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Span, SpanRelativeTo};
-use pgkeep_base::{ByteCount, Secret};
+use pgkeep_base::{ByteCount, Secret, nearest};
 use toml::de::DeValue;
 
 use crate::cluster::Databases;
-use crate::nearest::nearest;
 
 /// The longest list that a setting takes.
 const LIST_ITEMS_MAX: usize = 1000;
@@ -238,17 +237,27 @@ impl Input<'_> {
     pub(crate) fn repositories(&self) -> Result<Vec<String>, String> {
         const SCHEMES: [&str; 6] = ["file", "s3", "gs", "az", "abfss", "memory"];
         let urls = self.list()?;
+        let did_you_mean = |scheme: &str| {
+            let meant = nearest(scheme, SCHEMES).map(|meant| format!("; did you mean '{meant}://'?"));
+            meant.unwrap_or_default()
+        };
         for url in &urls {
             let Some((scheme, rest)) = url.split_once("://") else {
                 return Err(match url.strip_prefix('/') {
                     Some(path) => format!("must be a URL; for this directory write 'file:///{path}'"),
-                    None => "must be a URL such as s3://bucket/prefix or file:///directory".to_owned(),
+                    None => format!(
+                        "must be a URL such as s3://bucket/prefix or file:///directory{}",
+                        url.split_once(':')
+                            .map(|(word, _)| did_you_mean(word))
+                            .unwrap_or_default()
+                    ),
                 });
             };
             if !SCHEMES.contains(&scheme) {
                 let known = "file, s3, gs or az";
                 return Err(format!(
-                    "must be a URL that begins with {known}, and one begins with '{scheme}'"
+                    "must be a URL that begins with {known}, and one begins with '{scheme}'{}",
+                    did_you_mean(scheme)
                 ));
             }
             let authority = rest.split('/').next().unwrap_or_default();

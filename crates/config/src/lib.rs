@@ -18,7 +18,6 @@ mod file;
 #[doc(hidden)]
 pub mod fuzzing;
 mod input;
-mod nearest;
 mod reference;
 mod select;
 mod settings;

@@ -1,13 +1,12 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use pgkeep_base::Secret;
+use pgkeep_base::{Secret, nearest};
 
 use crate::cluster::{Cluster, EncryptionMode};
 use crate::error::{ConfigError, Origin, Warning};
 use crate::file::nearest_setting;
 use crate::input::Input;
-use crate::nearest::nearest;
 use crate::settings::{GENERAL_VARIABLES, SETTINGS, Setting, setting};
 
 /// The cluster's name where neither file, environment nor flags give one.

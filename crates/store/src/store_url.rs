@@ -1,6 +1,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use pgkeep_base::nearest;
 use url::Url;
 
 /// Where a repository lives, parsed. It displays as the URL, which never holds secrets.
@@ -86,7 +87,8 @@ fn parse(text: &str) -> Result<StoreUrl, String> {
         return Err(format!("write file://{text}"));
     }
     let Some((scheme, rest)) = text.split_once("://") else {
-        return Err(FORMS.to_owned());
+        let meant = text.split_once(':').map(|(word, _)| did_you_mean(word));
+        return Err(format!("{FORMS}{}", meant.unwrap_or_default()));
     };
     match scheme {
         "file" => return parse_file(text, rest),
@@ -95,7 +97,10 @@ fn parse(text: &str) -> Result<StoreUrl, String> {
         "http" | "https" => {
             return Err("write s3://bucket/prefix, and the server's address as the S3 endpoint".to_owned());
         }
-        _ => return Err(format!("the scheme {scheme}:// is unknown; {FORMS}")),
+        _ => {
+            let meant = did_you_mean(scheme);
+            return Err(format!("the scheme {scheme}:// is unknown; {FORMS}{meant}"));
+        }
     }
     if rest.contains(['?', '#']) {
         return Err(
@@ -123,6 +128,15 @@ fn parse(text: &str) -> Result<StoreUrl, String> {
         }),
         _ => parse_azure(host, prefix),
     }
+}
+
+/// The schemes that are told to people.
+const SCHEMES: [&str; 4] = ["file", "s3", "gs", "az"];
+
+fn did_you_mean(scheme: &str) -> String {
+    nearest(scheme, SCHEMES)
+        .map(|meant| format!(" (did you mean {meant}://?)"))
+        .unwrap_or_default()
 }
 
 fn parse_file(text: &str, rest: &str) -> Result<StoreUrl, String> {
@@ -329,6 +343,8 @@ mod tests {
             ("file:///a/%2e%2e/b", ".."),
             ("s3:/bucket", "write file:///"),
             ("s4://bucket", "s4:// is unknown"),
+            ("flie:///srv/backups", "(did you mean file://?)"),
+            ("fils:/srv/backups", "(did you mean file://?)"),
             ("s3:///prefix", "bucket's name is missing"),
             ("s3://bu cket/x", "bu cket"),
             ("s3://bucket/a//b", "'//'"),

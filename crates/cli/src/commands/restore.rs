@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use pgkeep_base::{BackupId, ByteCount};
+use pgkeep_base::{BackupId, ByteCount, nearest};
 use pgkeep_config::Overrides;
 use pgkeep_docker::ImageName;
 use pgkeep_dump::manifest::DumpManifest;
@@ -48,8 +48,38 @@ impl Into {
         if let Some(path) = text.strip_prefix("files:") {
             return Ok(Self::Files(directory(path, "files")?));
         }
+        if let Some(failure) = mistyped(text) {
+            return Err(failure);
+        }
         Ok(Self::Server(Box::new(context::target(text)?)))
     }
+}
+
+/// What a target begins with, and what follows.
+const TARGETS: [(&str, &str); 5] = [
+    ("server", "server:DIRECTORY"),
+    ("image", "image:NAME[:TAG]"),
+    ("files", "files:DIRECTORY"),
+    ("postgres", "postgres://user@host/database"),
+    ("postgresql", "postgresql://user@host/database"),
+];
+
+/// A target whose first word is nearly one of those.
+fn mistyped(text: &str) -> Option<Failure> {
+    let (word, rest) = text.split_once(':')?;
+    let is_uri = word.starts_with("postgres") && rest.starts_with("//");
+    // In keywords and values an equals sign comes first.
+    if word.contains(|c: char| !c.is_ascii_alphanumeric() && c != '-')
+        || (is_uri && TARGETS.iter().any(|(known, _)| *known == word))
+    {
+        return None;
+    }
+    let meant = nearest(word, TARGETS.map(|(known, _)| known))?;
+    let (_, form) = TARGETS.iter().find(|(known, _)| *known == meant)?;
+    Some(Failure::usage(
+        format!("--into begins with '{word}:', which is no kind of target"),
+        format!("did you mean '{form}'?"),
+    ))
 }
 
 fn directory(path: &str, word: &str) -> Result<PathBuf, Failure> {
@@ -365,5 +395,37 @@ pub(super) fn tell(
         Outcome::Done
     } else {
         Outcome::Attention
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mistyped_target_is_told_with_what_was_meant() {
+        for (text, meant) in [
+            ("fils:/srv/x", "files:DIRECTORY"),
+            ("flie:///srv/x", "files:DIRECTORY"),
+            ("file:///srv/x", "files:DIRECTORY"),
+            ("sever:/srv/pg", "server:DIRECTORY"),
+            ("imgae:postgres:17", "image:NAME"),
+            ("postgress://u@h/d", "postgres://"),
+            ("postgresql:u@h/d", "postgresql://"),
+        ] {
+            let hint = mistyped(text).and_then(|failure| failure.hint().map(str::to_owned));
+            let hint = hint.unwrap_or_default();
+            assert!(hint.contains(meant), "{text}: {hint}");
+        }
+        for text in [
+            "postgres://u:p@h/d",
+            "postgresql://h",
+            "host=h password=files:x",
+            "mysql://h",
+            "",
+            "dbname=x",
+        ] {
+            assert!(mistyped(text).is_none(), "{text}");
+        }
     }
 }

@@ -85,6 +85,27 @@ fn mistyped_flags_are_told_with_what_was_meant() {
     refused(&place, "list --set dump.jbs=3", "'dump.jbs'", "'dump.jobs'");
     refused(&place, "list", "no repository is configured", "PGKEEP_REPOSITORY");
     refused(&place, "list --repository s4://bucket", "'s4'", "s3");
+    refused(
+        &place,
+        "list --repository flie:///srv/x",
+        "'flie'",
+        "did you mean 'file://'?",
+    );
+    refused(
+        &place,
+        "dump --connection postgress://u@h/d --repository file:///srv/x --encryption none",
+        "'postgress://'",
+        "did you mean 'postgres://'?",
+    );
+    for target in ["fils:/srv/x", "flie:///srv/x"] {
+        let line = format!("restore --into {target}");
+        refused(
+            &place,
+            &line,
+            "no kind of target",
+            "did you mean 'files:DIRECTORY'?",
+        );
+    }
 }
 
 #[test]

@@ -132,6 +132,16 @@ const WRONG_VALUES: &[(&str, usize, &str)] = &[
         "repository must be a URL such as s3://bucket/prefix or file:///directory",
     ),
     (
+        "repository = \"flie:///srv/b\"",
+        14,
+        "repository must be a URL that begins with file, s3, gs or az, and one begins with 'flie'; did you mean 'file://'?",
+    ),
+    (
+        "repository = \"fils:/srv/b\"",
+        14,
+        "repository must be a URL such as s3://bucket/prefix or file:///directory; did you mean 'file://'?",
+    ),
+    (
         "repository = \"/srv/b\"",
         14,
         "repository must be a URL; for this directory write 'file:///srv/b'",

@@ -107,6 +107,15 @@ pub enum ConninfoError {
     /// It is not written as libpq wants it.
     #[error("the connection string is not right: {0}")]
     Syntax(String),
+    /// It is a URI of something else.
+    #[error("the connection string begins with '{scheme}://', and a server's with 'postgres://'{}",
+        nearest.map(|nearest| format!(" (did you mean '{nearest}://'?)")).unwrap_or_default())]
+    UnknownScheme {
+        /// What was written before `://`.
+        scheme: String,
+        /// The known one most like it.
+        nearest: Option<&'static str>,
+    },
     /// It names a parameter that libpq doesn't have.
     #[error("unknown connection parameter{}{}",
         name.as_ref().map(|name| format!(" '{name}'")).unwrap_or_default(),
@@ -160,7 +169,7 @@ impl Classified for ConninfoError {
 
     fn hint(&self) -> Option<Hint> {
         let text = match self {
-            Self::Syntax(_) => {
+            Self::Syntax(_) | Self::UnknownScheme { .. } => {
                 "write postgresql://user@host:5432/database or host=... user=... dbname=...; keep the password in \
                  ~/.pgpass or PGPASSWORD"
             }

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use pgkeep_base::nearest;
+
 use super::ConninfoError;
 use super::keywords::{self, Keyword, Support};
 
@@ -25,8 +27,28 @@ pub(crate) fn parse(text: &str) -> Result<Settings, ConninfoError> {
         .or_else(|| text.strip_prefix("postgres://"))
     {
         Some(rest) => parse_uri(rest),
-        None => parse_pairs(text),
+        None => match other_scheme(text) {
+            Some(scheme) => Err(ConninfoError::UnknownScheme {
+                scheme: scheme.to_owned(),
+                nearest: nearest(scheme, SCHEMES),
+            }),
+            None => parse_pairs(text),
+        },
     }
+}
+
+const SCHEMES: [&str; 2] = ["postgres", "postgresql"];
+
+/// The scheme of a URI that isn't PostgreSQL's. In keywords and values an equals sign comes first.
+fn other_scheme(text: &str) -> Option<&str> {
+    // Longer words aren't schemes, and needn't be repeated.
+    const LENGTH_MAX: usize = 20;
+    let (scheme, _) = text.split_once("://")?;
+    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '+' | '-' | '.');
+    (scheme.len() <= LENGTH_MAX
+        && scheme.starts_with(|c: char| c.is_ascii_alphabetic())
+        && scheme.chars().all(fits))
+    .then_some(scheme)
 }
 
 /// Finds the keyword, or says which one may have been meant. `shown`: may the name be repeated in the message? It

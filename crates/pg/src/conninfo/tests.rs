@@ -168,6 +168,18 @@ fn an_unknown_parameter_is_answered_with_the_nearest() {
         let error = Conninfo::parse(wrong).unwrap_err().to_string();
         assert!(error.contains(&format!("did you mean '{right}'")), "{error}");
     }
+    for (wrong, right) in [
+        ("postgress://u@h/d", " (did you mean 'postgres://'?)"),
+        ("postgesql://u@h/d", " (did you mean 'postgresql://'?)"),
+        ("mysql://u@h/d", ""),
+    ] {
+        let error = Conninfo::parse(wrong).unwrap_err().to_string();
+        let scheme = wrong.split("://").next().unwrap();
+        let expected = format!(
+            "the connection string begins with '{scheme}://', and a server's with 'postgres://'{right}"
+        );
+        assert_eq!(error, expected);
+    }
     let error = Conninfo::parse("xyzzy=1").unwrap_err().to_string();
     assert_eq!(error, "unknown connection parameter 'xyzzy'");
 }
@@ -188,6 +200,8 @@ fn no_error_repeats_a_password() {
         "postgres://u:a@h:hunter2/db",
         "postgres://host/db?password=a&hunter2=b",
         "postgres://host/db?password=hunter2=b",
+        "postgress://u:hunter2@host/db",
+        "hunter2 hunter2 hunter2://",
     ] {
         let error = match Conninfo::parse(text) {
             Err(error) => error,

@@ -1,5 +1,5 @@
 /// The most similar of the known names, if any is similar enough to be what was meant.
-pub(crate) fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     const SIMILARITY_MIN: f64 = 0.6;
     // Names come from outside; comparing costs the product of the lengths.
     const LENGTH_MAX: usize = 200;
