@@ -17,6 +17,8 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 
+use crate::printable;
+
 /// Begins to print what is logged. Our own crates say more than those of others.
 pub fn start(quiet: bool, verbose: u8) {
     let (ours, others) = match (quiet, verbose) {
@@ -93,11 +95,8 @@ where
             Level::DEBUG => "debug",
             Level::TRACE => "trace",
         };
-        writeln!(
-            writer,
-            "{label}: {}{}{}",
-            fields.message, fields.others, fields.error
-        )
+        let line = format!("{label}: {}{}{}", fields.message, fields.others, fields.error);
+        writeln!(writer, "{}", printable::lines(&line))
     }
 }
 

@@ -6,6 +6,7 @@ mod context;
 mod exit;
 mod logging;
 mod output;
+mod printable;
 mod progress;
 mod signals;
 mod table;

@@ -12,6 +12,7 @@ use jiff::tz::TimeZone;
 use serde_json::Value;
 use unicode_width::UnicodeWidthStr;
 
+use crate::printable;
 use crate::table::Table;
 
 /// The one colour.
@@ -21,9 +22,10 @@ pub const BOLD: Style = Style::new().effects(Effects::BOLD);
 /// What matters less.
 pub const DIM: Style = Style::new().effects(Effects::DIMMED);
 
-/// Text in a style.
+/// Text in a style, in one line.
 pub fn styled(style: Style, text: impl std::fmt::Display) -> String {
-    format!("{style}{text}{style:#}")
+    let text = text.to_string();
+    format!("{style}{}{style:#}", printable::one_line(&text))
 }
 
 /// Where everything is told.
@@ -62,7 +64,7 @@ impl Output {
     /// A result, for people.
     pub fn line(&self, text: impl AsRef<str>) {
         if !self.json {
-            self.write(text.as_ref());
+            self.write(&printable::lines(text.as_ref()));
         }
     }
 
@@ -70,6 +72,13 @@ impl Output {
     pub fn summary(&self, text: impl AsRef<str>) {
         if !self.quiet {
             self.line(text);
+        }
+    }
+
+    /// A result for a shell, as it is.
+    pub fn script(&self, text: &str) {
+        if !self.json {
+            self.write(text);
         }
     }
 
@@ -105,13 +114,17 @@ impl Output {
     /// Something that is good to know.
     pub fn note(&self, text: impl AsRef<str>) {
         if !self.quiet {
-            self.tell(&format!("{} {}", styled(DIM, "note:"), text.as_ref()));
+            self.tell(&format!("{} {}", styled(DIM, "note:"), indented(text.as_ref())));
         }
     }
 
     /// Something that needs attention.
     pub fn attention(&self, text: impl AsRef<str>) {
-        self.tell(&format!("{} {}", styled(BOLD, "attention:"), text.as_ref()));
+        self.tell(&format!(
+            "{} {}",
+            styled(BOLD, "attention:"),
+            indented(text.as_ref())
+        ));
     }
 
     /// An error, told once.
@@ -130,7 +143,7 @@ impl Output {
     fn tell(&self, text: &str) {
         crate::progress::suspended(|| {
             // Nobody can be told that nobody can be told.
-            let _ = writeln!(anstream::stderr().lock(), "{text}");
+            let _ = writeln!(anstream::stderr().lock(), "{}", printable::lines(text));
         });
     }
 
@@ -156,6 +169,7 @@ impl Output {
         let width = facts.iter().map(|(label, _)| label.width()).max().unwrap_or(0);
         for (label, value) in facts.iter().filter(|(_, value)| !value.is_empty()) {
             let pad = " ".repeat(width - label.width());
+            let value = value.replace('\n', "\\n");
             self.line(format!("  {}{pad}   {value}", styled(DIM, label)));
         }
     }
@@ -194,7 +208,7 @@ pub fn fold(text: &str, width: Option<usize>, indent: usize) -> Vec<String> {
     lines
 }
 
-/// Further lines of a text stand under its first.
+/// Further lines of a text stand under its first, so that a name with a line feed in it makes no message of its own.
 fn indented(text: &str) -> String {
     text.trim_end().replace('\n', "\n  ")
 }

@@ -11,6 +11,7 @@ use pgkeep_dump::Progress;
 use tokio::task::JoinHandle;
 
 use crate::output::count;
+use crate::printable;
 
 const REFRESH_INTERVAL: Duration = Duration::from_millis(100);
 const LINE_INTERVAL: Duration = Duration::from_secs(30);
@@ -119,7 +120,7 @@ async fn move_bar(progress: Arc<Progress>, bar: ProgressBar) {
         }
         bar.set_length(total);
         bar.set_position(done);
-        bar.set_message(progress.phase());
+        bar.set_message(printable::one_line(&progress.phase()).into_owned());
         bar.tick();
     }
 }
@@ -163,8 +164,9 @@ fn line(progress: &Progress) -> String {
     let done = progress.bytes_done.load(Ordering::Relaxed).min(total);
     let rows = progress.rows.load(Ordering::Relaxed);
     let phase = progress.phase();
+    let phase = printable::one_line(&phase);
     if total == 0 {
-        return phase;
+        return phase.into_owned();
     }
     let percent = u128::from(done) * 100 / u128::from(total);
     let rows = if rows > 0 {
@@ -188,6 +190,9 @@ mod tests {
         let progress = Progress::default();
         progress.set_phase("app: locking tables");
         assert_eq!(line(&progress), "app: locking tables");
+        progress.set_phase("a\n\u{1b}[2J: locking tables");
+        assert_eq!(line(&progress), "a\\n\\x1b[2J: locking tables");
+        progress.set_phase("app: locking tables");
         progress.bytes_total.store(4 << 20, Ordering::Relaxed);
         progress.bytes_done.store(1 << 20, Ordering::Relaxed);
         progress.rows.store(1234, Ordering::Relaxed);

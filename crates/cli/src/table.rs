@@ -4,6 +4,7 @@ use anstyle::Style;
 use unicode_width::UnicodeWidthStr;
 
 use crate::output::{ACCENT, DIM, fold, styled};
+use crate::printable;
 
 /// How a column's texts stand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,7 +80,8 @@ impl Table {
 
     /// Adds a row, a text for each column. The first column is the accent's.
     pub fn row(&mut self, cells: Vec<String>) {
-        self.rows.push(cells);
+        let shown = cells.iter().map(|cell| printable::one_line(cell).into_owned());
+        self.rows.push(shown.collect());
     }
 
     /// The lines. Columns in which no row has anything are left out. Without a width, each row is one line.
@@ -223,6 +225,17 @@ mod tests {
             lines(&table, None),
             ["NAME        ROWS", "größe         12", "日本   1,234,567"]
         );
+    }
+
+    #[test]
+    fn a_name_with_control_characters_stays_in_its_cell() {
+        let mut table = Table::new(&[("NAME", Align::Left), ("ROWS", Align::Right)]);
+        table.row(vec!["a\n\u{1b}[2J\tb".to_owned(), "1".to_owned()]);
+        assert_eq!(
+            lines(&table, None),
+            ["NAME           ROWS", "a\\n\\x1b[2J\\tb     1"]
+        );
+        assert!(!table.lines(None)[1].contains("\u{1b}[2J"));
     }
 
     fn backups() -> Table {

@@ -12,7 +12,7 @@ pub fn completions(context: &Context, args: &CompletionsArgs) -> Result<Outcome,
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut Cli::command(), "pgkeep", &mut script);
     let script = String::from_utf8_lossy(&script);
-    context.output.line(script.trim_end());
+    context.output.script(script.trim_end());
     context
         .output
         .json(&json!({ "shell": args.shell.to_string(), "script": script }));

@@ -13,6 +13,7 @@ use crate::context::{Context, KeyUse};
 use crate::exit::{Failure, Outcome};
 use crate::output::{ACCENT, count, counted, duration, styled};
 use crate::progress::Display;
+use crate::printable;
 
 /// `pgkeep verify [ID|all]`
 pub async fn run(context: &Context, args: VerifyArgs) -> Result<Outcome, Failure> {
@@ -77,7 +78,7 @@ fn tell(context: &Context, report: &VerifyReport, sample: Option<Sample>) -> Out
     } else {
         output.prose(format!("{id} is damaged: {}", what_was_read(report)));
         for failure in &report.failures {
-            output.line(format!("  {failure}"));
+            output.line(format!("  {}", printable::one_line(failure)));
         }
         let more = report.failures_total.saturating_sub(report.failures.len() as u64);
         if more > 0 {

@@ -16,6 +16,7 @@ mod kills;
 mod latest;
 mod memory;
 mod namespaces;
+mod odd_names;
 mod secrets;
 mod support;
 mod whole;
