@@ -4,7 +4,7 @@ use pgkeep_base::{BackupKind, ByteCount};
 use pgkeep_config::Overrides;
 use pgkeep_dump::manifest::{DatabaseManifest, DumpManifest, RelationKind};
 use pgkeep_repository::backups::BackupEntry;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::list;
 use crate::args::ShowArgs;
@@ -26,7 +26,7 @@ pub async fn run(context: &Context, args: ShowArgs) -> Result<Outcome, Failure> 
         "repository": repository.store().url(),
         "pin": entry.as_ref().and_then(|entry| entry.pin.clone()),
         "verification": entry.as_ref().and_then(|entry| entry.evidence.clone()),
-        "manifest": manifest,
+        "manifest": shown_manifest(&manifest)?,
     }));
     facts(context, &manifest, entry.as_ref(), repository.store().url());
     context.output.line("");
@@ -41,6 +41,27 @@ pub async fn run(context: &Context, args: ShowArgs) -> Result<Outcome, Failure> 
         context.output.note(format!("not in the dump: {omission}"));
     }
     Ok(Outcome::Done)
+}
+
+/// The manifest without the values of settings that may be secrets: `ALTER DATABASE ... SET app.key`. PostgreSQL's own
+/// settings that a database or role can have hold none, and their values are good to know; what extensions and
+/// applications keep in theirs, whose names have a dot, nobody knows. A restore prints no values either.
+fn shown_manifest(manifest: &DumpManifest) -> Result<Value, Failure> {
+    let mut shown =
+        serde_json::to_value(manifest).map_err(|error| Failure::failed("cannot write JSON", &error))?;
+    let databases = shown.pointer_mut("/databases").and_then(Value::as_array_mut);
+    for database in databases.into_iter().flatten() {
+        let settings = database
+            .pointer_mut("/properties/settings")
+            .and_then(Value::as_array_mut);
+        for setting in settings.into_iter().flatten() {
+            let custom = setting["name"].as_str().is_none_or(|name| name.contains('.'));
+            if custom {
+                setting["value"] = Value::Null;
+            }
+        }
+    }
+    Ok(shown)
 }
 
 fn facts(context: &Context, manifest: &DumpManifest, entry: Option<&BackupEntry>, url: &str) {

@@ -191,11 +191,26 @@ fn values_of_settings_that_cannot_be_made_are_not_printed() {
             "CREATE ROLE app_role; CREATE ROLE restorer LOGIN CREATEDB;
              ALTER ROLE ALL SET app.token TO '{PASSWORD}';
              ALTER DATABASE app SET app.key TO '{PASSWORD}';
-             ALTER ROLE app_role IN DATABASE app SET app.key TO '{PASSWORD}'"
+             ALTER ROLE app_role IN DATABASE app SET app.key TO '{PASSWORD}';
+             ALTER DATABASE app SET work_mem TO '5MB'"
         ),
     );
     let place = Place::with(&cluster, None);
     place.dump();
+    place.run(&["show", "--tables"]).expect(0);
+    let shown = place.run(&["show", "--json"]).expect(0).json();
+    let mut settings: Vec<(String, String)> = shown["manifest"]["databases"][1]["properties"]["settings"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|setting| (setting["name"].to_string(), setting["value"].to_string()))
+        .collect();
+    settings.sort();
+    let expected = [("app.key", "null"), ("app.key", "null"), ("work_mem", "\"5MB\"")];
+    assert_eq!(
+        settings,
+        expected.map(|(name, value)| (format!("\"{name}\""), value.to_owned()))
+    );
 
     // As on another server, which doesn't have it yet.
     cluster.psql("postgres", "ALTER ROLE ALL RESET app.token");
