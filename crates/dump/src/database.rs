@@ -97,9 +97,9 @@ pub(crate) async fn inventory(session: &mut Session, database: &str) -> Result<O
         // Compressed rows can't be seen then, and what is there is perhaps half of something.
         return Err(DumpError::Refused {
             message: format!(
-                "database '{database}' is in TimescaleDB's restore mode: it is being restored, or a restore stopped"
+                "database '{database}' went into TimescaleDB's restore mode while it was dumped"
             ),
-            hint: "finish the restore, or end the mode with: SELECT timescaledb_post_restore()".to_owned(),
+            hint: "finish the restore, then dump again".to_owned(),
         });
     }
     Ok(Some(pgkeep_timescale::inventory(session).await.map_err(&error)?))

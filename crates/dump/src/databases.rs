@@ -112,3 +112,14 @@ pub(crate) async fn choose(session: &mut Session, named: &[String]) -> Result<Ch
         omissions: Vec::new(),
     })
 }
+
+/// What is said of a database that turned out to be half-restored when it was its turn; none where it was named, or the
+/// error is another.
+pub(crate) fn omission(error: &DumpError, named: &[String]) -> Option<String> {
+    match error {
+        DumpError::HalfRestored { database, what, mend } if named.is_empty() => {
+            Some(format!("database '{database}', which {what}; {mend}"))
+        }
+        _ => None,
+    }
+}

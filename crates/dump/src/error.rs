@@ -76,6 +76,16 @@ pub enum DumpError {
         /// The mend.
         hint: Option<String>,
     },
+    /// A database that is being restored, or was left half-restored, can't be dumped.
+    #[error("database '{database}' {what}: a dump of it would be half of something")]
+    HalfRestored {
+        /// The database.
+        database: String,
+        /// What was found in it, to complete "the database ...".
+        what: String,
+        /// How to end that.
+        mend: String,
+    },
     /// Going on could destroy something.
     #[error("{message}")]
     Refused {
@@ -171,7 +181,7 @@ impl Classified for DumpError {
             Self::Unfinished { source, .. } => source.retry_class(),
             Self::Unstable { .. } | Self::LockTimeout { .. } => RetryClass::Transient,
             Self::Usage { .. } => RetryClass::Usage,
-            Self::Refused { .. } => RetryClass::Refused,
+            Self::Refused { .. } | Self::HalfRestored { .. } => RetryClass::Refused,
             _ => RetryClass::Permanent,
         }
     }
@@ -183,6 +193,7 @@ impl Classified for DumpError {
             Self::Timescale { source, .. } => return source.hint(),
             Self::Program { source, .. } => return source.hint(),
             Self::Refused { hint, .. } | Self::Unfinished { hint, .. } => hint.clone(),
+            Self::HalfRestored { mend, .. } => mend.clone(),
             Self::Usage { hint, .. } | Self::Target { hint, .. } => hint.clone()?,
             Self::Unstable { .. } => {
                 "run it again at a quieter time, or leave the tables that come and go out with --exclude-table".to_owned()

@@ -127,10 +127,15 @@ pub async fn write_files(
             .iter()
             .map(|omission| not_in_the_dump(omission))
             .collect(),
+        written: Vec::new(),
+        half_restored: None,
     };
     let work = async {
         match options.format {
-            FileFormat::Directory => writing.directory(&databases).await,
+            FileFormat::Directory => {
+                writing.written.clone_from(&databases);
+                writing.directory(&databases).await
+            }
             FileFormat::Custom | FileFormat::Plain => writing.stream(&databases, &settings_for_all).await,
         }
     };
@@ -138,12 +143,11 @@ pub async fn write_files(
         bytes = work => bytes?,
         () = cancelled => return Err(DumpError::Interrupted),
     };
-    let attention = writing.attention;
     Ok(FileReport {
         output: options.output.clone(),
-        databases,
+        databases: writing.written,
         bytes,
-        attention,
+        attention: writing.attention,
         elapsed: begun.elapsed(),
     })
 }
@@ -155,6 +159,10 @@ struct Writing<'a> {
     server_version_num: u32,
     progress: &'a Arc<Progress>,
     attention: Vec<String>,
+    /// The databases that are in it.
+    written: Vec<String>,
+    /// Why the first of those that were left out was.
+    half_restored: Option<DumpError>,
 }
 
 impl Writing<'_> {
@@ -164,6 +172,20 @@ impl Writing<'_> {
         let snapshot = snapshot::take(&target, &self.options.filters, self.options.lock_timeout).await?;
         self.progress.set_phase(format!("{name}: reading with pg_dump"));
         Ok((target, snapshot))
+    }
+
+    /// The same; none where the database is half-restored and everything was asked for, which is then said.
+    async fn snapshot_of_whole(&mut self, name: &str) -> Result<Option<(Target, LockedSnapshot)>, DumpError> {
+        let error = match self.snapshot(name).await {
+            Ok(taken) => return Ok(Some(taken)),
+            Err(error) => error,
+        };
+        let Some(omission) = databases::omission(&error, &self.options.databases) else {
+            return Err(error);
+        };
+        self.attention.push(not_in_the_dump(&omission));
+        self.half_restored.get_or_insert(error);
+        Ok(None)
     }
 
     /// pg_dump on the snapshot. With filters, the chunks of the chosen hypertables are named one by one: pg_dump's own
@@ -243,7 +265,10 @@ impl Writing<'_> {
             output.write(Bytes::from(sql::script(settings_for_all))).await?;
         }
         for name in databases {
-            let (target, mut snapshot) = self.snapshot(name).await?;
+            let Some((target, mut snapshot)) = self.snapshot_of_whole(name).await? else {
+                continue;
+            };
+            self.written.push(name.clone());
             let timescaledb = inventory(&mut snapshot.session, name).await?;
             let plain = options.format == FileFormat::Plain;
             if cluster {
@@ -274,7 +299,10 @@ impl Writing<'_> {
                 .context(|| format!("ending the snapshot of '{name}'"))?;
             snapshot.session.close().await;
         }
-        output.finish().await
+        match self.half_restored.take() {
+            Some(error) if self.written.is_empty() => Err(error),
+            _ => output.finish().await,
+        }
     }
 
     async fn copy_program(&self, command: Command, output: &mut Output, name: &str) -> Result<(), DumpError> {

@@ -262,12 +262,7 @@ impl Run<'_> {
             .into();
         let name = format!("globals.sql{}", sealed_suffix(self.repository));
         let globals = self.repository.put_contents(&self.prefix, &name, globals).await?;
-        let mut dumped = Vec::new();
-        for (number, name) in chosen.databases.iter().enumerate() {
-            lease.check()?;
-            let folder = format!("d{}", number + 1);
-            dumped.push(database::dump(self, name, &folder).await?);
-        }
+        let dumped = self.databases(&chosen.databases, lease, &mut omissions).await?;
         refuse_empty_selection(&dumped, &self.options.filters)?;
         let mut manifest = DumpManifest {
             format: MANIFEST_FORMAT,
@@ -305,6 +300,40 @@ impl Run<'_> {
         {
             return Err(error.into());
         }
+    /// One after another. One that is half-restored is an omission where everything was asked for, and refused where it
+    /// was named; so it is where there is no other, because a dump of nothing is none.
+    async fn databases(
+        &self,
+        names: &[String],
+        lease: &Lease,
+        omissions: &mut Vec<String>,
+    ) -> Result<Vec<database::Dumped>, DumpError> {
+        let mut dumped = Vec::new();
+        let mut half_restored = None;
+        for name in names {
+            lease.check()?;
+            let folder = format!("d{}", dumped.len() + 1);
+            let error = match database::dump(self, name, &folder).await {
+                Ok(database) => {
+                    dumped.push(database);
+                    continue;
+                }
+                Err(error) => error,
+            };
+            match databases::omission(&error, &self.options.databases) {
+                Some(omission) => {
+                    omissions.push(omission);
+                    half_restored.get_or_insert(error);
+                }
+                None => return Err(error),
+            }
+        }
+        match half_restored {
+            Some(error) if dumped.is_empty() => Err(error),
+            _ => Ok(dumped),
+        }
+    }
+
         let omissions = ready.manifest.omissions.iter();
         let attention = omissions.map(|omission| not_in_the_dump(omission)).collect();
         Ok((ready.manifest, attention))

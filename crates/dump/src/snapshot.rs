@@ -71,14 +71,15 @@ pub async fn reading_session(target: &Target) -> Result<Session, DumpError> {
 /// Lists, locks, takes the snapshot, lists again; starts over while the lists differ.
 ///
 /// # Errors
-/// [`DumpError::Unstable`], [`DumpError::LockTimeout`], [`DumpError::Refused`] for a database that is half restored,
-/// PostgreSQL's.
+/// [`DumpError::Unstable`], [`DumpError::LockTimeout`], [`DumpError::HalfRestored`], PostgreSQL's.
 pub async fn take(
     target: &Target,
     filters: &Filters,
     lock_timeout: Duration,
 ) -> Result<LockedSnapshot, DumpError> {
     let mut session = reading_session(target).await?;
+    // Before anything is waited for: a restore that goes on holds locks. And again under the snapshot.
+    refuse_unfinished(&mut session, target.database()).await?;
     let deadline = Instant::now() + lock_timeout;
     let mut change = String::new();
     for attempt in 1..=ATTEMPTS_MAX {

@@ -176,3 +176,28 @@ async fn what_is_interrupted_or_fails_leaves_nothing() {
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_half_restored_database_is_left_out_of_a_script_and_named() {
+    let source = Cluster::start(ClusterOptions::default()).unwrap();
+    for name in ["app", "half"] {
+        source.create_database(name);
+    }
+    source.psql("half", common::HALF_RESTORED);
+    let folder = tempfile::tempdir().unwrap();
+    let all = options(&source, FileFormat::Plain, &folder.path().join("all.sql"));
+    let report = write(&source, &all).await.unwrap();
+    assert_eq!(report.databases, ["postgres", "app"]);
+    assert!(
+        report.attention[0].starts_with("not in the dump: database 'half', which"),
+        "{:?}",
+        report.attention
+    );
+    let script = std::fs::read_to_string(folder.path().join("all.sql")).unwrap();
+    assert!(script.contains("CREATE DATABASE \"app\"") && !script.contains("CREATE DATABASE \"half\""));
+    let mut one = options(&source, FileFormat::Plain, &folder.path().join("half.sql"));
+    one.databases = vec!["half".to_owned()];
+    let error = write(&source, &one).await.unwrap_err();
+    assert!(matches!(error, DumpError::HalfRestored { .. }), "{error}");
+    assert!(!folder.path().join("half.sql").exists());
+}

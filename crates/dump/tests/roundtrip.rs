@@ -9,8 +9,8 @@
 
 mod common;
 
-use pgkeep_base::Classified;
-use pgkeep_dump::DumpOptions;
+use pgkeep_base::{Classified, RetryClass};
+use pgkeep_dump::{DumpError, DumpOptions};
 use pgkeep_testkit::compare::{Inventory, InventoryOptions, assert_same, assert_same_servers};
 use pgkeep_testkit::fixtures::{DATABASES, Events, GameData};
 use pgkeep_testkit::{Cluster, ClusterOptions, require, requirements};
@@ -187,4 +187,63 @@ async fn databases_that_cannot_be_read_are_named() {
         .unwrap();
     assert!(report.attention.is_empty(), "{:?}", report.attention);
     assert_eq!(report.manifest.databases.len(), 3);
+}
+
+/// A database whose restore goes on, or stopped, is in nobody's way unless it is asked for by its name.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_half_restored_database_is_left_out_and_named() {
+    let source = Cluster::start(ClusterOptions::default()).unwrap();
+    for name in ["app", "half", "zoo"] {
+        source.create_database(name);
+        source.psql(name, "CREATE TABLE t AS SELECT 1 AS n");
+    }
+    source.psql("half", common::HALF_RESTORED);
+    // As a restore that goes on does.
+    let mut restoring = source.session("half");
+    restoring.run("BEGIN; LOCK TABLE t IN ACCESS EXCLUSIVE MODE;");
+    let folder = tempfile::tempdir().unwrap();
+    let repository = common::repository(folder.path(), true).await;
+    let report = common::dump(&repository, &source, &common::dump_options(&source))
+        .await
+        .unwrap();
+    let databases = report.manifest.databases.iter();
+    let dumped: Vec<(&str, &str)> = databases
+        .map(|database| (database.name.as_str(), database.folder.as_str()))
+        .collect();
+    assert_eq!(dumped, [("postgres", "d1"), ("app", "d2"), ("zoo", "d3")]);
+    assert_eq!(
+        report.attention,
+        [
+            "not in the dump: database 'half', which holds an unfinished restore of dump d20261122T020000Z-7f3a9c; \
+          finish it with 'pgkeep restore d20261122T020000Z-7f3a9c --resume ...', or drop it: DROP DATABASE \"half\""
+        ]
+    );
+    assert_eq!(common::whole_dumps(&repository).await, [report.id]);
+
+    let named = |names: &[&str]| DumpOptions {
+        databases: names.iter().map(|name| (*name).to_owned()).collect(),
+        ..common::dump_options(&source)
+    };
+    let error = common::dump(&repository, &source, &named(&["app", "half"]))
+        .await
+        .unwrap_err();
+    assert_eq!(error.retry_class(), RetryClass::Refused, "{error}");
+    let (text, hint) = (error.to_string(), error.hint().unwrap().to_string());
+    assert!(
+        text.contains("'half' holds an unfinished restore") && hint.contains("--resume"),
+        "{text}: {hint}"
+    );
+    assert_eq!(common::whole_dumps(&repository).await.len(), 1);
+    common::dump(&repository, &source, &named(&["app", "zoo"]))
+        .await
+        .unwrap();
+
+    // Of nothing but such databases there is no dump.
+    for name in ["postgres", "app", "zoo"] {
+        source.psql(name, common::HALF_RESTORED);
+    }
+    let error = common::dump(&repository, &source, &common::dump_options(&source))
+        .await
+        .unwrap_err();
+    assert!(matches!(error, DumpError::HalfRestored { .. }), "{error}");
 }

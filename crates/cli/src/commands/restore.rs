@@ -257,6 +257,9 @@ fn tell_plan(context: &Context, work: &Work, dry_run: bool) {
         ]);
     }
     output.table(&table);
+    for omission in &plan.omissions {
+        output.note(format!("not in the dump: {omission}"));
+    }
 }
 
 fn plan_json(plan: &RestorePlan, skipped: &[Skipped]) -> Value {
@@ -281,6 +284,7 @@ fn plan_json(plan: &RestorePlan, skipped: &[Skipped]) -> Value {
         "databases": databases.collect::<Vec<_>>(),
     })
 }
+        "omissions": plan.omissions,
 
 async fn check(context: &Context, work: &Work, target: &Target) -> Result<Outcome, Failure> {
     let checking = async { Ok(restore::check(&work.id, &work.manifest, target, &work.options).await?) };

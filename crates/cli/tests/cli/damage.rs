@@ -65,7 +65,7 @@ fn damage_is_found_named_and_remembered() {
         restored.stderr
     );
     // Half a database is nothing to dump.
-    let half = place.run(&["dump"]).expect(4).stderr;
+    let half = place.run(&["dump", "-d", "other"]).expect(4).stderr;
     assert!(half.contains("'other' holds an unfinished restore"), "{half}");
     cluster.psql("postgres", "DROP DATABASE other");
     // The damaged one is the newest, and still the good one before it is kept.

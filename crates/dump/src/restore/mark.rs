@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use pgkeep_base::quote_literal;
+use pgkeep_base::{quote_identifier, quote_literal};
 use pgkeep_pg::Session;
 
 use crate::error::{Context, DumpError};
@@ -127,29 +127,42 @@ pub async fn read(session: &mut Session) -> Result<Option<Mark>, DumpError> {
     Ok(Some(mark))
 }
 
-/// Refuses to dump a database that is being restored, or that a restore left half-way.
+/// Refuses to dump a database that is being restored, or that a restore left half-way: by its mark, or by TimescaleDB's
+/// restore mode, in which compressed rows can't be seen.
 ///
 /// # Errors
-/// [`DumpError::Refused`] where there is a mark; PostgreSQL's.
+/// [`DumpError::HalfRestored`]; PostgreSQL's.
 pub async fn refuse(session: &mut Session, database: &str) -> Result<(), DumpError> {
-    let Some(mark) = read(session).await? else {
-        return Ok(());
-    };
-    Err(DumpError::Refused {
-        message: format!(
-            "database '{database}' holds an unfinished restore of dump {}: a dump of it would be half of something",
-            mark.dump
-        ),
-        hint: match mark.whole {
+    if let Some(mark) = read(session).await? {
+        let mend = match mark.whole {
             true => format!(
-                "finish it with 'pgkeep restore {} --resume ...', or name the databases to dump with --database",
-                mark.dump
+                "finish it with 'pgkeep restore {} --resume ...', or drop it: DROP DATABASE {}",
+                mark.dump,
+                quote_identifier(database)
             ),
             false => format!(
                 "repeat that restore with --overwrite, or give it up with: DROP SCHEMA {MARK_SCHEMA} CASCADE"
             ),
-        },
-    })
+        };
+        return Err(DumpError::HalfRestored {
+            database: database.to_owned(),
+            what: format!("holds an unfinished restore of dump {}", mark.dump),
+            mend,
+        });
+    }
+    let detected = pgkeep_timescale::detect(session).await;
+    let extension = detected.map_err(|source| DumpError::Timescale {
+        database: database.to_owned(),
+        source,
+    })?;
+    match extension {
+        Some(extension) if extension.restoring => Err(DumpError::HalfRestored {
+            database: database.to_owned(),
+            what: "is in TimescaleDB's restore mode (it is being restored, or a restore stopped)".to_owned(),
+            mend: "finish the restore, or end the mode with: SELECT timescaledb_post_restore()".to_owned(),
+        }),
+        _ => Ok(()),
+    }
 }
 
 /// Notes a step as done.

@@ -40,6 +40,8 @@ pub struct RestorePlan {
     pub server_version: String,
     /// The databases, in order.
     pub databases: Vec<PlannedDatabase>,
+    /// What the dump doesn't hold, in plain words.
+    pub omissions: Vec<String>,
 }
 
 /// The databases of those names; all for none.
@@ -133,6 +135,7 @@ pub fn plan(id: &BackupId, manifest: &DumpManifest, chosen: &[(&DatabaseManifest
         taken_at,
         server_version: manifest.server_version.clone(),
         databases: databases.collect(),
+        omissions: manifest.omissions.clone(),
     }
 }
 

@@ -44,6 +44,14 @@ pub const SMALL_SCHEMA: &str = "
     SELECT lo_from_bytea(77, 'a large object') \\g /dev/null
 ";
 
+/// What an unfinished restore leaves in a database to tell so.
+pub const HALF_RESTORED: &str = "
+    CREATE SCHEMA pgkeep_restore;
+    CREATE TABLE pgkeep_restore.restore (dump text, database text, whole boolean);
+    CREATE TABLE pgkeep_restore.step (name text);
+    CREATE TABLE pgkeep_restore.relation (place bigint, rows bigint);
+    INSERT INTO pgkeep_restore.restore VALUES ('d20261122T020000Z-7f3a9c', 'half', true)";
+
 pub async fn repository(folder: &Path, encrypted: bool) -> Repository {
     let store = Store::open(&format!("file://{}", folder.display()), &StoreOptions::default())
         .await

@@ -1,8 +1,8 @@
 //! A server that crashes or ends sessions in the middle.
 
 use pgkeep_base::{Classified, RetryClass};
-use pgkeep_dump::DumpError;
 use pgkeep_dump::restore::RestoreOptions;
+use pgkeep_dump::{DumpError, DumpOptions};
 use pgkeep_store::StoreOptions;
 use pgkeep_testkit::{Cluster, Session, StopMode, poll_until, require};
 
@@ -101,12 +101,14 @@ async fn a_restore_into_a_server_that_crashes_goes_on_afterwards() {
     let error = restoring.await.unwrap().unwrap_err();
     assert!(matches!(error, DumpError::Unfinished { .. }), "{error}");
     assert!(error.hint().unwrap().as_str().contains("--resume"));
-    // Half of a database is no database: a dump of it is refused.
+    // Half of a database is no database: a dump of it is refused, and one of all goes without.
     let elsewhere = tempfile::tempdir().unwrap();
     let other = repository_through(elsewhere.path(), StoreOptions::default()).await;
-    let half = common::dump(&other, &destination, &dump_options(&destination))
-        .await
-        .unwrap_err();
+    let named = DumpOptions {
+        databases: vec![DATABASE.to_owned()],
+        ..dump_options(&destination)
+    };
+    let half = common::dump(&other, &destination, &named).await.unwrap_err();
     assert_eq!(half.retry_class(), RetryClass::Refused, "{half}");
     let hint = half.hint().unwrap();
     assert!(
@@ -114,6 +116,14 @@ async fn a_restore_into_a_server_that_crashes_goes_on_afterwards() {
         "{half}: {hint}"
     );
     assert!(whole_dumps(&other).await.is_empty());
+    let without = common::dump(&other, &destination, &dump_options(&destination))
+        .await
+        .unwrap();
+    let omissions = without.manifest.omissions;
+    assert!(
+        omissions.len() == 1 && omissions[0].contains("--resume"),
+        "{omissions:?}"
+    );
     let again = common::restore(&sound, &report.id, &destination, &options).await;
     let refused = again.unwrap_err();
     assert_eq!(refused.retry_class(), RetryClass::Refused, "{refused}");
@@ -125,7 +135,8 @@ async fn a_restore_into_a_server_that_crashes_goes_on_afterwards() {
         .await
         .unwrap();
     compare(&source, &destination);
-    common::dump(&other, &destination, &dump_options(&destination))
+    let whole = common::dump(&other, &destination, &dump_options(&destination))
         .await
         .unwrap();
+    assert_eq!(whole.attention, Vec::<String>::new());
 }
