@@ -252,7 +252,7 @@ pub struct ListArgs {
 /// `pgkeep show`
 #[derive(Debug, Args)]
 pub struct ShowArgs {
-    /// Backup: an id, the beginning of one, or 'latest'.
+    /// Backup: an id, the beginning of one, or 'latest', the newest that isn't a part (made with --database or --table).
     #[arg(value_name = "ID", default_value = "latest")]
     pub backup: String,
     /// List its tables, too.
@@ -263,7 +263,8 @@ pub struct ShowArgs {
 /// `pgkeep verify`
 #[derive(Debug, Args)]
 pub struct VerifyArgs {
-    /// Backup: an id, the beginning of one, 'latest' or 'all'.
+    /// Backup: an id, the beginning of one, 'all', or 'latest', the newest that isn't known to be a part (made with
+    /// --database or --table), which takes the key.
     #[arg(value_name = "ID", default_value = "latest")]
     pub backup: String,
     /// Read only a part, chosen at random, such as 10%.
@@ -306,7 +307,8 @@ pub struct PruneArgs {
 /// `pgkeep pin`
 #[derive(Debug, Args)]
 pub struct PinArgs {
-    /// Backup: an id, the beginning of one, or 'latest'.
+    /// Backup: an id, the beginning of one, or 'latest', the newest that isn't known to be a part (made with --database or
+    /// --table), which takes the key.
     #[arg(value_name = "ID")]
     pub backup: String,
     /// Why, in your own words.
@@ -317,7 +319,7 @@ pub struct PinArgs {
 /// `pgkeep unpin`
 #[derive(Debug, Args)]
 pub struct UnpinArgs {
-    /// Backup: an id, the beginning of one, or 'latest'.
+    /// Backup: an id, the beginning of one, or 'latest', as 'pgkeep pin' has it.
     #[arg(value_name = "ID")]
     pub backup: String,
 }
@@ -325,7 +327,8 @@ pub struct UnpinArgs {
 /// `pgkeep copy`
 #[derive(Debug, Args)]
 pub struct CopyArgs {
-    /// Backup: an id, the beginning of one, 'latest' or 'all'.
+    /// Backup: an id, the beginning of one, 'all', or 'latest', the newest that isn't known to be a part (made with
+    /// --database or --table), which takes the key.
     #[arg(value_name = "ID")]
     pub backup: String,
     /// Repository to copy to; made if there is none.

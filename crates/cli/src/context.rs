@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use pgkeep_base::{BackupId, BackupKind, ByteCount, Secret};
+use pgkeep_base::{ByteCount, Secret};
 use pgkeep_config::{Cluster, EncryptionMode, Loaded, Overrides};
 use pgkeep_dump::memory::MEMORY_DEFAULT;
 use pgkeep_pg::programs::ProgramSearch;
@@ -108,19 +108,6 @@ impl Context {
     pub async fn repository(&self, settings: &Settings, keys: KeyUse) -> Result<Repository, Failure> {
         let store = settings.store(settings.repository_url()?).await?;
         Ok(Repository::open(store, &settings.name, settings.access(keys)?).await?)
-    }
-
-    /// The backups that an argument names: one, or all that are there.
-    pub async fn backups(&self, repository: &Repository, text: &str) -> Result<Vec<BackupId>, Failure> {
-        if text != "all" {
-            return Ok(vec![repository.find(BackupKind::Dump, text).await?]);
-        }
-        let entries = repository.backups(BackupKind::Dump).await?;
-        Ok(entries
-            .into_iter()
-            .filter(|entry| entry.state.is_there())
-            .map(|entry| entry.id)
-            .collect())
     }
 }
 

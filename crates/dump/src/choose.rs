@@ -1,18 +1,24 @@
-//! Which dump is meant by `latest`: the newest that holds what is asked for.
+//! Which dump is meant by `latest`: the newest that holds what is asked for. One that can't be read is never passed over
+//! in silence: whatever is older may lack what was written since.
 
 use pgkeep_base::{BackupId, BackupKind};
-use pgkeep_repository::Repository;
 use pgkeep_repository::backups::BackupState;
+use pgkeep_repository::{Repository, RepositoryError, layout};
 
 use crate::error::DumpError;
-use crate::manifest::{DumpManifest, DumpSummary, Filters};
+use crate::manifest::{Asked, DumpManifest, Filters};
 use crate::pattern::Pattern;
 use crate::read::{read_manifest, read_summary};
 use crate::restore::{choose_databases, select};
 
+/// After so many dumps that can't be read, a sound one is looked for no more: the key is the wrong one, or all is lost.
+const UNREADABLE_MAX: usize = 50;
+
 /// What a dump has to hold.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Wanted<'a> {
+    /// The command that asks, for what it is advised to.
+    pub command: &'a str,
     /// Databases; empty for all that are dumped as a rule.
     pub databases: &'a [String],
     /// Patterns of tables; empty for all of them.
@@ -39,13 +45,24 @@ pub struct Chosen {
     pub skipped: Vec<Skipped>,
 }
 
+/// The dump that is meant, whatever can be read of it.
+#[derive(Debug)]
+pub struct Found {
+    /// The dump.
+    pub id: BackupId,
+    /// Newer ones that were passed over, the newest first.
+    pub skipped: Vec<Skipped>,
+    /// Why it can't be told whether it, too, holds less than the others.
+    pub unknown: Option<DumpError>,
+}
+
 const LATEST: &str = "latest";
 
-/// Finds the dump that `text` names: by its id, or the beginning of it, whatever it holds; or the latest that holds what
-/// is wanted.
+/// Finds the dump that `text` names, to read from it: by its id, or the beginning of it, whatever it holds; or the latest
+/// that holds what is wanted.
 ///
 /// # Errors
-/// There is none; the store's; a missing or wrong key; [`DumpError::Manifest`].
+/// There is none; the store's; a missing or wrong key; [`DumpError::Manifest`]; [`DumpError::NewerUnreadable`].
 pub async fn choose(repository: &Repository, text: &str, wanted: &Wanted<'_>) -> Result<Chosen, DumpError> {
     if text != LATEST {
         let id = repository.find(BackupKind::Dump, text).await?;
@@ -57,30 +74,80 @@ pub async fn choose(repository: &Repository, text: &str, wanted: &Wanted<'_>) ->
         });
     }
     let mut skipped = Vec::new();
+    let mut unreadable: Vec<(BackupId, DumpError)> = Vec::new();
     for id in repository.ids(BackupKind::Dump).await? {
-        if repository.state(&id).await? != BackupState::Complete {
+        let state = repository.state(&id).await?;
+        if !state.is_there() {
             continue;
         }
-        let summary = read_summary(repository, &id).await?;
-        let mut reason = lacks_by_summary(&summary, wanted);
-        if reason.is_none() {
-            let manifest = read_manifest(repository, &id).await?;
-            reason = lacks_tables(&manifest, &summary, wanted)?;
-            if reason.is_none() {
+        match judge(repository, &id, state, wanted).await {
+            Ok(Verdict::Holds(manifest)) if unreadable.is_empty() => {
                 return Ok(Chosen {
                     id,
-                    manifest,
+                    manifest: *manifest,
                     skipped,
                 });
             }
+            Ok(Verdict::Holds(_)) => return Err(newer_unreadable(unreadable, &id, wanted)),
+            Ok(Verdict::Lacks(reason)) => skipped.push(Skipped { id, reason }),
+            Err(error) if error.is_removed() => {}
+            Err(error) if !error.is_of_one_dump() => return Err(error),
+            Err(error) => {
+                unreadable.push((id, error));
+                if unreadable.len() == UNREADABLE_MAX {
+                    break;
+                }
+            }
         }
-        let reason = reason.unwrap_or_default();
-        skipped.push(Skipped { id, reason });
     }
-    Err(nothing(repository, &skipped).await)
+    match unreadable.into_iter().next() {
+        Some((_, error)) => Err(error),
+        None => Err(nothing(repository, &skipped, wanted).await),
+    }
 }
 
-async fn nothing(repository: &Repository, skipped: &[Skipped]) -> DumpError {
+/// Finds the dump that `text` names, to do something with it as a whole: `latest` is the newest that isn't known to hold
+/// less than the others, and may be damaged. It takes no key; without one, less is known.
+///
+/// # Errors
+/// There is none; the store's.
+pub async fn find(repository: &Repository, text: &str, command: &str) -> Result<Found, DumpError> {
+    let mut skipped = Vec::new();
+    if text != LATEST {
+        let id = repository.find(BackupKind::Dump, text).await?;
+        return Ok(Found {
+            id,
+            skipped,
+            unknown: None,
+        });
+    }
+    let wanted = Wanted {
+        command,
+        ..Wanted::default()
+    };
+    for id in repository.ids(BackupKind::Dump).await? {
+        let state = repository.state(&id).await?;
+        if !state.is_there() {
+            continue;
+        }
+        let unknown = match know(repository, &id, state).await {
+            Ok(known) => match known.lacks(&wanted) {
+                Some(reason) => {
+                    skipped.push(Skipped { id, reason });
+                    continue;
+                }
+                None => None,
+            },
+            Err(error) if error.is_removed() => continue,
+            Err(error) if error.is_of_one_dump() => Some(error),
+            Err(error) => return Err(error),
+        };
+        return Ok(Found { id, skipped, unknown });
+    }
+    Err(nothing(repository, &skipped, &wanted).await)
+}
+
+async fn nothing(repository: &Repository, skipped: &[Skipped], wanted: &Wanted<'_>) -> DumpError {
     let Some(newest) = skipped.first() else {
         // It knows best what to say of an empty repository.
         return match repository.find(BackupKind::Dump, LATEST).await {
@@ -88,89 +155,191 @@ async fn nothing(repository: &Repository, skipped: &[Skipped]) -> DumpError {
             Ok(id) => DumpError::Internal(format!("dump {id} came while it was looked for")),
         };
     };
+    let narrower = match wanted.command {
+        "restore" => ", or choose with --database and --table",
+        "export" => ", or choose with --database",
+        _ => "",
+    };
     DumpError::Usage {
         message: format!(
             "no dump holds what is asked for: the newest, {}, {}",
             newest.id, newest.reason
         ),
-        hint: Some(
-            "name a dump to restore what it holds, or choose with --database and --table; 'pgkeep list' shows them"
-                .to_owned(),
-        ),
+        hint: Some(format!(
+            "name the dump by its id in place of 'latest'{narrower}; 'pgkeep list' shows them"
+        )),
     }
 }
 
-/// The options that made a dump what it is.
-fn options(summary: &DumpSummary) -> String {
-    let Filters {
-        tables,
-        exclude_tables,
-        schemas,
-        exclude_schemas,
-        exclude_table_data,
-    } = &summary.filters;
-    let mut options = Vec::new();
-    if summary.narrowed().databases {
-        options.extend(summary.databases.iter().map(|name| format!("--database {name}")));
-    }
-    for (option, patterns) in [
-        ("--table", tables),
-        ("--schema", schemas),
-        ("--exclude-table", exclude_tables),
-        ("--exclude-schema", exclude_schemas),
-        ("--exclude-table-data", exclude_table_data),
-    ] {
-        options.extend(patterns.iter().map(|pattern| format!("{option} {pattern}")));
-    }
-    options.join(" ")
-}
-
-/// What can be told without reading the whole manifest.
-fn lacks_by_summary(summary: &DumpSummary, wanted: &Wanted<'_>) -> Option<String> {
-    let has = |name: &String| summary.databases.contains(name);
-    if let Some(missing) = wanted.databases.iter().find(|name| !has(name)) {
-        return Some(format!("has no database '{missing}'"));
-    }
-    let narrowed = summary.narrowed();
-    let part = || Some(format!("was made with {}", options(summary)));
-    if wanted.tables.is_empty() && (narrowed.tables || (narrowed.databases && wanted.databases.is_empty())) {
-        return part();
-    }
-    None
-}
-
-/// Whether the tables are in it, and all that the patterns can mean.
-fn lacks_tables(
-    manifest: &DumpManifest,
-    summary: &DumpSummary,
+fn newer_unreadable(
+    unreadable: Vec<(BackupId, DumpError)>,
+    sound: &BackupId,
     wanted: &Wanted<'_>,
-) -> Result<Option<String>, DumpError> {
-    if wanted.tables.is_empty() {
-        return Ok(None);
+) -> DumpError {
+    let ids = unreadable.iter().map(|(id, _)| id.to_string()).collect();
+    match unreadable.into_iter().next() {
+        Some((_, source)) => DumpError::NewerUnreadable {
+            unreadable: ids,
+            sound: sound.to_string(),
+            command: wanted.command.to_owned(),
+            source: Box::new(source),
+        },
+        None => DumpError::Internal("no dump is unreadable".to_owned()),
     }
-    if summary.narrowed().tables {
-        for text in wanted.tables {
-            let pattern =
-                Pattern::relation(text).map_err(|message| DumpError::Usage { message, hint: None })?;
-            // Of tables that aren't in the dump nothing is known, so the pattern may mean some of them.
-            if !pattern.is_exact() && !summary.filters.tables.contains(text) {
-                return Ok(Some(format!("was made with {}", options(summary))));
+}
+
+/// What is known of a dump: by its summary, which is small, or by its manifest where that is lost.
+struct Known {
+    databases: Vec<String>,
+    asked: Asked,
+    manifest: Option<DumpManifest>,
+}
+
+async fn know(repository: &Repository, id: &BackupId, state: BackupState) -> Result<Known, DumpError> {
+    let error = match read_summary(repository, id).await {
+        Ok(summary) => {
+            return Ok(Known {
+                asked: summary.asked(),
+                databases: summary.databases,
+                manifest: None,
+            });
+        }
+        Err(error) if error.is_of_one_dump() && !error.is_locked() => error,
+        Err(error) => return Err(error),
+    };
+    let manifest = read_manifest_of(repository, id, state).await?;
+    let Some(asked) = manifest.asked.clone() else {
+        return Err(DumpError::PartUnknown {
+            id: id.to_string(),
+            source: Box::new(error),
+        });
+    };
+    tracing::warn!(%error, "the summary of dump {id} can't be read; its manifest says as much");
+    let databases = manifest.databases.iter().map(|database| database.name.clone());
+    Ok(Known {
+        databases: databases.collect(),
+        asked,
+        manifest: Some(manifest),
+    })
+}
+
+async fn read_manifest_of(
+    repository: &Repository,
+    id: &BackupId,
+    state: BackupState,
+) -> Result<DumpManifest, DumpError> {
+    if state == BackupState::Damaged {
+        let key = layout::backup_object(repository.cluster(), id, layout::MANIFEST);
+        let reason = "it is no manifest".to_owned();
+        return Err(RepositoryError::Malformed { key, reason }.into());
+    }
+    read_manifest(repository, id).await
+}
+
+/// What a dump is to somebody who wants something.
+enum Verdict {
+    /// It holds that.
+    Holds(Box<DumpManifest>),
+    /// It doesn't, and why.
+    Lacks(String),
+}
+
+/// A dump that by its summary is a part of something else isn't the latest, whether its manifest is damaged or not.
+async fn judge(
+    repository: &Repository,
+    id: &BackupId,
+    state: BackupState,
+    wanted: &Wanted<'_>,
+) -> Result<Verdict, DumpError> {
+    let mut known = know(repository, id, state).await?;
+    if let Some(reason) = known.lacks(wanted) {
+        return Ok(Verdict::Lacks(reason));
+    }
+    let manifest = match known.manifest.take() {
+        Some(manifest) => manifest,
+        None => read_manifest_of(repository, id, state).await?,
+    };
+    Ok(match known.lacks_tables(&manifest, wanted)? {
+        Some(reason) => Verdict::Lacks(reason),
+        None => Verdict::Holds(Box::new(manifest)),
+    })
+}
+
+impl Known {
+    /// The options that made a dump what it is.
+    fn options(&self) -> String {
+        let Filters {
+            tables,
+            exclude_tables,
+            schemas,
+            exclude_schemas,
+            exclude_table_data,
+        } = &self.asked.filters;
+        let mut options = Vec::new();
+        if self.asked.narrowed.databases {
+            options.extend(self.databases.iter().map(|name| format!("--database {name}")));
+        }
+        for (option, patterns) in [
+            ("--table", tables),
+            ("--schema", schemas),
+            ("--exclude-table", exclude_tables),
+            ("--exclude-schema", exclude_schemas),
+            ("--exclude-table-data", exclude_table_data),
+        ] {
+            options.extend(patterns.iter().map(|pattern| format!("{option} {pattern}")));
+        }
+        options.join(" ")
+    }
+
+    /// What can be told without looking for tables.
+    fn lacks(&self, wanted: &Wanted<'_>) -> Option<String> {
+        let has = |name: &String| self.databases.contains(name);
+        if let Some(missing) = wanted.databases.iter().find(|name| !has(name)) {
+            return Some(format!("has no database '{missing}'"));
+        }
+        let narrowed = self.asked.narrowed;
+        let part = || Some(format!("was made with {}", self.options()));
+        if wanted.tables.is_empty()
+            && (narrowed.tables || (narrowed.databases && wanted.databases.is_empty()))
+        {
+            return part();
+        }
+        None
+    }
+
+    /// Whether the tables are in it, and all that the patterns can mean.
+    fn lacks_tables(
+        &self,
+        manifest: &DumpManifest,
+        wanted: &Wanted<'_>,
+    ) -> Result<Option<String>, DumpError> {
+        if wanted.tables.is_empty() {
+            return Ok(None);
+        }
+        if self.asked.narrowed.tables {
+            for text in wanted.tables {
+                let pattern =
+                    Pattern::relation(text).map_err(|message| DumpError::Usage { message, hint: None })?;
+                // Of tables that aren't in the dump nothing is known, so the pattern may mean some of them.
+                if !pattern.is_exact() && !self.asked.filters.tables.contains(text) {
+                    return Ok(Some(format!("was made with {}", self.options())));
+                }
             }
         }
-    }
-    let mut lacking = None;
-    for database in choose_databases(manifest, wanted.databases)? {
-        match select(database, wanted.tables) {
-            Ok(selection) => {
-                let Some(without_rows) = selection.first_without_rows(database) else {
-                    return Ok(None);
-                };
-                lacking = Some(format!("has no rows of {without_rows}"));
-            }
-            Err(error) => {
-                lacking.get_or_insert_with(|| error.to_string());
+        let mut lacking = None;
+        for database in choose_databases(manifest, wanted.databases)? {
+            match select(database, wanted.tables) {
+                Ok(selection) => {
+                    let Some(without_rows) = selection.first_without_rows(database) else {
+                        return Ok(None);
+                    };
+                    lacking = Some(format!("has no rows of {without_rows}"));
+                }
+                Err(error) => {
+                    lacking.get_or_insert_with(|| error.to_string());
+                }
             }
         }
+        Ok(lacking)
     }
-    Ok(lacking)
 }

@@ -2,6 +2,8 @@ use pgkeep_base::{Classified, Hint, RetryClass};
 use pgkeep_pg::PgError;
 use pgkeep_pg::programs::ProgramError;
 use pgkeep_repository::RepositoryError;
+use pgkeep_repository::encryption::EncryptionError;
+use pgkeep_store::StoreErrorKind;
 use pgkeep_timescale::TimescaleError;
 
 /// What can go wrong while dumping or restoring.
@@ -86,6 +88,30 @@ pub enum DumpError {
         /// How to end that.
         mend: String,
     },
+    /// Which dump is the latest can't be told: what is newer than the newest sound one can't be read.
+    #[error("{} newer than {sound}, the newest sound one that holds what is asked for, and can't be read: {source}",
+        match .unreadable.as_slice() {
+            [only] => format!("dump {only} is"),
+            several => format!("dumps {} are", several.join(", ")),
+        })]
+    NewerUnreadable {
+        /// The dumps, the newest first.
+        unreadable: Vec<String>,
+        /// The newest of the others.
+        sound: String,
+        /// The command that asked.
+        command: String,
+        /// Why the newest can't be read.
+        source: Box<DumpError>,
+    },
+    /// A dump of an earlier version has lost its summary, which alone said what was asked for.
+    #[error("of which part of its cluster dump {id} is can't be told: {source}")]
+    PartUnknown {
+        /// The dump.
+        id: String,
+        /// Why the summary can't be read.
+        source: Box<DumpError>,
+    },
     /// Going on could destroy something.
     #[error("{message}")]
     Refused {
@@ -162,6 +188,38 @@ impl DumpError {
         matches!(self, Self::Repository(RepositoryError::Removed { .. }))
     }
 
+    /// Whether it takes a key, or another key, and nothing else. That says nothing about the dump.
+    pub fn is_locked(&self) -> bool {
+        let Self::Repository(RepositoryError::Open { source, .. }) = self else {
+            return false;
+        };
+        matches!(
+            source,
+            EncryptionError::NoIdentity { .. } | EncryptionError::WrongKey { .. }
+        )
+    }
+
+    /// Whether it is about the dump that was read, or the key to it: another one may be read all the same.
+    pub fn is_of_one_dump(&self) -> bool {
+        match self {
+            Self::Manifest { .. } | Self::Object { .. } | Self::PartUnknown { .. } => true,
+            Self::Repository(RepositoryError::Open { source, .. }) => {
+                !matches!(source, EncryptionError::Read(_))
+            }
+            Self::Repository(RepositoryError::Store(error)) => matches!(
+                error.kind(),
+                StoreErrorKind::NotFound | StoreErrorKind::ShortBody | StoreErrorKind::TooLarge
+            ),
+            Self::Repository(error) => matches!(
+                error,
+                RepositoryError::Malformed { .. }
+                    | RepositoryError::NewerFormat { .. }
+                    | RepositoryError::HashMismatch { .. }
+            ),
+            _ => false,
+        }
+    }
+
     /// The SQLSTATE, when PostgreSQL reported one.
     pub fn sqlstate(&self) -> Option<&str> {
         match self {
@@ -181,7 +239,9 @@ impl Classified for DumpError {
             Self::Unfinished { source, .. } => source.retry_class(),
             Self::Unstable { .. } | Self::LockTimeout { .. } => RetryClass::Transient,
             Self::Usage { .. } => RetryClass::Usage,
-            Self::Refused { .. } | Self::HalfRestored { .. } => RetryClass::Refused,
+            Self::Refused { .. } | Self::HalfRestored { .. } | Self::NewerUnreadable { .. } => {
+                RetryClass::Refused
+            }
             _ => RetryClass::Permanent,
         }
     }
@@ -194,6 +254,15 @@ impl Classified for DumpError {
             Self::Program { source, .. } => return source.hint(),
             Self::Refused { hint, .. } | Self::Unfinished { hint, .. } => hint.clone(),
             Self::HalfRestored { mend, .. } => mend.clone(),
+            Self::NewerUnreadable {
+                unreadable,
+                sound,
+                command,
+                source,
+            } => newer_unreadable(unreadable, sound, command, source),
+            Self::PartUnknown { id, .. } => {
+                format!("an earlier version wrote it; 'pgkeep show {id}' says what it holds, and it is had by that id")
+            }
             Self::Usage { hint, .. } | Self::Target { hint, .. } => hint.clone()?,
             Self::Unstable { .. } => {
                 "run it again at a quieter time, or leave the tables that come and go out with --exclude-table".to_owned()
@@ -204,6 +273,24 @@ impl Classified for DumpError {
             _ => return None,
         };
         Some(Hint::new(text))
+    }
+}
+
+fn newer_unreadable(unreadable: &[String], sound: &str, command: &str, source: &DumpError) -> String {
+    let older = format!("for the older one: 'pgkeep {command} {sound} ...'");
+    let newest = unreadable.first().map_or("ID", String::as_str);
+    match source {
+        DumpError::PartUnknown { .. } => {
+            format!("for the newer one: 'pgkeep {command} {newest} ...'; {older}")
+        }
+        DumpError::Repository(RepositoryError::NewerFormat { .. }) => {
+            format!("install the pgkeep that wrote it, or a later one; {older}")
+        }
+        source if source.is_locked() => match source.hint() {
+            Some(hint) => format!("{hint}; {older}"),
+            None => older,
+        },
+        _ => format!("{older}; 'pgkeep verify {newest}' says what is damaged"),
     }
 }
 

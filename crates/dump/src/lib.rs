@@ -29,7 +29,7 @@ mod sql;
 pub mod verify;
 mod way_out;
 
-pub use choose::{Chosen, Skipped, Wanted, choose};
+pub use choose::{Chosen, Found, Skipped, Wanted, choose, find};
 pub use error::DumpError;
 pub use export::{ExportFormat, ExportOptions, export};
 pub use files::{FileFormat, FileOptions, FileReport, write_files};

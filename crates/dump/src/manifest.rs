@@ -40,6 +40,9 @@ pub struct DumpManifest {
     /// Whether the globals hold the roles' password hashes (reading them needs superuser).
     #[serde(default)]
     pub globals_have_passwords: bool,
+    /// Which part of the cluster was asked for; unknown of older dumps.
+    #[serde(default)]
+    pub asked: Option<Asked>,
     /// The databases, in the order they were dumped.
     pub databases: Vec<DatabaseManifest>,
     /// What was not captured, in plain words; empty when all was.
@@ -93,7 +96,30 @@ pub struct DumpSummary {
     pub narrowed: Option<Narrowed>,
 }
 
+/// Which part of a cluster a dump was asked to hold: the summary says the same.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Asked {
+    /// Whether only a part of the databases or tables was asked for.
+    #[serde(default)]
+    pub partial: bool,
+    /// Which part of the tables.
+    #[serde(default)]
+    pub filters: Filters,
+    /// Less than what the cluster's configuration says.
+    #[serde(default)]
+    pub narrowed: Narrowed,
+}
+
 impl DumpSummary {
+    /// Which part of the cluster was asked for.
+    pub fn asked(&self) -> Asked {
+        Asked {
+            partial: self.partial,
+            filters: self.filters.clone(),
+            narrowed: self.narrowed(),
+        }
+    }
+
     /// What the dump lacks of what the cluster's dumps hold; for an older dump, of the cluster itself.
     pub fn narrowed(&self) -> Narrowed {
         self.narrowed.unwrap_or(Narrowed {

@@ -19,7 +19,8 @@ use crate::database;
 use crate::databases::{self, ChosenDatabases};
 use crate::error::{Context, DumpError};
 use crate::manifest::{
-    DatabaseManifest, DumpManifest, DumpSummary, Filters, MANIFEST_FORMAT, Narrowed, RelationKind, Totals,
+    Asked, DatabaseManifest, DumpManifest, DumpSummary, Filters, MANIFEST_FORMAT, Narrowed, RelationKind,
+    Totals,
 };
 use crate::progress::Progress;
 use crate::schema::{self, ClientPrograms};
@@ -62,6 +63,16 @@ pub struct DumpOptions {
     pub programs: ProgramSearch,
     /// How long the lease lasts without being renewed.
     pub lease_duration: Duration,
+}
+
+impl DumpOptions {
+    fn asked(&self) -> Asked {
+        Asked {
+            partial: !self.databases.is_empty() || self.filters != Filters::default(),
+            filters: self.filters.clone(),
+            narrowed: self.narrowed,
+        }
+    }
 }
 
 /// What a dump did.
@@ -277,6 +288,7 @@ impl Run<'_> {
             annotations: self.options.annotations.clone(),
             globals: Some(globals),
             globals_have_passwords: with_passwords,
+            asked: Some(self.options.asked()),
             databases: dumped.iter().map(|dumped| dumped.manifest.clone()).collect(),
             omissions,
             totals: Totals::default(),
@@ -288,18 +300,6 @@ impl Run<'_> {
         Ok(Ready { manifest, sealed })
     }
 
-    /// The manifest: from now on the dump exists. An answer that was lost for good is looked into: a dump that is there
-    /// must not be reported as failed.
-    async fn commit(&self, ready: Ready, lease: &Lease) -> Result<(DumpManifest, Vec<String>), DumpError> {
-        let committed = match lease.check() {
-            Ok(()) => self.repository.commit(&self.id, ready.sealed).await,
-            Err(error) => Err(error),
-        };
-        if let Err(error) = committed
-            && give_up(self.repository, &self.id).await != Some(GivenUp::Committed)
-        {
-            return Err(error.into());
-        }
     /// One after another. One that is half-restored is an omission where everything was asked for, and refused where it
     /// was named; so it is where there is no other, because a dump of nothing is none.
     async fn databases(
@@ -334,6 +334,18 @@ impl Run<'_> {
         }
     }
 
+    /// The manifest: from now on the dump exists. An answer that was lost for good is looked into: a dump that is there
+    /// must not be reported as failed.
+    async fn commit(&self, ready: Ready, lease: &Lease) -> Result<(DumpManifest, Vec<String>), DumpError> {
+        let committed = match lease.check() {
+            Ok(()) => self.repository.commit(&self.id, ready.sealed).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = committed
+            && give_up(self.repository, &self.id).await != Some(GivenUp::Committed)
+        {
+            return Err(error.into());
+        }
         let omissions = ready.manifest.omissions.iter();
         let attention = omissions.map(|omission| not_in_the_dump(omission)).collect();
         Ok((ready.manifest, attention))
@@ -430,6 +442,7 @@ fn summary(manifest: &DumpManifest, options: &DumpOptions) -> DumpSummary {
         .databases
         .iter()
         .find_map(|database| database.timescaledb.as_ref());
+    let asked = options.asked();
     DumpSummary {
         finished_at: manifest.finished_at,
         system_identifier: manifest.system_identifier.clone(),
@@ -442,8 +455,8 @@ fn summary(manifest: &DumpManifest, options: &DumpOptions) -> DumpSummary {
         timescaledb: timescaledb.map(|inventory| inventory.version.clone()),
         annotations: manifest.annotations.clone(),
         totals: manifest.totals,
-        partial: !options.databases.is_empty() || options.filters != Filters::default(),
-        filters: options.filters.clone(),
-        narrowed: Some(options.narrowed),
+        partial: asked.partial,
+        filters: asked.filters,
+        narrowed: Some(asked.narrowed),
     }
 }

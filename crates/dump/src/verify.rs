@@ -255,7 +255,7 @@ async fn contents(
     progress.set_phase("reading the manifest");
     let manifest = match read_manifest(repository, id).await {
         Ok(manifest) => manifest,
-        Err(error) if is_locked(&error) => return Err(error),
+        Err(error) if error.is_locked() => return Err(error),
         Err(error) => {
             findings.fail(damage(error, layout::MANIFEST)?);
             return Ok(());
@@ -491,17 +491,6 @@ impl Check<'_> {
         Progress::add(&self.progress.rows, rows);
         Ok(rows)
     }
-}
-
-/// Whether a key is missing or doesn't fit: that says nothing about the dump.
-fn is_locked(error: &DumpError) -> bool {
-    let DumpError::Repository(RepositoryError::Open { source, .. }) = error else {
-        return false;
-    };
-    matches!(
-        source,
-        EncryptionError::NoIdentity { .. } | EncryptionError::WrongKey { .. }
-    )
 }
 
 /// What an error says about the object, if it is about the object: the rest goes up.

@@ -13,6 +13,7 @@ use pgkeep_repository::lease::Lease;
 use pgkeep_repository::{Access, Repository};
 use serde_json::json;
 
+use super::latest;
 use crate::args::CopyArgs;
 use crate::context::{Context, KeyUse, LEASE_DURATION, Settings};
 use crate::exit::{Failure, Outcome};
@@ -23,8 +24,9 @@ use crate::progress::Display;
 pub async fn run(context: &Context, args: CopyArgs) -> Result<Outcome, Failure> {
     let settings = context.settings(Overrides::default())?;
     let prepare = async {
-        let source = context.repository(&settings, KeyUse::None).await?;
-        let ids = context.backups(&source, &args.backup).await?;
+        // A key isn't needed to copy: where there is one, it tells which dump is the latest.
+        let source = context.repository(&settings, KeyUse::IfThere).await?;
+        let ids = latest::one_or_all(context, &source, &args.backup, "copy").await?;
         let destination = destination(&settings, &args.to).await?;
         copy::check_different(&source, &destination)?;
         Ok((source, ids, destination))

@@ -5,15 +5,16 @@ use std::sync::Arc;
 use pgkeep_base::{BackupId, ByteCount};
 use pgkeep_config::Overrides;
 use pgkeep_dump::manifest::DumpManifest;
-use pgkeep_dump::{ExportFormat, ExportOptions, Progress, Skipped, Wanted};
+use pgkeep_dump::{ExportFormat, ExportOptions, Progress, Wanted};
 use pgkeep_repository::Repository;
 use pgkeep_repository::encryption::Encryption;
-use serde_json::{Value, json};
+use serde_json::json;
 
+use super::latest;
 use crate::args::{ExportArgs, ExportAs};
 use crate::context::{Context, KeyUse};
 use crate::exit::{Failure, Outcome};
-use crate::output::{ACCENT, Output, styled};
+use crate::output::{ACCENT, styled};
 use crate::progress::Display;
 
 /// `pgkeep export ID`
@@ -32,6 +33,7 @@ pub async fn run(context: &Context, args: ExportArgs) -> Result<Outcome, Failure
     let reading = async {
         let repository = context.repository(&settings, KeyUse::Needed).await?;
         let wanted = Wanted {
+            command: "export",
             databases: &args.databases,
             tables: &[],
         };
@@ -39,7 +41,8 @@ pub async fn run(context: &Context, args: ExportArgs) -> Result<Outcome, Failure
         Ok((repository, chosen))
     };
     let (repository, chosen) = context.cancellation.or(reading).await?;
-    tell_skipped(&context.output, &chosen.skipped);
+    latest::tell_skipped(&context.output, &chosen.skipped);
+    latest::tell_omissions(&context.output, &chosen.manifest.omissions);
     let encryption = match format {
         ExportFormat::Files => Encryption::None,
         ExportFormat::Plain => settings.file_encryption(&args.output)?,
@@ -53,21 +56,6 @@ pub async fn run(context: &Context, args: ExportArgs) -> Result<Outcome, Failure
         programs: settings.programs(),
     };
     write(context, &repository, &chosen.id, &chosen.manifest, &options).await
-}
-
-/// Says which dumps `latest` passed over, and why.
-pub fn tell_skipped(output: &Output, skipped: &[Skipped]) {
-    for Skipped { id, reason } in skipped {
-        output.note(format!("latest is not {id}, which {reason}"));
-    }
-}
-
-/// The same for programs.
-pub fn skipped_json(skipped: &[Skipped]) -> Value {
-    let entries = skipped
-        .iter()
-        .map(|skipped| json!({ "id": skipped.id.to_string(), "reason": skipped.reason }));
-    entries.collect()
 }
 
 /// Writes it and tells.

@@ -1,8 +1,8 @@
 //! `pgkeep pin` and `pgkeep unpin`.
 
-use pgkeep_base::BackupKind;
 use serde_json::json;
 
+use super::latest;
 use crate::args::{PinArgs, UnpinArgs};
 use crate::context::{Context, KeyUse};
 use crate::exit::{Failure, Outcome};
@@ -20,8 +20,10 @@ pub async fn unpin(context: &Context, args: UnpinArgs) -> Result<Outcome, Failur
 
 async fn set(context: &Context, backup: &str, pinned: bool, reason: &str) -> Result<Outcome, Failure> {
     let settings = context.settings(pgkeep_config::Overrides::default())?;
-    let repository = context.repository(&settings, KeyUse::None).await?;
-    let id = repository.find(BackupKind::Dump, backup).await?;
+    // A key isn't needed to pin: where there is one, it tells which dump is the latest.
+    let repository = context.repository(&settings, KeyUse::IfThere).await?;
+    let command = if pinned { "pin" } else { "unpin" };
+    let id = latest::one(context, &repository, backup, command).await?;
     repository.set_pin(&id, pinned, reason).await?;
     let shown = styled(ACCENT, &id);
     context.output.summary(if pinned {

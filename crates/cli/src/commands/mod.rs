@@ -6,6 +6,7 @@ mod dump;
 mod export;
 mod keep;
 mod key;
+mod latest;
 mod list;
 mod meta;
 mod new_container;

@@ -15,9 +15,9 @@ use pgkeep_repository::Repository;
 use pgkeep_repository::encryption::Encryption;
 use serde_json::{Value, json};
 
-use super::export;
 use super::new_container;
 use super::new_server::NewServer;
+use super::{export, latest};
 use crate::args::RestoreArgs;
 use crate::context::{self, Context, KeyUse, Settings};
 use crate::exit::{Failure, Outcome};
@@ -172,6 +172,7 @@ async fn prepare(context: &Context, args: &RestoreArgs) -> Result<Work, Failure>
     let repository = context.repository(&settings, KeyUse::Needed).await?;
     let tables: Vec<String> = args.tables.iter().chain(&args.hypertable).cloned().collect();
     let wanted = Wanted {
+        command: "restore",
         databases: &args.databases,
         tables: &tables,
     };
@@ -224,7 +225,7 @@ fn tell_plan(context: &Context, work: &Work, dry_run: bool) {
     if dry_run {
         output.json(&plan_json(plan, &work.skipped));
     }
-    export::tell_skipped(output, &work.skipped);
+    latest::tell_skipped(output, &work.skipped);
     if output.is_quiet() {
         return;
     }
@@ -257,9 +258,7 @@ fn tell_plan(context: &Context, work: &Work, dry_run: bool) {
         ]);
     }
     output.table(&table);
-    for omission in &plan.omissions {
-        output.note(format!("not in the dump: {omission}"));
-    }
+    latest::tell_omissions(output, &plan.omissions);
 }
 
 fn plan_json(plan: &RestorePlan, skipped: &[Skipped]) -> Value {
@@ -280,11 +279,11 @@ fn plan_json(plan: &RestorePlan, skipped: &[Skipped]) -> Value {
         "dry_run": true,
         "taken_at": plan.taken_at,
         "server_version": plan.server_version,
-        "skipped": export::skipped_json(skipped),
+        "skipped": latest::skipped_json(skipped),
         "databases": databases.collect::<Vec<_>>(),
+        "omissions": plan.omissions,
     })
 }
-        "omissions": plan.omissions,
 
 async fn check(context: &Context, work: &Work, target: &Target) -> Result<Outcome, Failure> {
     let checking = async { Ok(restore::check(&work.id, &work.manifest, target, &work.options).await?) };
@@ -385,7 +384,7 @@ pub(super) fn tell(
     });
     output.json(&json!({
         "id": report.id.to_string(),
-        "skipped": export::skipped_json(&work.skipped),
+        "skipped": latest::skipped_json(&work.skipped),
         "databases": databases.collect::<Vec<_>>(),
         "roles_created": report.roles_created,
         "attention": report.attention,

@@ -3,10 +3,11 @@
 use pgkeep_base::{BackupKind, ByteCount};
 use pgkeep_config::Overrides;
 use pgkeep_dump::manifest::{DatabaseManifest, DumpManifest, RelationKind};
+use pgkeep_dump::{Chosen, Wanted};
 use pgkeep_repository::backups::BackupEntry;
 use serde_json::{Value, json};
 
-use super::list;
+use super::{latest, list};
 use crate::args::ShowArgs;
 use crate::context::{Context, KeyUse};
 use crate::exit::{Failure, Outcome};
@@ -17,8 +18,16 @@ use crate::table::{Align, Table};
 pub async fn run(context: &Context, args: ShowArgs) -> Result<Outcome, Failure> {
     let settings = context.settings(Overrides::default())?;
     let repository = context.repository(&settings, KeyUse::Needed).await?;
-    let id = repository.find(BackupKind::Dump, &args.backup).await?;
-    let manifest = pgkeep_dump::read_manifest(&repository, &id).await?;
+    let wanted = Wanted {
+        command: "show",
+        ..Wanted::default()
+    };
+    let Chosen {
+        id,
+        manifest,
+        skipped,
+    } = pgkeep_dump::choose(&repository, &args.backup, &wanted).await?;
+    latest::tell_skipped(&context.output, &skipped);
     let entries = repository.backups(BackupKind::Dump).await?;
     let entry = entries.into_iter().find(|entry| entry.id == id);
     context.output.json(&json!({
@@ -37,9 +46,7 @@ pub async fn run(context: &Context, args: ShowArgs) -> Result<Outcome, Failure> 
             context.output.table(&relations(database));
         }
     }
-    for omission in &manifest.omissions {
-        context.output.note(format!("not in the dump: {omission}"));
-    }
+    latest::tell_omissions(&context.output, &manifest.omissions);
     Ok(Outcome::Done)
 }
 

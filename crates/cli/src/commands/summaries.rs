@@ -6,7 +6,6 @@ use futures::StreamExt;
 use pgkeep_base::BackupId;
 use pgkeep_dump::DumpError;
 use pgkeep_dump::manifest::DumpSummary;
-use pgkeep_repository::encryption::EncryptionError;
 use pgkeep_repository::{Repository, RepositoryError};
 use pgkeep_store::StoreErrorKind;
 
@@ -39,7 +38,7 @@ pub async fn read(repository: &Repository, ids: &[BackupId]) -> Result<Summaries
             Ok(summary) => {
                 summaries.by_id.insert(id.clone(), summary);
             }
-            Err(error) if is_locked(&error) => summaries.locked = Some(error.to_string()),
+            Err(error) if error.is_locked() => summaries.locked = Some(error.to_string()),
             Err(DumpError::Repository(RepositoryError::Removed { .. })) => {
                 summaries.gone.insert(id.clone());
             }
@@ -61,15 +60,4 @@ fn is_of_one_object(error: &DumpError) -> bool {
         }
         _ => true,
     }
-}
-
-/// Whether it takes a key, or another key, and nothing else.
-pub fn is_locked(error: &DumpError) -> bool {
-    let DumpError::Repository(RepositoryError::Open { source, .. }) = error else {
-        return false;
-    };
-    matches!(
-        source,
-        EncryptionError::NoIdentity { .. } | EncryptionError::WrongKey { .. }
-    )
 }

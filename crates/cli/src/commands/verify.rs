@@ -8,12 +8,13 @@ use pgkeep_dump::verify::{Sample, VerifyDepth, VerifyOptions, VerifyReport, veri
 use pgkeep_dump::{Progress, memory};
 use serde_json::{Value, json};
 
+use super::latest;
 use crate::args::VerifyArgs;
 use crate::context::{Context, KeyUse};
 use crate::exit::{Failure, Outcome};
 use crate::output::{ACCENT, count, counted, duration, styled};
-use crate::progress::Display;
 use crate::printable;
+use crate::progress::Display;
 
 /// `pgkeep verify [ID|all]`
 pub async fn run(context: &Context, args: VerifyArgs) -> Result<Outcome, Failure> {
@@ -22,12 +23,13 @@ pub async fn run(context: &Context, args: VerifyArgs) -> Result<Outcome, Failure
         ..Overrides::default()
     })?;
     let keys = if args.stored_only {
-        KeyUse::None
+        // Not for the verification: it tells which dump is the latest.
+        KeyUse::IfThere
     } else {
         KeyUse::Needed
     };
     let repository = context.repository(&settings, keys).await?;
-    let ids = context.backups(&repository, &args.backup).await?;
+    let ids = latest::one_or_all(context, &repository, &args.backup, "verify").await?;
     let depth = if args.stored_only {
         VerifyDepth::Stored
     } else {

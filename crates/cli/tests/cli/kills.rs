@@ -122,6 +122,10 @@ impl Scene {
         );
         let place = Place::in_memory();
         place.configure(&cluster, &place.repository_url(), None);
+        // All that there is to dump, so that the latest dump is one of that.
+        let path = place.path("pgkeep.toml");
+        let text = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&path, text + "dump = { databases = [\"app\"] }\n").unwrap();
         let second = format!("file://{}", place.path("second").display());
         let mut scene = Self {
             cluster,
@@ -141,7 +145,7 @@ impl Scene {
 
     fn arguments(&self, victim: Victim) -> Vec<&str> {
         match victim {
-            Victim::Dump => vec!["dump", "--quiet", "--jobs", "2", "--database", "app"],
+            Victim::Dump => vec!["dump", "--quiet", "--jobs", "2"],
             Victim::Prune => vec!["prune", "--quiet", "--keep-daily", "1"],
             Victim::Copy => vec!["copy", "all", "--quiet", "--to", &self.second],
         }

@@ -1,0 +1,71 @@
+//! The dumps that an argument names, and what is said of `latest`.
+
+use pgkeep_base::{BackupId, BackupKind};
+use pgkeep_dump::{Found, Skipped};
+use pgkeep_repository::Repository;
+use serde_json::{Value, json};
+
+use crate::context::Context;
+use crate::exit::Failure;
+use crate::output::Output;
+
+/// The one that is named, for `command`, which takes it as a whole.
+pub async fn one(
+    context: &Context,
+    repository: &Repository,
+    text: &str,
+    command: &str,
+) -> Result<BackupId, Failure> {
+    let Found { id, skipped, unknown } = pgkeep_dump::find(repository, text, command).await?;
+    tell_skipped(&context.output, &skipped);
+    match unknown {
+        None => {}
+        Some(error) if error.is_locked() => context.output.note(format!(
+            "latest is taken to be {id}: without its key it can't be told whether that is a part of what is dumped as a rule"
+        )),
+        Some(error) => context.output.note(format!(
+            "latest is taken to be {id}: whether that is a part of what is dumped as a rule can't be told: {error}"
+        )),
+    }
+    Ok(id)
+}
+
+/// The one that is named, or all that are there.
+pub async fn one_or_all(
+    context: &Context,
+    repository: &Repository,
+    text: &str,
+    command: &str,
+) -> Result<Vec<BackupId>, Failure> {
+    if text != "all" {
+        return Ok(vec![one(context, repository, text, command).await?]);
+    }
+    let entries = repository.backups(BackupKind::Dump).await?;
+    Ok(entries
+        .into_iter()
+        .filter(|entry| entry.state.is_there())
+        .map(|entry| entry.id)
+        .collect())
+}
+
+/// Says which dumps `latest` passed over, and why.
+pub fn tell_skipped(output: &Output, skipped: &[Skipped]) {
+    for Skipped { id, reason } in skipped {
+        output.note(format!("latest is not {id}, which {reason}"));
+    }
+}
+
+/// The same for programs.
+pub fn skipped_json(skipped: &[Skipped]) -> Value {
+    let entries = skipped
+        .iter()
+        .map(|skipped| json!({ "id": skipped.id.to_string(), "reason": skipped.reason }));
+    entries.collect()
+}
+
+/// Says what a dump doesn't hold, before it is used.
+pub fn tell_omissions(output: &Output, omissions: &[String]) {
+    for omission in omissions {
+        output.note(format!("not in the dump: {omission}"));
+    }
+}
