@@ -224,6 +224,9 @@ pub struct RestoreArgs {
     /// Don't make roles that are missing.
     #[arg(long)]
     pub no_roles: bool,
+    /// Make all missing roles of the dump, also those that the databases of --database don't use.
+    #[arg(long, conflicts_with = "no_roles")]
+    pub all_roles: bool,
     /// Let everything belong to the connecting role.
     #[arg(long)]
     pub no_owner: bool,

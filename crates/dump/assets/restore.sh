@@ -218,12 +218,14 @@ for folder in $folders; do
   open_all_into "$work/schema.dump" $(objects "$folder" schema)
   # Foreign keys to hypertables can only be checked when TimescaleDB's restore mode has ended.
   objects "$folder" after_foreign_key | sed 's/.*/^[0-9]*; & /' > "$work/late"
+  # What needs a table that the dump was made without.
+  objects "$folder" left_out | sed 's/.*/^[0-9]*; & /' > "$work/left_out"
   pg_restore --list "$work/schema.dump" > "$work/entries" || die "cannot read the schema"
   # What before.sql has made.
   schema=$(printf '%b.' "$(objects "$folder" extension_schema)")
   schema=${schema%.} awk '!/ (EXTENSION - timescaledb|COMMENT - EXTENSION timescaledb) *$/ &&
     (ENVIRON["schema"] == "" || !index($0, " SCHEMA - " ENVIRON["schema"] " "))' "$work/entries" \
-    | grep -v -f "$work/late" > "$work/list"
+    | grep -v -f "$work/late" -f "$work/left_out" > "$work/list"
   # A connection string, because pg_restore would take a name with an equals sign for one.
   connection="dbname='$(printf '%s.' "$database" | sed "s/[\\\\']/\\\\&/g")"
   connection="${connection%.}'"
@@ -243,7 +245,7 @@ for folder in $folders; do
   fi
   open_object "$(objects "$folder" after)" "$work/after.sql"
   run_script "$work/after.sql" || die "cannot finish database '$database'"
-  if grep -f "$work/late" "$work/entries" > "$work/list"; then
+  if grep -v -f "$work/left_out" "$work/entries" | grep -f "$work/late" > "$work/list"; then
     restore --section=post-data --use-list "$work/list" "$work/schema.dump" || die "cannot make foreign keys of '$database'"
   fi
   # Last: a short time limit or a read-only default would have stopped all this.

@@ -82,7 +82,11 @@ fn portable_types() -> String {
 /// A relation is known under its own name and under its owner's: a chunk's hypertable, a partition's root.
 const NAMES: [(&str, &str); 2] = [("n.nspname", "c.relname"), ("f.schema_name", "f.table_name")];
 
-fn names_condition(patterns: &[String]) -> Result<Option<String>, DumpError> {
+/// What the patterns fit, in terms of `n`, `c` and `f`; none without patterns.
+///
+/// # Errors
+/// A malformed pattern.
+pub fn names_condition(patterns: &[String]) -> Result<Option<String>, DumpError> {
     let mut conditions = Vec::new();
     for text in patterns {
         let pattern = Pattern::relation(text).map_err(usage)?;
@@ -91,7 +95,11 @@ fn names_condition(patterns: &[String]) -> Result<Option<String>, DumpError> {
     Ok((!conditions.is_empty()).then(|| format!("({})", conditions.join(" OR "))))
 }
 
-fn schemas_condition(patterns: &[String]) -> Result<Option<String>, DumpError> {
+/// The same for patterns of schemas.
+///
+/// # Errors
+/// A malformed pattern.
+pub fn schemas_condition(patterns: &[String]) -> Result<Option<String>, DumpError> {
     let mut conditions = Vec::new();
     for text in patterns {
         let regex = Pattern::schema(text).map_err(usage)?;
@@ -414,11 +422,15 @@ async fn database_privileges(session: &mut Session) -> Result<Vec<DatabasePrivil
 }
 
 /// A psql script that sets every sequence as it is now: the user's and the extensions' configuration sequences.
-/// Sequences aren't transactional: a value may be later than the snapshot, never earlier.
+/// Sequences aren't transactional: a value may be later than the snapshot, never earlier. Those that the schema doesn't have
+/// (`excluded`) are left out.
 ///
 /// # Errors
 /// PostgreSQL's; a sequence that may not be read is an error, as it is for pg_dump.
-pub async fn sequences_script(session: &mut Session) -> Result<Option<String>, DumpError> {
+pub async fn sequences_script(
+    session: &mut Session,
+    excluded: &[QualifiedName],
+) -> Result<Option<String>, DumpError> {
     let context = || "reading the sequences".to_owned();
     let sql = "SELECT n.nspname, c.relname FROM pg_catalog.pg_class c
         JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
@@ -431,10 +443,13 @@ pub async fn sequences_script(session: &mut Session) -> Result<Option<String>, D
     const BATCH: usize = 200;
     let mut names = Vec::new();
     for row in session.query(sql).await.context(context)? {
-        names.push((
-            row.get::<String>(0).context(context)?,
-            row.get::<String>(1).context(context)?,
-        ));
+        let name = QualifiedName {
+            schema: row.get(0).context(context)?,
+            name: row.get(1).context(context)?,
+        };
+        if excluded.binary_search(&name).is_err() {
+            names.push((name.schema, name.name));
+        }
     }
     let mut script = String::new();
     for batch in names.chunks(BATCH) {

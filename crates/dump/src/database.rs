@@ -11,11 +11,14 @@ use pgkeep_repository::object::ObjectRef;
 use pgkeep_timescale::{HypertableKind, Inventory};
 
 use crate::catalog::{self, CatalogRelation};
+use crate::columns;
 use crate::data::{self, DataPhase, DataRead};
 use crate::error::{Context, DumpError};
+use crate::excluded;
 use crate::manifest::{
-    DataObject, DatabaseManifest, Filters, QualifiedName, Relation, RelationKind, RowFormat,
+    DataObject, DatabaseManifest, Excluded, Filters, QualifiedName, Relation, RelationKind, RowFormat,
 };
+use crate::roles;
 use crate::run::{Run, sealed_suffix};
 use crate::schema;
 use crate::snapshot::{self, LockedSnapshot};
@@ -38,11 +41,19 @@ pub(crate) async fn dump(run: &Run<'_>, name: &str, folder: &str) -> Result<Dump
     let target = run.target.with_database(name);
     let phase = |what: &str| run.progress.set_phase(format!("{name}: {what}"));
     phase("locking tables");
-    let (mut snapshot, schema) = snapshot_and_schema(run, &target, folder).await?;
+    let (mut snapshot, schema, excluded) = snapshot_and_schema(run, &target, folder).await?;
     let timescaledb = inventory(&mut snapshot.session, name).await?;
     let relations = ordered_relations(&mut snapshot, timescaledb.as_ref(), run.options.text_only).await?;
     phase("reading the catalog");
-    let catalog = read_catalog(run, &mut snapshot, timescaledb.as_ref(), folder).await?;
+    let excluded_relations = excluded.as_ref().map_or(&[][..], |excluded| &excluded.relations);
+    let catalog = read_catalog(
+        run,
+        &mut snapshot,
+        timescaledb.as_ref(),
+        excluded_relations,
+        folder,
+    )
+    .await?;
     let large_objects = large_objects(run, &target, &mut snapshot, folder).await?;
     phase("reading tables");
     let read = read_data(run, &target, &mut snapshot, &relations, folder).await?;
@@ -72,6 +83,8 @@ pub(crate) async fn dump(run: &Run<'_>, name: &str, folder: &str) -> Result<Dump
         timescaledb,
         foreign_keys_to_hypertables: catalog.foreign_keys_to_hypertables,
         filters: run.options.filters.clone(),
+        excluded,
+        roles: catalog.roles,
     };
     let other_objects = write_scripts(run, &manifest).await?;
     Ok(Dumped {
@@ -161,7 +174,7 @@ async fn snapshot_and_schema(
     run: &Run<'_>,
     target: &Target,
     folder: &str,
-) -> Result<(LockedSnapshot, Vec<ObjectRef>), DumpError> {
+) -> Result<(LockedSnapshot, Vec<ObjectRef>, Option<Excluded>), DumpError> {
     let suffix = sealed_suffix(run.repository);
     let mut attempt = 1;
     loop {
@@ -172,6 +185,10 @@ async fn snapshot_and_schema(
         let lock_timeout_ms = SCHEMA_LOCK_TIMEOUT.as_millis();
         let mut command = schema::pg_dump(&run.programs, target, &snapshot.id, lock_timeout_ms);
         command.arg("--schema-only");
+        let excluded = find_excluded(&mut snapshot.session, &options.filters, target.database()).await?;
+        for relation in excluded.iter().flat_map(|excluded| &excluded.relations) {
+            command.arg(format!("--exclude-table={}", relation.quoted()));
+        }
         let begun = Instant::now();
         // Each attempt's objects have names of their own: objects are written once.
         let name = |number| match (attempt, number) {
@@ -179,7 +196,7 @@ async fn snapshot_and_schema(
             _ => format!("{folder}/schema.{attempt}.{number:04}.dump{suffix}"),
         };
         match schema::store_output(run.repository, &run.prefix, name, command).await {
-            Ok(objects) => return Ok((snapshot, objects)),
+            Ok(objects) => return Ok((snapshot, objects, excluded)),
             Err(error @ DumpError::Program { .. })
                 if begun.elapsed() >= SCHEMA_LOCK_TIMEOUT && attempt < SCHEMA_ATTEMPTS_MAX =>
             {
@@ -196,6 +213,19 @@ async fn snapshot_and_schema(
             }
         }
     }
+}
+
+async fn find_excluded(
+    session: &mut Session,
+    filters: &Filters,
+    database: &str,
+) -> Result<Option<Excluded>, DumpError> {
+    if filters.exclude_tables.is_empty() && filters.exclude_schemas.is_empty() {
+        return Ok(None);
+    }
+    let owners = owners_query(filters, session, database).await?;
+    let timescaledb = inventory(session, database).await?;
+    excluded::find(session, filters, &owners, timescaledb.as_ref()).await
 }
 
 /// Relations with rows, in the manifest's order: configuration tables first, as their foreign keys demand; kinds told
@@ -263,12 +293,14 @@ struct Catalog {
     sequences: Option<ObjectRef>,
     dependents: ObjectRef,
     foreign_keys_to_hypertables: Vec<u32>,
+    roles: Option<Vec<String>>,
 }
 
 async fn read_catalog(
     run: &Run<'_>,
     snapshot: &mut LockedSnapshot,
     timescaledb: Option<&Inventory>,
+    excluded: &[QualifiedName],
     folder: &str,
 ) -> Result<Catalog, DumpError> {
     let session = &mut snapshot.session;
@@ -278,7 +310,7 @@ async fn read_catalog(
             .put_contents(&run.prefix, &name, Bytes::from(text))
             .await
     };
-    let sequences = match catalog::sequences_script(session).await? {
+    let sequences = match catalog::sequences_script(session, excluded).await? {
         Some(script) => Some(put(format!("{folder}/sequences.sql{suffix}"), script).await?),
         None => None,
     };
@@ -287,11 +319,15 @@ async fn read_catalog(
         Some(_) => catalog::foreign_keys_to_hypertables(session).await?,
         None => Vec::new(),
     };
+    let mut materialized_views = catalog::materialized_views(session).await?;
+    materialized_views.retain(|view| excluded.binary_search(view).is_err());
+    let properties = catalog::database_properties(session).await?;
     Ok(Catalog {
         foreign_keys_to_hypertables,
-        properties: catalog::database_properties(session).await?,
+        roles: roles::used(session, &properties, timescaledb).await?,
+        properties,
         extensions: catalog::extensions(session).await?,
-        materialized_views: catalog::materialized_views(session).await?,
+        materialized_views,
         sequences,
         dependents: put(format!("{folder}/dependents.tsv{suffix}"), dependents).await?,
     })
@@ -370,6 +406,14 @@ async fn describe(
     read: &DataRead,
 ) -> Result<Vec<Relation>, DumpError> {
     let mut described = Vec::with_capacity(relations.len());
+    let loadable =
+        |relation: &CatalogRelation| relation.kind == RelationKind::Table && relation.partition_of.is_none();
+    let oids: Vec<u32> = relations
+        .iter()
+        .filter(|(relation, _)| loadable(relation))
+        .map(|(relation, _)| relation.oid)
+        .collect();
+    let mut column_types = columns::of_relations(session, &oids).await?;
     for (place, (relation, _)) in (0_u32..).zip(relations) {
         let found = read.relations.get(&place);
         if found.is_none() && !relation.data_excluded {
@@ -391,6 +435,7 @@ async fn describe(
             columns: relation.columns.clone(),
             load_into: relation.load_into.clone(),
             partition_of: relation.partition_of.clone(),
+            column_types: column_types.remove(&relation.oid).unwrap_or_default(),
             format: relation.format,
             rows: found.map_or(0, |found| found.rows),
             compressed_rows,

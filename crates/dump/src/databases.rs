@@ -1,9 +1,10 @@
 //! Which databases a dump reads, and which it can't.
 
-use pgkeep_base::quote_identifier;
+use pgkeep_base::{quote_identifier, quote_literal};
 use pgkeep_pg::Session;
 
 use crate::error::{Context, DumpError};
+use crate::restore::scratch;
 
 /// What a dump reads, and what it has to leave out.
 pub(crate) struct ChosenDatabases {
@@ -19,9 +20,12 @@ struct Listed {
     closed: Option<Closed>,
 }
 
+/// What PostgreSQL sets `datconnlimit` to before it removes a database's files.
+const HALF_DROPPED: i32 = -2;
+
 /// Why nobody can connect to a database.
-#[derive(Clone, Copy)]
-enum Closed {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Closed {
     /// `datconnlimit = -2`, which PostgreSQL sets before it removes the files. `DROP DATABASE` is all that it allows.
     HalfDropped,
     /// `datallowconn = false`
@@ -29,8 +33,25 @@ enum Closed {
 }
 
 impl Closed {
+    /// From `pg_database`.
+    pub(crate) fn of(connection_limit: i32, allows_connections: bool) -> Option<Self> {
+        match (connection_limit, allows_connections) {
+            (HALF_DROPPED, _) => Some(Self::HalfDropped),
+            (_, false) => Some(Self::NoConnections),
+            (_, true) => None,
+        }
+    }
+
+    /// Refuses to restore into it; `otherwise` goes on with the mend.
+    pub(crate) fn refusal(self, name: &str, otherwise: &str) -> DumpError {
+        DumpError::Refused {
+            message: format!("database '{name}' {}", self.reason()),
+            hint: format!("{}{otherwise}", self.mend(name)),
+        }
+    }
+
     /// Completes "database 'x' ...".
-    fn reason(self) -> &'static str {
+    pub(crate) fn reason(self) -> &'static str {
         match self {
             Self::HalfDropped => "is what an interrupted DROP DATABASE left, and can't be read",
             Self::NoConnections => "takes no connections (datallowconn is false)",
@@ -48,16 +69,19 @@ impl Closed {
 
 async fn list(session: &mut Session) -> Result<Vec<Listed>, DumpError> {
     let context = || "listing the databases".to_owned();
-    let sql = "SELECT datname, datconnlimit = -2, datallowconn FROM pg_catalog.pg_database
-        WHERE datname NOT IN ('template0', 'template1') ORDER BY datname <> 'postgres', datname";
+    // Scratch databases of restores hold nothing of their own.
+    let sql = format!(
+        "SELECT d.datname, d.datconnlimit, d.datallowconn FROM pg_catalog.pg_database d
+         WHERE d.datname NOT IN ('template0', 'template1')
+           AND NOT (pg_catalog.starts_with(d.datname::pg_catalog.text, {})
+             AND coalesce(pg_catalog.shobj_description(d.oid, 'pg_database') = {}, false))
+         ORDER BY d.datname <> 'postgres', d.datname",
+        quote_literal(scratch::PREFIX),
+        quote_literal(scratch::COMMENT)
+    );
     let mut listed = Vec::new();
-    for row in session.query(sql).await.context(context)? {
-        let (half_dropped, connectable) = (row.get(1).context(context)?, row.get(2).context(context)?);
-        let closed = match (half_dropped, connectable) {
-            (true, _) => Some(Closed::HalfDropped),
-            (false, false) => Some(Closed::NoConnections),
-            (false, true) => None,
-        };
+    for row in session.query(&sql).await.context(context)? {
+        let closed = Closed::of(row.get(1).context(context)?, row.get(2).context(context)?);
         let name = row.get(0).context(context)?;
         listed.push(Listed { name, closed });
     }

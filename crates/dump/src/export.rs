@@ -272,7 +272,8 @@ impl Exporting<'_> {
         output
             .write(Bytes::from(sql::before_script(database.timescaledb.as_ref())))
             .await?;
-        let archive = self.archive(database, &database.schema).await?;
+        let mut archive = self.archive(database, &database.schema).await?;
+        archive.left_out = crate::restore::lines_left_out(database, &archive.entries);
         let timescaledb = database.timescaledb.as_ref();
         let late = |oid: u32| database.foreign_keys_to_hypertables.contains(&oid);
         archive

@@ -58,6 +58,7 @@ fn relation(name: &str, columns: &str) -> Relation {
         columns: columns.to_owned(),
         load_into: None,
         partition_of: None,
+        column_types: Vec::new(),
         rows: 0,
         compressed_rows: None,
         format: RowFormat::Text,

@@ -180,6 +180,52 @@ pub struct DatabaseManifest {
     /// What was asked for, when it wasn't everything.
     #[serde(default)]
     pub filters: Filters,
+    /// What the filters left out of the schema; unknown of older dumps, whose schema has everything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub excluded: Option<Excluded>,
+    /// The roles that the database can't do without: owners, grantees, and whoever else its objects name. None where that
+    /// can't be told, and of older dumps.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub roles: Option<Vec<String>>,
+}
+
+/// What excluded tables left out of a database's schema.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Excluded {
+    /// Relations that the schema doesn't have: those that fit, their sequences, and views that read them.
+    #[serde(default)]
+    pub relations: Vec<QualifiedName>,
+    /// Objects that need one of those and therefore can't be made, whether the archive holds them or not.
+    #[serde(default)]
+    pub left_out: Vec<LeftOut>,
+    /// Relations that stay in the schema, without rows, because others are made from them.
+    #[serde(default)]
+    pub empty: Vec<EmptyRelation>,
+    /// Hypertables: in the schema and in TimescaleDB's catalog, without rows, to be dropped at the end of a restore.
+    #[serde(default)]
+    pub hypertables: Vec<QualifiedName>,
+}
+
+/// An object that can't be made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeftOut {
+    /// Its catalog's oid, as `pg_restore --list` shows it.
+    pub class: u32,
+    /// Its oid, likewise.
+    pub oid: u32,
+    /// What it is, as PostgreSQL says it; empty for what belongs to an excluded table.
+    #[serde(default)]
+    pub description: String,
+}
+
+/// An excluded relation that stays, without rows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EmptyRelation {
+    /// The relation.
+    #[serde(flatten)]
+    pub name: QualifiedName,
+    /// What is made from it, as PostgreSQL says it.
+    pub needed_by: String,
 }
 
 /// `schema.name`.
@@ -322,6 +368,9 @@ pub struct Relation {
     /// For a relation of compressed rows: how many rows they stand for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compressed_rows: Option<u64>,
+    /// The columns' types, of what may be loaded into a table that is there: tables, but for partitions and chunks.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub column_types: Vec<ColumnType>,
     /// How the rows are written.
     #[serde(default, skip_serializing_if = "RowFormat::is_text")]
     pub format: RowFormat,
@@ -339,6 +388,16 @@ impl Relation {
     pub fn target(&self) -> &QualifiedName {
         self.load_into.as_ref().unwrap_or(&self.name)
     }
+}
+
+/// A column that rows have.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ColumnType {
+    /// Its name, unquoted.
+    pub name: String,
+    /// Its type without length or precision, as PostgreSQL writes it with an empty search path.
+    #[serde(rename = "type")]
+    pub type_name: String,
 }
 
 /// One object with rows: a psql script of one or several COPY blocks, or one stream in COPY's binary format.

@@ -95,6 +95,9 @@ impl Index {
         for object in &database.large_objects {
             self.object(folder, "large_objects", &object.name, object.plain_bytes);
         }
+        for object in database.excluded.iter().flat_map(|excluded| &excluded.left_out) {
+            line(folder, "left_out", &format!("{} {}", object.class, object.oid));
+        }
         for oid in &database.foreign_keys_to_hypertables {
             self.line(folder, "after_foreign_key", &format!("{CLASS_CONSTRAINT} {oid}"));
         }

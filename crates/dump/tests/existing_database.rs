@@ -3,7 +3,7 @@
 
 mod common;
 
-use pgkeep_base::BackupId;
+use pgkeep_base::{BackupId, Classified};
 use pgkeep_dump::DumpError;
 use pgkeep_repository::Repository;
 use pgkeep_testkit::{Cluster, ClusterOptions, require};
@@ -93,6 +93,109 @@ async fn another_locale_is_told_and_another_encoding_refused() {
         .unwrap();
     assert!(restored.attention.is_empty(), "{:?}", restored.attention);
     assert_eq!(properties(&cluster, "latin"), properties(&cluster, "app"));
+}
+
+/// What an interrupted DROP DATABASE left can be replaced, and what takes no connections.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_nobody_can_connect_to_is_refused_or_replaced() {
+    let cluster = require!(Cluster::start(ClusterOptions::default()));
+    let (_folder, repository, id) = dumped(&cluster).await;
+    let mut options = common::restore_options(&cluster);
+    options.target_database = Some("there".to_owned());
+    for (state, words, mend) in [
+        (
+            "UPDATE pg_database SET datconnlimit = -2 WHERE datname = 'there'",
+            "is what an interrupted DROP DATABASE left",
+            "DROP DATABASE \"there\"",
+        ),
+        (
+            "ALTER DATABASE there ALLOW_CONNECTIONS false",
+            "takes no connections",
+            "ALLOW_CONNECTIONS true",
+        ),
+    ] {
+        cluster.create_database("there");
+        cluster.psql("postgres", state);
+        options.overwrite = false;
+        let refused = common::restore(&repository, &id, &cluster, &options)
+            .await
+            .unwrap_err();
+        assert!(matches!(refused, DumpError::Refused { .. }), "{refused}");
+        let hint = refused.hint().unwrap().to_string();
+        assert!(refused.to_string().contains(words), "{refused}");
+        assert!(hint.contains(mend) && hint.contains("--overwrite"), "{hint}");
+        options.overwrite = true;
+        let plan = common::check(&repository, &id, &cluster, &options).await.unwrap();
+        let does = &plan.databases[0].does;
+        assert!(
+            does.starts_with("is dropped and made again") && does.contains(words),
+            "{does}"
+        );
+        common::restore(&repository, &id, &cluster, &options)
+            .await
+            .unwrap();
+        assert_eq!(cluster.psql("there", "SELECT text FROM t").trim(), "ä");
+        cluster.psql("postgres", "DROP DATABASE there");
+    }
+}
+
+const ROLES: &str = "
+    CREATE ROLE app_owner; CREATE ROLE app_group; CREATE ROLE app_login LOGIN; CREATE ROLE reader; CREATE ROLE policy_role;
+    CREATE ROLE other_owner; CREATE ROLE other_group; CREATE ROLE nobody;
+    GRANT app_group TO app_owner; GRANT app_owner, other_group TO app_login; GRANT app_group TO nobody;
+    CREATE DATABASE app OWNER app_owner; CREATE DATABASE other OWNER other_owner";
+
+/// One database brings the roles that it uses and their members; the next one, the rest, with what was missing of memberships.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_database_brings_its_roles_and_no_others() {
+    let source = require!(Cluster::start(ClusterOptions::default()));
+    let destination = require!(Cluster::start(ClusterOptions::default()));
+    source.psql("postgres", ROLES);
+    source.psql(
+        "app",
+        "CREATE TABLE t (n int); ALTER TABLE t OWNER TO app_owner; GRANT SELECT ON t TO reader;
+         ALTER TABLE t ENABLE ROW LEVEL SECURITY; CREATE POLICY p ON t TO policy_role USING (true)",
+    );
+    source.psql(
+        "other",
+        "CREATE TABLE t (n int); GRANT SELECT ON t TO other_group",
+    );
+    let folder = tempfile::tempdir().unwrap();
+    let repository = common::repository(folder.path(), false).await;
+    let report = common::dump(&repository, &source, &common::dump_options(&source))
+        .await
+        .unwrap();
+    let mut options = common::restore_options(&destination);
+    options.databases = vec!["app".to_owned()];
+    let expected = ["app_group", "app_login", "app_owner", "policy_role", "reader"];
+    let left_out = ["nobody", "other_group", "other_owner"];
+    let plan = common::check(&repository, &report.id, &destination, &options)
+        .await
+        .unwrap();
+    assert_eq!(plan.roles, expected);
+    assert_eq!(plan.roles_left_out, left_out);
+    let restored = common::restore(&repository, &report.id, &destination, &options)
+        .await
+        .unwrap();
+    assert!(restored.attention.is_empty(), "{:?}", restored.attention);
+    assert_eq!(restored.roles_created, expected);
+    assert_eq!(restored.roles_left_out, left_out);
+    options.databases = vec!["other".to_owned()];
+    let restored = common::restore(&repository, &report.id, &destination, &options)
+        .await
+        .unwrap();
+    assert_eq!(restored.roles_created, ["other_group", "other_owner"]);
+    let member = "SELECT pg_has_role('app_login', 'other_group', 'MEMBER')";
+    assert_eq!(destination.psql("postgres", member).trim(), "t");
+    options.all_roles = true;
+    let plan = common::check(&repository, &report.id, &destination, &{
+        let mut options = options.clone();
+        options.target_database = Some("third".to_owned());
+        options
+    })
+    .await
+    .unwrap();
+    assert_eq!(plan.roles, ["nobody"]);
 }
 
 /// Roles that are missing and aren't to be made are named.

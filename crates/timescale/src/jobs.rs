@@ -49,42 +49,19 @@ pub async fn hold_jobs(session: &mut Session) -> Result<Vec<JobId>, TimescaleErr
     Ok(held)
 }
 
-/// Gives jobs the next start they had when they were dumped, where that is still to come: a restored job has no history,
-/// and would run at once. Call it before [`release_jobs`]. Nothing is done on the Apache edition, which runs no policies.
-///
-/// # Errors
-/// As [`release_jobs`].
-pub async fn keep_next_starts(session: &mut Session, dumped: &[Job]) -> Result<(), TimescaleError> {
-    let extension = require(session).await?;
-    if extension.restoring {
-        return Err(TimescaleError::Restoring);
-    }
-    if extension.license != License::Timescale {
-        return Ok(());
-    }
-    let schema = quote_identifier(&extension.schema);
-    for job in dumped.iter().filter(|job| job.id >= FIRST_USER_JOB) {
-        let Some(next_start) = &job.next_start else {
-            continue;
-        };
-        let next_start = quote_literal(next_start);
-        session
-            .execute(&format!(
-                "SELECT {schema}.alter_job({}, next_start => {next_start}::timestamptz, if_exists => true) \
-                 WHERE {next_start}::timestamptz > now() AND isfinite({next_start}::timestamptz)",
-                job.id
-            ))
-            .await?;
-    }
-    Ok(())
-}
-
-/// Lets held jobs run again. Jobs that aren't there any more are passed over.
+/// Lets held jobs run again, none before its time: a restored job has no history, and would run at once. In one transaction
+/// the jobs get the next start that they had when they were dumped, where that is still to come; those that had none, because
+/// they never ran, their interval from now on; and then they are scheduled. What was due in between runs at once. Jobs that
+/// aren't there any more are passed over.
 ///
 /// # Errors
 /// [`TimescaleError::Restoring`] before [`crate::post_restore`]; otherwise as [`hold_jobs`].
-pub async fn release_jobs(session: &mut Session, ids: &[JobId]) -> Result<(), TimescaleError> {
-    if ids.is_empty() {
+pub async fn release_jobs(
+    session: &mut Session,
+    ids: &[JobId],
+    dumped: &[Job],
+) -> Result<(), TimescaleError> {
+    if ids.is_empty() && dumped.is_empty() {
         return Ok(());
     }
     let extension = require(session).await?;
@@ -95,12 +72,17 @@ pub async fn release_jobs(session: &mut Session, ids: &[JobId]) -> Result<(), Ti
     let jobs = CatalogForm::read(session).await?.job_table();
     if extension.license == License::Timescale {
         let schema = quote_identifier(&extension.schema);
-        session
-            .execute(&format!(
-                "SELECT {schema}.alter_job(id, scheduled => true, if_exists => true) FROM {jobs} WHERE id IN ({list}) ORDER BY id"
-            ))
-            .await?;
-    } else {
+        session.execute("BEGIN").await?;
+        keep_next_starts(session, &schema, jobs, dumped).await?;
+        if !ids.is_empty() {
+            session
+                .execute(&format!(
+                    "SELECT {schema}.alter_job(id, scheduled => true, if_exists => true) FROM {jobs} WHERE id IN ({list}) ORDER BY id"
+                ))
+                .await?;
+        }
+        session.execute("COMMIT").await?;
+    } else if !ids.is_empty() {
         // The Apache edition refuses alter_job. The scheduler reads the table when it starts.
         session
             .execute(&format!(
@@ -109,6 +91,30 @@ pub async fn release_jobs(session: &mut Session, ids: &[JobId]) -> Result<(), Ti
             .await?;
         session
             .execute("SELECT _timescaledb_functions.restart_background_workers()")
+            .await?;
+    }
+    Ok(())
+}
+
+async fn keep_next_starts(
+    session: &mut Session,
+    schema: &str,
+    jobs: &str,
+    dumped: &[Job],
+) -> Result<(), TimescaleError> {
+    for job in dumped.iter().filter(|job| job.id >= FIRST_USER_JOB) {
+        let dumped = job
+            .next_start
+            .as_ref()
+            .map_or_else(|| "NULL".to_owned(), |start| quote_literal(start));
+        // A start that isn't finite is that of a job that was running.
+        session
+            .execute(&format!(
+                "SELECT {schema}.alter_job(j.id, next_start => n.next_start, if_exists => true) FROM {jobs} j \
+                 CROSS JOIN LATERAL (SELECT CASE WHEN isfinite({dumped}::timestamptz) THEN {dumped}::timestamptz \
+                 ELSE now() + j.schedule_interval END AS next_start) n WHERE j.id = {} AND n.next_start > now()",
+                job.id
+            ))
             .await?;
     }
     Ok(())

@@ -56,7 +56,7 @@ pub use inventory::{
     Chunk, ContinuousAggregate, Dimension, Hypertable, HypertableKind, Inventory, Job, OrderBy, RelationName,
     chunk_fingerprint, inventory,
 };
-pub use jobs::{JobId, hold_jobs, keep_next_starts, missing_job_owners, release_jobs};
+pub use jobs::{JobId, hold_jobs, missing_job_owners, release_jobs};
 pub use restore::{create_extension, post_restore, pre_restore, update_extension};
 pub use retention::{PendingChunk, PendingDeletion, pending_deletions};
 pub use rows::{compressed_row_count_sql, hypertable_row_count};

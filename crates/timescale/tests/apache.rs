@@ -149,7 +149,9 @@ fn jobs_are_held_and_released_without_the_functions_for_it() {
         let held = pgkeep_timescale::hold_jobs(&mut session).await.unwrap();
         assert_eq!(held, [JobId(1000)]);
         assert_eq!(scheduled(), "");
-        pgkeep_timescale::release_jobs(&mut session, &held).await.unwrap();
+        pgkeep_timescale::release_jobs(&mut session, &held, &[])
+            .await
+            .unwrap();
         assert_eq!(scheduled(), "1000");
         let inventory = pgkeep_timescale::inventory(&mut session).await.unwrap();
         assert!(inventory.needs_community());

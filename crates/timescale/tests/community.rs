@@ -321,7 +321,9 @@ fn a_database_is_restored_whole_and_keeps_its_history() {
             assert_eq!(answers, abilities(&cluster, "app"));
             let good = answers.iter().filter(|answer| answer.contains("Ok(")).count();
             assert!(good >= 14 && good <= answers.len() - 3, "{answers:#?}");
-            pgkeep_timescale::release_jobs(&mut session, &held).await.unwrap();
+            pgkeep_timescale::release_jobs(&mut session, &held, &[])
+                .await
+                .unwrap();
             let jobs = "SELECT count(*) FROM timescaledb_information.jobs WHERE scheduled AND job_id >= 1000";
             assert_eq!(cluster.psql("restored", jobs), scheduled.to_string());
         });
@@ -466,10 +468,12 @@ fn while_restoring_nothing_is_counted_and_nothing_released() {
                     .unwrap()
                     .is_empty()
             );
-            let released = pgkeep_timescale::release_jobs(&mut session, &held).await;
+            let released = pgkeep_timescale::release_jobs(&mut session, &held, &[]).await;
             assert!(matches!(released, Err(TimescaleError::Restoring)), "{released:?}");
             pgkeep_timescale::post_restore(&mut session).await.unwrap();
-            pgkeep_timescale::release_jobs(&mut session, &held).await.unwrap();
+            pgkeep_timescale::release_jobs(&mut session, &held, &[])
+                .await
+                .unwrap();
             assert_eq!(held.len(), 7);
             let extension = pgkeep_timescale::detect(&mut connect(&cluster, "app").await)
                 .await

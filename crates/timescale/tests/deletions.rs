@@ -167,7 +167,9 @@ fn without_holding_jobs_an_overdue_policy_deletes_the_restored_history() {
             let count = || cluster.psql("restored", "SELECT count(*) FROM counters");
             assert_eq!(count(), "5000");
             let mut session = connect(&cluster, "restored").await;
-            pgkeep_timescale::release_jobs(&mut session, &held).await.unwrap();
+            pgkeep_timescale::release_jobs(&mut session, &held, &[])
+                .await
+                .unwrap();
             pgkeep_testkit::poll_until("the policy runs", std::time::Duration::from_secs(60), || {
                 count() == "3001"
             });

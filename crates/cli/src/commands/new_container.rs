@@ -32,8 +32,8 @@ pub async fn restore(
         return check(context, &engine, &options).await;
     }
     let mut server = start(context, &engine, options, args.resume).await?;
-    let (id, manifest) = (&work.id, &work.manifest);
-    let checking = restoring::check(id, manifest, server.target(), &work.options);
+    let (repository, id, manifest) = (&work.repository, &work.id, &work.manifest);
+    let checking = restoring::check(repository, id, manifest, server.target(), &work.options);
     let checked = context.cancellation.or(async { Ok(checking.await?) }).await;
     if let Err(failure) = checked {
         server.remove().await;

@@ -8,7 +8,9 @@ use pgkeep_config::Overrides;
 use pgkeep_docker::ImageName;
 use pgkeep_dump::manifest::DumpManifest;
 use pgkeep_dump::memory;
-use pgkeep_dump::restore::{self, HypertableRange, RestoreOptions, RestorePlan, RestoreReport};
+use pgkeep_dump::restore::{
+    self, HypertableRange, PlannedTable, RestoreOptions, RestorePlan, RestoreReport, TargetPlan,
+};
 use pgkeep_dump::{Chosen, ExportFormat, ExportOptions, Progress, Skipped, Wanted};
 use pgkeep_pg::Target;
 use pgkeep_repository::Repository;
@@ -120,7 +122,9 @@ pub async fn run(context: &Context, args: RestoreArgs) -> Result<Outcome, Failur
         ));
     }
     let work = context.cancellation.or(prepare(context, &args)).await?;
-    tell_plan(context, &work, args.dry_run);
+    // With a server to look into, there is more to say.
+    let into_server = matches!(into, Some(Into::Server(_)));
+    tell_plan(context, &work, args.dry_run && !into_server);
     match into {
         None => Ok(Outcome::Done),
         Some(Into::Files(path)) if args.dry_run => {
@@ -209,6 +213,7 @@ fn options(context: &Context, settings: &Settings, args: &RestoreArgs) -> Restor
         resume: args.resume,
         jobs: settings.jobs_in_memory(&context.output, memory::load_jobs_max),
         roles: !args.no_roles,
+        all_roles: args.all_roles,
         owners: !args.no_owner,
         privileges: !args.no_privileges,
         analyze: !args.no_analyze,
@@ -220,9 +225,9 @@ fn options(context: &Context, settings: &Settings, args: &RestoreArgs) -> Restor
     }
 }
 
-fn tell_plan(context: &Context, work: &Work, dry_run: bool) {
+fn tell_plan(context: &Context, work: &Work, as_json: bool) {
     let (output, plan) = (&context.output, &work.plan);
-    if dry_run {
+    if as_json {
         output.json(&plan_json(plan, &work.skipped));
     }
     latest::tell_skipped(output, &work.skipped);
@@ -259,6 +264,9 @@ fn tell_plan(context: &Context, work: &Work, dry_run: bool) {
     }
     output.table(&table);
     latest::tell_omissions(output, &plan.omissions);
+    for line in plan.databases.iter().flat_map(|database| &database.left_out) {
+        output.prose(line);
+    }
 }
 
 fn plan_json(plan: &RestorePlan, skipped: &[Skipped]) -> Value {
@@ -272,6 +280,7 @@ fn plan_json(plan: &RestorePlan, skipped: &[Skipped]) -> Value {
             "stored_bytes": database.stored_bytes,
             "objects": database.objects,
             "timescaledb": database.timescaledb,
+            "left_out": database.left_out,
         })
     });
     json!({
@@ -286,14 +295,85 @@ fn plan_json(plan: &RestorePlan, skipped: &[Skipped]) -> Value {
 }
 
 async fn check(context: &Context, work: &Work, target: &Target) -> Result<Outcome, Failure> {
-    let checking = async { Ok(restore::check(&work.id, &work.manifest, target, &work.options).await?) };
-    context.cancellation.or(checking).await?;
+    let (repository, id, manifest) = (&work.repository, &work.id, &work.manifest);
+    let checking = async { Ok(restore::check(repository, id, manifest, target, &work.options).await?) };
+    let planned = context.cancellation.or(checking).await?;
+    tell_target_plan(context, work, &planned);
     context.output.summary(format!(
         "\n{} would take it. Nothing was done.",
         target.endpoint()
     ));
     Ok(Outcome::Done)
 }
+
+/// What would be done in the target.
+fn tell_target_plan(context: &Context, work: &Work, planned: &TargetPlan) {
+    let output = &context.output;
+    if let Value::Object(mut document) = plan_json(&work.plan, &work.skipped) {
+        document.insert("target".to_owned(), target_json(planned));
+        output.json(&Value::Object(document));
+    }
+    if output.is_quiet() {
+        return;
+    }
+    for database in &planned.databases {
+        output.line("");
+        output.prose(format!("Database '{}' {}.", database.target_name, database.does));
+        if database.tables.is_empty() {
+            continue;
+        }
+        let mut table = Table::new(&[
+            ("TABLE", Align::Left),
+            ("ROWS", Align::Right),
+            ("WHAT IS DONE", Align::Left),
+        ]);
+        for planned in &database.tables {
+            let most = if planned.is_range { "at most " } else { "" };
+            table.row(vec![
+                planned.name.to_string(),
+                format!("{most}{}", count(planned.rows)),
+                planned.action.describe().to_owned(),
+            ]);
+        }
+        output.table(&table);
+    }
+    for (words, roles) in [
+        ("Roles that are made", &planned.roles),
+        (ROLES_LEFT_OUT, &planned.roles_left_out),
+    ] {
+        if !roles.is_empty() {
+            output.prose(format!("{words}: {}", roles.join(", ")));
+        }
+    }
+}
+
+fn target_json(planned: &TargetPlan) -> Value {
+    let table_json = |table: &PlannedTable| {
+        json!({
+            "schema": table.name.schema,
+            "name": table.name.name,
+            "rows": table.rows,
+            "range": table.is_range,
+            "does": table.action.describe(),
+        })
+    };
+    let databases = planned.databases.iter().map(|database| {
+        json!({
+            "name": database.name,
+            "target_name": database.target_name,
+            "does": database.does,
+            "tables": database.tables.iter().map(table_json).collect::<Vec<_>>(),
+        })
+    });
+    json!({
+        "databases": databases.collect::<Vec<_>>(),
+        "roles": planned.roles,
+        "roles_left_out": planned.roles_left_out,
+    })
+}
+
+const ROLES_LEFT_OUT: &str =
+    "Roles that are not made, as the databases don't use them (--all-roles makes them)";
 
 /// The work itself, with its progress shown.
 pub(super) async fn restore(
@@ -372,6 +452,9 @@ pub(super) fn tell(
             ("roles", report.roles_created.join(", ")),
             ("time", duration(report.elapsed)),
         ]);
+        if !report.roles_left_out.is_empty() {
+            output.prose(format!("{ROLES_LEFT_OUT}: {}", report.roles_left_out.join(", ")));
+        }
     }
     let databases = report.databases.iter().map(|database| {
         json!({
@@ -387,6 +470,7 @@ pub(super) fn tell(
         "skipped": latest::skipped_json(&work.skipped),
         "databases": databases.collect::<Vec<_>>(),
         "roles_created": report.roles_created,
+        "roles_left_out": report.roles_left_out,
         "attention": report.attention,
         "elapsed_seconds": report.elapsed.as_secs_f64(),
         "server": server,

@@ -1,5 +1,6 @@
 //! The schema's archive: pg_restore in sections, with lists of what to take.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -68,6 +69,8 @@ pub struct Archive {
     pub session_settings: Vec<String>,
     /// Its table of contents.
     pub entries: Vec<Entry>,
+    /// Lines of it that are never taken: what they need isn't in the dump.
+    pub left_out: HashSet<String>,
 }
 
 /// How objects are to be made.
@@ -116,6 +119,7 @@ impl Archive {
             server_major: options.server_major,
             session_settings: Vec::new(),
             entries: Vec::new(),
+            left_out: HashSet::new(),
         };
         for (wanted, option) in [
             (options.owners, "--no-owner"),
@@ -179,6 +183,35 @@ impl Archive {
         Ok(())
     }
 
+    /// The same as text, of what is little.
+    ///
+    /// # Errors
+    /// pg_restore's; [`DumpError::Internal`] for what isn't UTF-8.
+    pub async fn text(
+        &self,
+        section: Option<&str>,
+        wanted: impl Fn(&Entry) -> bool,
+    ) -> Result<String, DumpError> {
+        let Some(list) = self.write_list(section, wanted).await? else {
+            return Ok(String::new());
+        };
+        let mut command = self.program.command(None);
+        command
+            .arg("--no-owner")
+            .arg("--use-list")
+            .arg(&list)
+            .arg("--file=-");
+        command.arg(&self.file);
+        let limits = RunLimits {
+            deadline: LIST_DEADLINE,
+            stdout_bytes_max: CONTENTS_BYTES_MAX,
+        };
+        let context = || "turning the schema's archive into statements".to_owned();
+        let finished = programs::run(command, &limits).await.context(context)?;
+        String::from_utf8(finished.stdout)
+            .map_err(|_| DumpError::Internal("the archive's statements aren't UTF-8".to_owned()))
+    }
+
     /// The list of what to take; none when that is nothing.
     async fn write_list(
         &self,
@@ -188,7 +221,7 @@ impl Archive {
         let picked: Vec<&str> = self
             .entries
             .iter()
-            .filter(|entry| wanted(entry))
+            .filter(|entry| wanted(entry) && !self.left_out.contains(&entry.line))
             .map(|entry| entry.line.as_str())
             .collect();
         if picked.is_empty() {

@@ -11,7 +11,7 @@ use crate::restore::archive::{Archive, ArchiveOptions, Entry};
 use crate::restore::load::{self, LoadPhase, client_encoding, loading_session};
 use crate::restore::mark::{self, Mark, Step};
 use crate::restore::options::RestoredDatabase;
-use crate::restore::{Restore, connect, counts, prepare, properties, tables};
+use crate::restore::{Restore, connect, counts, foreign_keys, left_out, prepare, properties, tables};
 use crate::sql;
 
 /// Sequences and the like, as scripts.
@@ -29,12 +29,13 @@ pub(crate) async fn restore(
     restore.progress.set_phase(format!("{target_name}: preparing"));
     let target = restore.target.with_database(target_name);
     let mark = prepare::prepare(restore, session, database, target_name, attention).await?;
-    let one = One {
+    let mut one = One {
         restore,
         database,
         target,
         target_name,
         mark,
+        unsure_keys: HashSet::new(),
     };
     one.run(session, attention).await
 }
@@ -45,6 +46,8 @@ struct One<'a> {
     target: Target,
     target_name: &'a str,
     mark: Mark,
+    /// Foreign keys to tables whose rows the dump may lack: they are tried one by one.
+    unsure_keys: HashSet<u32>,
 }
 
 impl One<'_> {
@@ -55,11 +58,14 @@ impl One<'_> {
     }
 
     async fn run(
-        &self,
+        &mut self,
         outside: &mut Session,
         attention: &mut Vec<String>,
     ) -> Result<RestoredDatabase, DumpError> {
         let mut archive = self.archive().await?;
+        attention.extend(left_out::notes(self.database));
+        attention.extend(left_out::empty_tables(self.database, &archive.entries)?);
+        self.unsure_keys = self.find_unsure_keys(&archive).await?;
         if !self.mark.has(Step::PreData) {
             self.pre_data(&archive).await?;
         }
@@ -70,6 +76,7 @@ impl One<'_> {
         session.close().await;
         self.post_data(&archive).await?;
         self.end_restore_mode(&archive).await?;
+        self.make_unsure_keys(&archive, attention).await?;
         self.large_objects().await?;
         let mut session = self.session().await?;
         for statement in sql::refresh(&self.database.materialized_views) {
@@ -89,6 +96,7 @@ impl One<'_> {
         session.close().await;
         self.phase("counting rows");
         let counted = counts::compare(self.database, &self.target, self.restore.options.jobs, None).await?;
+        left_out::drop_hypertables(self.database, &self.target, attention).await?;
         properties::apply(self.restore, outside, self.database, self.target_name, attention).await?;
         self.jobs(attention).await?;
         let mut session = connect(&self.target).await?;
@@ -268,7 +276,7 @@ impl One<'_> {
         mark::note(&mut session, Step::PostDataBegun).await?;
         let jobs = self.restore.options.jobs;
         let restored = archive.restore(&self.target, Some("post-data"), jobs, |entry| {
-            !self.comes_after_restore_mode(entry) && !is_there(&there, entry)
+            !self.comes_after_restore_mode(entry) && !self.is_unsure(entry) && !is_there(&there, entry)
         });
         restored.await?.context(|| self.post_data_context())?;
         mark::note(&mut session, Step::PostData).await?;
@@ -304,9 +312,39 @@ impl One<'_> {
         let there = existing_post_data(&mut session).await?;
         session.close().await;
         let restored = archive.restore(&self.target, Some("post-data"), 1, |entry| {
-            self.comes_after_restore_mode(entry) && !is_there(&there, entry)
+            self.comes_after_restore_mode(entry) && !self.is_unsure(entry) && !is_there(&there, entry)
         });
         restored.await?.context(|| self.post_data_context())
+    }
+
+    fn is_unsure(&self, entry: &Entry) -> bool {
+        entry.is_constraint() && self.unsure_keys.contains(&entry.oid)
+    }
+
+    async fn find_unsure_keys(&self, archive: &Archive) -> Result<HashSet<u32>, DumpError> {
+        let without_rows = left_out::oids_without_rows(self.database, &archive.entries);
+        if without_rows.is_empty() {
+            return Ok(HashSet::new());
+        }
+        let dependents = tables::read_text(self.restore, &self.database.dependents).await?;
+        let refers = |_, referenced| without_rows.contains(&referenced);
+        Ok(foreign_keys::oids(&dependents, refers))
+    }
+
+    async fn make_unsure_keys(
+        &self,
+        archive: &Archive,
+        attention: &mut Vec<String>,
+    ) -> Result<(), DumpError> {
+        if self.unsure_keys.is_empty() {
+            return Ok(());
+        }
+        let mut session = connect(&self.target).await?;
+        let there = existing_post_data(&mut session).await?;
+        let wanted = |entry: &Entry| self.is_unsure(entry) && !is_there(&there, entry);
+        foreign_keys::attempt(archive, &mut session, wanted, false, attention).await?;
+        session.close().await;
+        Ok(())
     }
 
     async fn large_objects(&self) -> Result<(), DumpError> {
@@ -387,10 +425,7 @@ impl One<'_> {
             .filter(|job| job.scheduled && !held.contains(&job.id))
             .map(|job| pgkeep_timescale::JobId(job.id))
             .collect();
-        pgkeep_timescale::keep_next_starts(&mut session, &inventory.jobs)
-            .await
-            .map_err(error)?;
-        pgkeep_timescale::release_jobs(&mut session, &release)
+        pgkeep_timescale::release_jobs(&mut session, &release, &inventory.jobs)
             .await
             .map_err(error)?;
         session.close().await;

@@ -89,7 +89,9 @@ pub(crate) fn globals(text: &str) {
     );
     same(classify(&format!("COMMENT ON ROLE {name} IS 'x'")), change());
     let member = || Statement::Grant {
+        role: text.to_owned(),
         member: text.to_owned(),
+        grantor: Some(text.to_owned()),
     };
     same(
         classify(&format!(

@@ -12,14 +12,17 @@ use pgkeep_pg::{Session, Target};
 use pgkeep_repository::object::BLOCK_BYTES;
 use pgkeep_timescale::{Dimension, Hypertable};
 
+use crate::catalog;
+use crate::columns::{self, Present};
 use crate::error::{Context, DumpError};
-use crate::manifest::{DatabaseManifest, QualifiedName, RelationKind};
+use crate::manifest::{ColumnType, DatabaseManifest, QualifiedName, RelationKind};
 use crate::progress::Progress;
+use crate::restore::archive::Entry;
 use crate::restore::load::{self, LoadPhase, client_encoding, loading_session};
-use crate::restore::options::{HypertableRange, RestoredDatabase};
+use crate::restore::options::{HypertableRange, RestoreOptions, RestoredDatabase};
+use crate::restore::part::PartPlan;
 use crate::restore::selection::{Picker, Selection};
-use crate::restore::{Restore, connect, mark, prepare, tables};
-use crate::{catalog, sql};
+use crate::restore::{Restore, connect, foreign_keys, left_out, mark, scratch, tables};
 
 /// Jobs refer to roles, which may be missing here, and are of no use in a scratch database.
 const CONFIGURATION_NOT_NEEDED: [&str; 2] = ["bgw_job", "bgw_policy_chunk_stats"];
@@ -33,45 +36,204 @@ const OWN_TRIGGERS: [&str; 2] = ["ts_insert_blocker", "ts_cagg_invalidation_trig
 pub(crate) async fn restore(
     restore: &Restore<'_>,
     outside: &mut Session,
-    database: &DatabaseManifest,
-    target: &Target,
+    plan: &PartPlan<'_>,
     name: &QualifiedName,
-    range: &HypertableRange,
     attention: &mut Vec<String>,
 ) -> Result<RestoredDatabase, DumpError> {
-    let internal = || DumpError::Internal(format!("hypertable {name} has no inventory"));
-    let inventory = database.timescaledb.as_ref().ok_or_else(internal)?;
-    let hypertable = inventory
-        .hypertables
-        .iter()
-        .find(|table| table.schema == name.schema && table.name == name.name);
-    let hypertable = hypertable.ok_or_else(internal)?;
+    let (database, target) = (plan.database, restore.target.with_database(&plan.target_name));
     let one = One {
         restore,
         database,
-        target,
+        target: &target,
         name,
-        hypertable,
-        range,
+        hypertable: find(database, name)?,
+        range: &range(restore.options),
+        fills: plan.filled.contains(name),
     };
-    let scratch_name = format!(
-        "pgkeep_scratch_{}",
-        restore.id.to_string().replace('-', "_").to_lowercase()
-    );
-    prepare::drop_database_if_exists(outside, &scratch_name).await?;
-    let create = sql::create_database(&scratch_name, &database.properties, None);
-    outside
-        .execute(&create)
-        .await
-        .context(|| format!("creating the scratch database '{scratch_name}'"))?;
-    let result = one
-        .run(&restore.target.with_database(&scratch_name), attention)
-        .await;
+    let scratch = scratch::make(restore, outside, database).await?;
+    let result = one.run(&restore.target.with_database(&scratch), attention).await;
     // The scratch database goes in any case; what went wrong before matters more than a failure to drop it.
-    let dropped = prepare::drop_database_if_exists(outside, &scratch_name).await;
+    let dropped = scratch::remove(restore, outside, &scratch).await;
     let restored = result?;
     dropped?;
     Ok(restored)
+}
+
+/// The range that was asked for: all without one.
+pub(crate) fn range(options: &RestoreOptions) -> HypertableRange {
+    options.hypertable.clone().unwrap_or(HypertableRange {
+        pattern: String::new(),
+        from: None,
+        to: None,
+    })
+}
+
+fn find<'a>(database: &'a DatabaseManifest, name: &QualifiedName) -> Result<&'a Hypertable, DumpError> {
+    let mut hypertables = database
+        .timescaledb
+        .iter()
+        .flat_map(|inventory| &inventory.hypertables);
+    hypertables
+        .find(|table| table.schema == name.schema && table.name == name.name)
+        .ok_or_else(|| DumpError::Internal(format!("hypertable {name} has no inventory")))
+}
+
+/// What the dump holds of the range, at most: whole chunks are counted.
+///
+/// # Errors
+/// A bound isn't a value of the time dimension; PostgreSQL's.
+pub(crate) async fn rows_at_most(
+    session: &mut Session,
+    database: &DatabaseManifest,
+    name: &QualifiedName,
+    range: &HypertableRange,
+) -> Result<u64, DumpError> {
+    let places = places(session, database, find(database, name)?, name, range).await?;
+    let relations = places
+        .iter()
+        .filter_map(|place| database.relations.get(*place as usize));
+    Ok(relations
+        .map(|relation| match relation.kind {
+            RelationKind::Chunk => relation.rows,
+            RelationKind::CompressedChunk => relation.compressed_rows.unwrap_or(0),
+            _ => 0,
+        })
+        .sum())
+}
+
+/// Whether rows of a hypertable that is there are in the way, which `--overwrite` deletes.
+///
+/// # Errors
+/// [`DumpError::Refused`]: there are some and they weren't given up, or the columns don't fit.
+pub(crate) async fn look_into(
+    session: &mut Session,
+    database: &DatabaseManifest,
+    name: &QualifiedName,
+    range: &HypertableRange,
+    overwrite: bool,
+) -> Result<bool, DumpError> {
+    let context = || format!("looking at table {name} in the target");
+    let relation = database.relations.iter().find(|relation| relation.name == *name);
+    let dumped = relation.map_or(&[][..], |relation| &relation.column_types);
+    let present = columns::of_table(session, name).await?;
+    // Older dumps don't have the types; they are compared once the chunks are there.
+    if !dumped.is_empty() {
+        refuse_misfit(dumped, &present, name, session.target().database())?;
+    }
+    session.execute(ONE_TIME_ZONE).await.context(context)?;
+    let filter = condition(find(database, name)?, range)
+        .map(|condition| format!(" WHERE {condition}"))
+        .unwrap_or_default();
+    let exists = format!("SELECT EXISTS (SELECT FROM {}{filter})", name.quoted());
+    let rows = session.query(&exists).await.context(context)?;
+    let any: Option<bool> = rows.first().map(|row| row.get(0)).transpose().context(context)?;
+    if any == Some(true) && !overwrite {
+        return Err(DumpError::Refused {
+            message: format!(
+                "table {name} in database '{}' has rows in that range",
+                session.target().database()
+            ),
+            hint:
+                "give --overwrite to delete and replace them, or --target-database NAME to restore beside them"
+                    .to_owned(),
+        });
+    }
+    Ok(any == Some(true))
+}
+
+fn refuse_misfit(
+    dumped: &[ColumnType],
+    present: &[Present],
+    name: &QualifiedName,
+    database: &str,
+) -> Result<(), DumpError> {
+    match columns::misfit(dumped, present) {
+        None => Ok(()),
+        Some(misfit) => Err(DumpError::Refused {
+            message: format!(
+                "the dumped rows don't fit into the table that is there: {name} in database '{database}' {misfit}"
+            ),
+            hint: "restore beside it with --target-database NAME and bring the rows over by hand, or give the table its \
+                   former columns (ALTER TABLE)"
+                .to_owned(),
+        }),
+    }
+}
+
+/// `WHERE` for the range.
+fn condition(hypertable: &Hypertable, range: &HypertableRange) -> Option<String> {
+    let column = quote_identifier(&hypertable.dimensions.first()?.column);
+    let from = range.from.as_ref();
+    let from = from.map(|from| format!("{column} >= {}", quote_literal(from)));
+    let to = range.to.as_ref();
+    let to = to.map(|to| format!("{column} < {}", quote_literal(to)));
+    let parts: Vec<String> = from.into_iter().chain(to).collect();
+    (!parts.is_empty()).then(|| parts.join(" AND "))
+}
+
+/// The chunks that the range touches, their compressed relations, and the catalog.
+async fn places(
+    session: &mut Session,
+    database: &DatabaseManifest,
+    hypertable: &Hypertable,
+    name: &QualifiedName,
+    range: &HypertableRange,
+) -> Result<BTreeSet<u32>, DumpError> {
+    let context = || "setting the time zone".to_owned();
+    session.execute(ONE_TIME_ZONE).await.context(context)?;
+    let dimension = hypertable.dimensions.first();
+    let from = internal_time(session, name, dimension, range.from.as_deref()).await?;
+    let to = internal_time(session, name, dimension, range.to.as_deref()).await?;
+    let mut wanted: BTreeSet<QualifiedName> = BTreeSet::new();
+    for chunk in &hypertable.chunks {
+        let before = to
+            .zip(chunk.range_start_internal)
+            .is_some_and(|(to, start)| start >= to);
+        let after = from
+            .zip(chunk.range_end_internal)
+            .is_some_and(|(from, end)| end <= from);
+        if before || after {
+            continue;
+        }
+        wanted.insert(QualifiedName {
+            schema: chunk.schema.clone(),
+            name: chunk.name.clone(),
+        });
+        wanted.extend(chunk.compressed_relation.as_ref().map(|relation| QualifiedName {
+            schema: relation.schema.clone(),
+            name: relation.name.clone(),
+        }));
+    }
+    let needed = (0_u32..)
+        .zip(&database.relations)
+        .filter(|(_, relation)| match relation.kind {
+            RelationKind::Configuration => !CONFIGURATION_NOT_NEEDED.contains(&relation.name.name.as_str()),
+            _ => wanted.contains(&relation.name),
+        });
+    Ok(needed.map(|(place, _)| place).collect())
+}
+
+/// A bound of the range as TimescaleDB has it inside: microseconds since 1970, or the integer itself.
+async fn internal_time(
+    session: &mut Session,
+    name: &QualifiedName,
+    dimension: Option<&Dimension>,
+    text: Option<&str>,
+) -> Result<Option<i64>, DumpError> {
+    let (Some(text), Some(dimension)) = (text, dimension) else {
+        return Ok(None);
+    };
+    let kind = dimension.column_type.as_str();
+    let sql = if kind.starts_with("timestamp with time zone") {
+        "SELECT (extract(epoch FROM $1::timestamptz) * 1000000)::bigint"
+    } else if kind.starts_with("timestamp") || kind == "date" {
+        "SELECT (extract(epoch FROM $1::timestamp) * 1000000)::bigint"
+    } else {
+        "SELECT $1::bigint"
+    };
+    let context = || format!("reading '{text}' as a value of {name}.{}", dimension.column);
+    let rows = session.query_params(sql, &[Some(text)]).await.context(context)?;
+    rows.first().map(|row| row.get(0)).transpose().context(context)
 }
 
 struct One<'a> {
@@ -81,6 +243,8 @@ struct One<'a> {
     name: &'a QualifiedName,
     hypertable: &'a Hypertable,
     range: &'a HypertableRange,
+    /// The table is there and takes the rows as it is.
+    fills: bool,
 }
 
 impl One<'_> {
@@ -90,19 +254,20 @@ impl One<'_> {
         attention: &mut Vec<String>,
     ) -> Result<RestoredDatabase, DumpError> {
         let mut inside = connect(self.target).await?;
-        inside
-            .execute(ONE_TIME_ZONE)
-            .await
-            .context(|| "setting the time zone".to_owned())?;
-        let places = self.places(&mut inside).await?;
-        let condition = self.condition();
-        let exists = self.clear_the_way(&mut inside, condition.as_deref()).await?;
-        inside.close().await;
+        let places = places(&mut inside, self.database, self.hypertable, self.name, self.range).await?;
+        let condition = condition(self.hypertable, self.range);
         self.fill_scratch(scratch, &places).await?;
-        let filled = self
-            .fill_table(scratch, exists, condition.as_deref(), attention)
-            .await;
-        if filled.is_err() && !exists {
+        if self.fills {
+            let mut session = connect(scratch).await?;
+            let dumped = columns::of_table(&mut session, self.name).await?;
+            session.close().await;
+            let dumped: Vec<ColumnType> = dumped.into_iter().map(|present| present.column).collect();
+            let present = columns::of_table(&mut inside, self.name).await?;
+            refuse_misfit(&dumped, &present, self.name, self.target.database())?;
+        }
+        inside.close().await;
+        let filled = self.fill_table(scratch, condition.as_deref(), attention).await;
+        if filled.is_err() && !self.fills {
             // A table without its indexes would be taken for a good one by the next attempt.
             let mut session = connect(self.target).await?;
             let sql = format!("DROP TABLE IF EXISTS {}", self.name.quoted());
@@ -124,16 +289,16 @@ impl One<'_> {
     async fn fill_table(
         &self,
         scratch: &Target,
-        exists: bool,
         condition: Option<&str>,
         attention: &mut Vec<String>,
     ) -> Result<u64, DumpError> {
-        if exists {
+        if self.fills {
             return self.flow(scratch, condition).await;
         }
         let archive = tables::fetch_archive(self.restore, self.database).await?;
         let mut selection = Selection::default();
         selection.add_table(self.database, self.name);
+        selection.without_rows = left_out::oids_without_rows(self.database, &archive.entries);
         let dependents = tables::read_text(self.restore, &self.database.dependents).await?;
         let mut session = connect(self.target).await?;
         let schemas = tables::missing_schemas(&mut session, &selection).await?;
@@ -152,131 +317,16 @@ impl One<'_> {
                 ))
             })
         };
-        let picks = |entry: &crate::restore::archive::Entry| picker.picks(entry) && !own(&entry.text);
+        let picks = |entry: &Entry| picker.picks(entry) && !own(&entry.text);
         archive
             .restore(self.target, Some("post-data"), 1, picks)
             .await?
             .context(context)?;
+        let mut session = connect(self.target).await?;
+        let wanted = |entry: &Entry| picker.outside_keys.contains(&entry.oid);
+        foreign_keys::attempt(&archive, &mut session, wanted, true, attention).await?;
+        session.close().await;
         Ok(rows)
-    }
-
-    /// The dimension of time, which the range is about.
-    fn dimension(&self) -> Option<&Dimension> {
-        self.hypertable.dimensions.first()
-    }
-
-    /// `WHERE` for the range.
-    fn condition(&self) -> Option<String> {
-        let column = quote_identifier(&self.dimension()?.column);
-        let from = self
-            .range
-            .from
-            .as_ref()
-            .map(|from| format!("{column} >= {}", quote_literal(from)));
-        let to = self
-            .range
-            .to
-            .as_ref()
-            .map(|to| format!("{column} < {}", quote_literal(to)));
-        let parts: Vec<String> = from.into_iter().chain(to).collect();
-        (!parts.is_empty()).then(|| parts.join(" AND "))
-    }
-
-    /// The chunks that the range touches, their compressed relations, and the catalog.
-    async fn places(&self, session: &mut Session) -> Result<BTreeSet<u32>, DumpError> {
-        let from = self.internal_time(session, self.range.from.as_deref()).await?;
-        let to = self.internal_time(session, self.range.to.as_deref()).await?;
-        let mut wanted: BTreeSet<QualifiedName> = BTreeSet::new();
-        for chunk in &self.hypertable.chunks {
-            let before = to
-                .zip(chunk.range_start_internal)
-                .is_some_and(|(to, start)| start >= to);
-            let after = from
-                .zip(chunk.range_end_internal)
-                .is_some_and(|(from, end)| end <= from);
-            if before || after {
-                continue;
-            }
-            wanted.insert(QualifiedName {
-                schema: chunk.schema.clone(),
-                name: chunk.name.clone(),
-            });
-            wanted.extend(chunk.compressed_relation.as_ref().map(|relation| QualifiedName {
-                schema: relation.schema.clone(),
-                name: relation.name.clone(),
-            }));
-        }
-        let needed = (0_u32..)
-            .zip(&self.database.relations)
-            .filter(|(_, relation)| match relation.kind {
-                RelationKind::Configuration => {
-                    !CONFIGURATION_NOT_NEEDED.contains(&relation.name.name.as_str())
-                }
-                _ => wanted.contains(&relation.name),
-            });
-        Ok(needed.map(|(place, _)| place).collect())
-    }
-
-    /// A bound of the range as TimescaleDB has it inside: microseconds since 1970, or the integer itself.
-    async fn internal_time(
-        &self,
-        session: &mut Session,
-        text: Option<&str>,
-    ) -> Result<Option<i64>, DumpError> {
-        let (Some(text), Some(dimension)) = (text, self.dimension()) else {
-            return Ok(None);
-        };
-        let kind = dimension.column_type.as_str();
-        let sql = if kind.starts_with("timestamp with time zone") {
-            "SELECT (extract(epoch FROM $1::timestamptz) * 1000000)::bigint"
-        } else if kind.starts_with("timestamp") || kind == "date" {
-            "SELECT (extract(epoch FROM $1::timestamp) * 1000000)::bigint"
-        } else {
-            "SELECT $1::bigint"
-        };
-        let context = || {
-            format!(
-                "reading '{text}' as a value of {}.{}",
-                self.name, dimension.column
-            )
-        };
-        let rows = session.query_params(sql, &[Some(text)]).await.context(context)?;
-        rows.first().map(|row| row.get(0)).transpose().context(context)
-    }
-
-    /// Rows in the way are refused, or deleted when the user gave them up. Returns whether the table is there.
-    async fn clear_the_way(&self, session: &mut Session, condition: Option<&str>) -> Result<bool, DumpError> {
-        let context = || format!("looking at table {} in the target", self.name);
-        let table = self.name.quoted();
-        let rows = session
-            .query_params("SELECT pg_catalog.to_regclass($1)", &[Some(&table)])
-            .await
-            .context(context)?;
-        if rows.first().and_then(|row| row.text(0)).is_none() {
-            return Ok(false);
-        }
-        let condition = condition
-            .map(|condition| format!(" WHERE {condition}"))
-            .unwrap_or_default();
-        let exists = format!("SELECT EXISTS (SELECT FROM {table}{condition})");
-        let rows = session.query(&exists).await.context(context)?;
-        if rows
-            .first()
-            .map(|row| row.get::<bool>(0))
-            .transpose()
-            .context(context)?
-            != Some(true)
-        {
-            return Ok(true);
-        }
-        if !self.restore.options.overwrite {
-            return Err(DumpError::Refused {
-                message: format!("table {} in database '{}' has rows in that range", self.name, self.target.database()),
-                hint: "give --overwrite to delete and replace them, or --target-database NAME to restore beside them".to_owned(),
-            });
-        }
-        // They go in the transaction that brings the others: see flow().
-        Ok(true)
     }
 
     /// The needed chunks with the catalog, readable.

@@ -6,6 +6,7 @@ use pgkeep_base::{quote_identifier, quote_literal};
 use pgkeep_pg::Session;
 
 use crate::error::{Context, DumpError};
+use crate::manifest::QualifiedName;
 
 /// The schema's name.
 pub const MARK_SCHEMA: &str = "pgkeep_restore";
@@ -55,6 +56,8 @@ pub struct Mark {
     steps: BTreeSet<String>,
     /// Relations loaded, by place.
     pub relations: BTreeSet<u32>,
+    /// Tables that a restore of single tables has made, or was about to; none of them was there before.
+    pub made: BTreeSet<QualifiedName>,
 }
 
 impl Mark {
@@ -78,6 +81,39 @@ pub async fn make(session: &mut Session, dump: &str, database: &str, whole: bool
          INSERT INTO {MARK_SCHEMA}.restore (dump, database, whole) VALUES ({}, {}, {whole})",
         quote_literal(dump),
         quote_literal(database)
+    );
+    session
+        .execute(&sql)
+        .await
+        .context(|| "marking the database as being restored".to_owned())?;
+    Ok(())
+}
+
+/// Makes the mark of a restore of single tables, which names them.
+///
+/// # Errors
+/// PostgreSQL's.
+pub async fn make_for_tables(
+    session: &mut Session,
+    dump: &str,
+    database: &str,
+    tables: &BTreeSet<QualifiedName>,
+) -> Result<(), DumpError> {
+    make(session, dump, database, false).await?;
+    let values: Vec<String> = tables
+        .iter()
+        .map(|table| {
+            format!(
+                "({}, {})",
+                quote_literal(&table.schema),
+                quote_literal(&table.name)
+            )
+        })
+        .collect();
+    let sql = format!(
+        "CREATE TABLE {MARK_SCHEMA}.made (schema text NOT NULL, name text NOT NULL);
+         INSERT INTO {MARK_SCHEMA}.made VALUES {}",
+        values.join(", ")
     );
     session
         .execute(&sql)
@@ -123,6 +159,18 @@ pub async fn read(session: &mut Session) -> Result<Option<Mark>, DumpError> {
         .context(context)?
     {
         mark.relations.insert(row.get(0).context(context)?);
+    }
+    let exists = format!("SELECT pg_catalog.to_regclass('{MARK_SCHEMA}.made') IS NOT NULL");
+    let rows = session.query(&exists).await.context(context)?;
+    let names_tables: Option<bool> = rows.first().map(|row| row.get(0)).transpose().context(context)?;
+    if names_tables == Some(true) {
+        let made = format!("SELECT schema, name FROM {MARK_SCHEMA}.made");
+        for row in session.query(&made).await.context(context)? {
+            mark.made.insert(QualifiedName {
+                schema: row.get(0).context(context)?,
+                name: row.get(1).context(context)?,
+            });
+        }
     }
     Ok(Some(mark))
 }

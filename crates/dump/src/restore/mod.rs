@@ -4,9 +4,11 @@ mod archive;
 mod complaints;
 mod counts;
 mod database;
+mod foreign_keys;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
 mod hypertable;
+mod left_out;
 mod load;
 mod mark;
 mod options;
@@ -15,11 +17,14 @@ mod plan;
 mod prepare;
 mod properties;
 mod roles;
+pub(crate) mod scratch;
 mod secrets;
 mod selection;
 mod tables;
+mod undo;
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use pgkeep_base::BackupId;
@@ -28,11 +33,12 @@ use pgkeep_repository::{Repository, layout};
 use pgkeep_timescale::Severity;
 
 pub use options::{HypertableRange, RestoreOptions, RestoreReport, RestoredDatabase};
-pub use plan::{PlannedDatabase, RestorePlan};
+pub use plan::{PlannedDatabase, PlannedTable, RestorePlan, TableAction, TargetDatabase, TargetPlan};
 
 pub(crate) use archive::{Archive, ArchiveOptions};
 pub(crate) use complaints::without_refused_settings;
 pub(crate) use database::archive_major;
+pub(crate) use left_out::lines as lines_left_out;
 pub(crate) use load::client_encoding;
 pub(crate) use mark::refuse as refuse_unfinished;
 pub(crate) use plan::choose_databases;
@@ -41,6 +47,7 @@ pub(crate) use selection::select;
 use crate::error::{Context, DumpError};
 use crate::manifest::{DatabaseManifest, DumpManifest};
 use crate::progress::Progress;
+use undo::Undo;
 
 /// Roles of a cluster with a hundred thousand of them.
 const GLOBALS_BYTES_MAX: usize = 64 << 20;
@@ -57,7 +64,9 @@ pub(crate) struct Restore<'a> {
     /// The target's major version.
     pub server_major: u32,
     /// The database being restored, for the error's hint.
-    current: std::sync::Mutex<Option<String>>,
+    current: Mutex<Option<String>>,
+    /// What goes when the user gives up.
+    undo: Mutex<Undo>,
 }
 
 /// What a restore with these options would do. Reads only the manifest.
@@ -74,18 +83,20 @@ pub fn plan(
 }
 
 /// Looks whether the target would take the restore, without changing anything: its version, TimescaleDB, what is in
-/// the way.
+/// the way. Returns what would be done there.
 ///
 /// # Errors
-/// What stands against it, with the mend.
+/// What stands against it, with the mend: what the restore itself would refuse.
 pub async fn check(
+    repository: &Repository,
     id: &BackupId,
     manifest: &DumpManifest,
     target: &Target,
     options: &RestoreOptions,
-) -> Result<(), DumpError> {
+) -> Result<TargetPlan, DumpError> {
     let chosen = plan::choose(manifest, options)?;
-    let mut session = connect(target).await?;
+    let outside = outside(manifest, target, options)?;
+    let mut session = connect(&outside).await?;
     check_server(&session, manifest)?;
     // Before anything is dropped or made.
     for (database, _) in &chosen {
@@ -95,20 +106,49 @@ pub async fn check(
             .await
             .context(context)?;
     }
+    let mut planned = TargetPlan::default();
     if options.is_partial() {
-        // What is in the way is looked for in the database itself, table by table.
+        let part = part::look_for_chosen(&mut session, target, manifest, options).await?;
+        check_part(&mut session, &part).await?;
+        planned.databases.push(part.describe());
         session.close().await;
-        return Ok(());
+        return Ok(planned);
     }
-    check_timescaledb(&mut session, &chosen, options).await?;
-    for (database, target_name) in chosen
-        .iter()
-        .filter(|(database, _)| !database.filters.selects_a_part())
-    {
-        prepare::state(&mut session, target, id, database, target_name, options).await?;
+    if options.roles {
+        let prefix = layout::backup_prefix(repository.cluster(), id);
+        if let Some(globals) = read_globals(repository, &prefix, manifest).await? {
+            let used = used_roles(&chosen, options);
+            let roles = roles::plan(&mut session, &globals, used.as_ref()).await?;
+            planned.roles = roles.create.into_iter().collect();
+            planned.roles_left_out = roles.left_out;
+        }
+    }
+    for (database, target_name) in &chosen {
+        if database.filters.selects_a_part() {
+            let part = part::look_for_filtered(&mut session, target, database, target_name, options).await?;
+            check_part(&mut session, &part).await?;
+            planned.databases.push(part.describe());
+            continue;
+        }
+        check_timescaledb(&mut session, database, options.roles).await?;
+        let way = prepare::state(&mut session, target, id, database, target_name, options).await?;
+        planned.databases.push(TargetDatabase {
+            name: database.name.clone(),
+            target_name: target_name.clone(),
+            does: way.describe(),
+            tables: Vec::new(),
+        });
     }
     session.close().await;
-    Ok(())
+    Ok(planned)
+}
+
+/// A hypertable goes through a scratch database, which has TimescaleDB in the dumped version, and no jobs.
+async fn check_part(session: &mut Session, part: &part::PartPlan<'_>) -> Result<(), DumpError> {
+    if part.selection.hypertables.is_empty() {
+        return Ok(());
+    }
+    check_timescaledb(session, part.database, true).await
 }
 
 /// Restores into a running server.
@@ -127,8 +167,9 @@ pub async fn restore(
 ) -> Result<RestoreReport, DumpError> {
     let begun = Instant::now();
     progress.set_phase("checking the target");
-    check(id, manifest, target, options).await?;
-    let mut session = connect(&outside(manifest, target, options)?).await?;
+    check(repository, id, manifest, target, options).await?;
+    let outside = outside(manifest, target, options)?;
+    let mut session = connect(&outside).await?;
     let restore = Restore {
         repository,
         id,
@@ -138,18 +179,20 @@ pub async fn restore(
         progress,
         prefix: layout::backup_prefix(repository.cluster(), id),
         server_major: session.server_version_num() / 10_000,
-        current: std::sync::Mutex::new(None),
+        current: Mutex::new(None),
+        undo: Mutex::default(),
     };
     let mut report = RestoreReport {
         id: id.clone(),
         databases: Vec::new(),
         roles_created: Vec::new(),
+        roles_left_out: Vec::new(),
         attention: Vec::new(),
         elapsed: begun.elapsed(),
     };
     let restored = tokio::select! {
         result = everything(&restore, &mut session, &mut report) => result,
-        () = cancelled => Err(restore.unfinished(DumpError::Interrupted)),
+        () = cancelled => Err(restore.unfinished(undo::after_interruption(&restore, &outside).await)),
     };
     restored?;
     session.close().await;
@@ -180,16 +223,18 @@ async fn everything(
     report
         .attention
         .extend(omissions.map(|omission| format!("the dump does not hold {omission}")));
+    scratch::sweep(session, &mut report.attention).await?;
     if options.is_partial() {
-        report
-            .databases
-            .push(part::restore(restore, session, &mut report.attention).await?);
+        let part = part::look_for_chosen(session, restore.target, manifest, options).await?;
+        let restored = part::restore(restore, session, part, &mut report.attention).await;
+        let restored = restored.map_err(|source| restore.unfinished_tables(source))?;
+        report.databases.push(restored);
         return Ok(());
     }
-    if options.roles {
-        restore_roles(restore, session, report).await?;
-    }
     let chosen = plan::choose(manifest, options)?;
+    if options.roles {
+        restore_roles(restore, session, &chosen, report).await?;
+    }
     let relations = chosen.iter().flat_map(|(database, _)| &database.relations);
     let bytes: u64 = relations.map(|relation| relation.plain_bytes).sum();
     restore
@@ -197,13 +242,17 @@ async fn everything(
         .bytes_total
         .store(bytes, std::sync::atomic::Ordering::Relaxed);
     for (database, target_name) in &chosen {
-        restore.set_current(Some(target_name));
         let attention = &mut report.attention;
-        let restored = if database.filters.selects_a_part() {
-            part::restore_filtered(restore, session, database, target_name, attention).await
-        } else {
-            database::restore(restore, session, database, target_name, attention).await
-        };
+        if database.filters.selects_a_part() {
+            let target = restore.target;
+            let part = part::look_for_filtered(session, target, database, target_name, options).await?;
+            let restored = part::restore(restore, session, part, attention).await;
+            let restored = restored.map_err(|source| restore.unfinished_tables(source))?;
+            report.databases.push(restored);
+            continue;
+        }
+        restore.set_current(Some(target_name));
+        let restored = database::restore(restore, session, database, target_name, attention).await;
         report
             .databases
             .push(restored.map_err(|source| restore.unfinished(source))?);
@@ -213,11 +262,35 @@ async fn everything(
 }
 
 impl Restore<'_> {
+    /// Notes what goes when the user gives up.
+    pub(crate) fn note_undo(&self, change: impl FnOnce(&mut Undo)) {
+        change(&mut self.undo.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    pub(crate) fn undo(&self) -> Undo {
+        self.undo.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     fn set_current(&self, name: Option<&String>) {
-        *self
-            .current
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner) = name.cloned();
+        *self.current.lock().unwrap_or_else(PoisonError::into_inner) = name.cloned();
+    }
+
+    /// An error with how to go on, when tables were begun.
+    fn unfinished_tables(&self, source: DumpError) -> DumpError {
+        match self.undo().tables {
+            Some(made) if !matches!(source, DumpError::Refused { .. } | DumpError::Usage { .. }) => {
+                DumpError::Unfinished {
+                    database: made.database,
+                    source: Box::new(source),
+                    hint: format!(
+                        "repeat it with --overwrite, which drops its tables and starts over; until then the database is \
+                         marked by its schema {}",
+                        mark::MARK_SCHEMA
+                    ),
+                }
+            }
+            _ => source,
+        }
     }
 
     /// An error with how to go on, when a database was begun.
@@ -225,7 +298,7 @@ impl Restore<'_> {
         let current = self
             .current
             .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .unwrap_or_else(PoisonError::into_inner)
             .clone();
         match current {
             Some(target_name) => unfinished(self, &target_name, source),
@@ -292,55 +365,81 @@ fn check_server(session: &Session, manifest: &DumpManifest) -> Result<(), DumpEr
 /// Before anything is written: the library, the version, the edition (see docs/design-dump.md).
 async fn check_timescaledb(
     session: &mut Session,
-    chosen: &[(&DatabaseManifest, String)],
-    options: &RestoreOptions,
+    database: &DatabaseManifest,
+    roles_come: bool,
 ) -> Result<(), DumpError> {
-    for (database, _) in chosen {
-        let Some(inventory) = &database.timescaledb else {
-            continue;
-        };
-        let error = |source| DumpError::Timescale {
-            database: database.name.clone(),
-            source,
-        };
-        let findings = pgkeep_timescale::check_target(session, inventory)
-            .await
-            .map_err(error)?;
-        for finding in findings {
-            // The roles come before the database: a missing owner is about to be made.
-            let role_comes = options.roles && finding.what.starts_with("the role ");
-            if finding.severity == Severity::Blocking && !role_comes {
-                return Err(DumpError::Target {
-                    message: format!(
-                        "the target can't take database '{}': {}: {}",
-                        database.name, finding.what, finding.why
-                    ),
-                    hint: Some(finding.mend),
-                });
-            }
+    let Some(inventory) = &database.timescaledb else {
+        return Ok(());
+    };
+    let error = |source| DumpError::Timescale {
+        database: database.name.clone(),
+        source,
+    };
+    let findings = pgkeep_timescale::check_target(session, inventory)
+        .await
+        .map_err(error)?;
+    for finding in findings {
+        // The roles come before the database: a missing owner is about to be made.
+        let role_comes = roles_come && finding.what.starts_with("the role ");
+        if finding.severity == Severity::Blocking && !role_comes {
+            return Err(DumpError::Target {
+                message: format!(
+                    "the target can't take database '{}': {}: {}",
+                    database.name, finding.what, finding.why
+                ),
+                hint: Some(finding.mend),
+            });
         }
     }
     Ok(())
 }
 
-async fn restore_roles(
-    restore: &Restore<'_>,
-    session: &mut Session,
-    report: &mut RestoreReport,
-) -> Result<(), DumpError> {
-    let Some(globals) = &restore.manifest.globals else {
-        return Ok(());
+/// The roles that chosen databases use; none for all of them.
+fn used_roles(chosen: &[(&DatabaseManifest, String)], options: &RestoreOptions) -> Option<BTreeSet<String>> {
+    if options.all_roles || options.databases.is_empty() {
+        return None;
+    }
+    let mut used = BTreeSet::new();
+    for (database, _) in chosen {
+        used.extend(database.roles.iter().flatten().cloned());
+        // It isn't known of every dump.
+        database.roles.as_ref()?;
+    }
+    Some(used)
+}
+
+async fn read_globals(
+    repository: &Repository,
+    prefix: &str,
+    manifest: &DumpManifest,
+) -> Result<Option<String>, DumpError> {
+    let Some(globals) = &manifest.globals else {
+        return Ok(None);
     };
-    restore.progress.set_phase("roles");
-    let key = format!("{}{}", restore.prefix, globals.name);
-    let contents = restore
-        .repository
+    let key = format!("{prefix}{}", globals.name);
+    let contents = repository
         .contents(&key, globals.plain_bytes, Some(&globals.hash))
         .await?;
     let bytes = contents.collect(&key, GLOBALS_BYTES_MAX).await?;
-    let text = String::from_utf8_lossy(&bytes);
-    let restored = roles::restore(session, &text).await?;
+    Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
+}
+
+async fn restore_roles(
+    restore: &Restore<'_>,
+    session: &mut Session,
+    chosen: &[(&DatabaseManifest, String)],
+    report: &mut RestoreReport,
+) -> Result<(), DumpError> {
+    restore.progress.set_phase("roles");
+    let globals = read_globals(restore.repository, &restore.prefix, restore.manifest).await?;
+    let Some(globals) = globals else {
+        return Ok(());
+    };
+    let used = used_roles(chosen, restore.options);
+    let planned = roles::plan(session, &globals, used.as_ref()).await?;
+    let restored = roles::restore(session, &globals, &planned).await?;
     report.roles_created = restored.created;
+    report.roles_left_out = planned.left_out;
     report.attention.extend(restored.attention);
     Ok(())
 }

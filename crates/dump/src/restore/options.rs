@@ -21,8 +21,10 @@ pub struct RestoreOptions {
     pub resume: bool,
     /// Tables loaded and indexes built at once.
     pub jobs: usize,
-    /// Make the roles that are missing.
+    /// Make the roles that are missing: of chosen databases those that they use, otherwise all.
     pub roles: bool,
+    /// Make all of them in any case.
+    pub all_roles: bool,
     /// Give objects to their owners; without it all belongs to the connecting role.
     pub owners: bool,
     /// Grant privileges.
@@ -68,6 +70,8 @@ pub struct RestoreReport {
     pub databases: Vec<RestoredDatabase>,
     /// Roles that were made.
     pub roles_created: Vec<String>,
+    /// Roles of the dump that are missing and weren't made, because the databases don't use them.
+    pub roles_left_out: Vec<String>,
     /// What needs attention, in plain words.
     pub attention: Vec<String>,
     /// How long it took.

@@ -1,56 +1,328 @@
-//! Parts of a database: single tables, hypertables, time ranges.
+//! Parts of a database: single tables, hypertables, time ranges. What the target holds is looked at first; the plan that comes
+//! out of it is what `--dry-run` tells and what the restore carries out.
 
-use pgkeep_pg::Session;
+use std::collections::BTreeSet;
 
-use crate::error::DumpError;
-use crate::manifest::DatabaseManifest;
-use crate::restore::options::{HypertableRange, RestoredDatabase};
+use pgkeep_base::quote_literal;
+use pgkeep_pg::{Session, Target};
+
+use crate::error::{Context, DumpError};
+use crate::manifest::{DatabaseManifest, DumpManifest, QualifiedName};
+use crate::restore::mark::{self, Mark};
+use crate::restore::options::{RestoreOptions, RestoredDatabase};
+use crate::restore::plan::{PlannedTable, TableAction, TargetDatabase};
 use crate::restore::selection::{Selection, select};
-use crate::restore::{Restore, hypertable, plan, prepare, properties, tables};
+use crate::restore::undo::MadeTables;
+use crate::restore::{Restore, connect, hypertable, plan, prepare, properties, tables};
 
-/// Restores the chosen tables into one database.
+/// What a restore of parts finds, and will do.
+pub(crate) struct PartPlan<'a> {
+    pub database: &'a DatabaseManifest,
+    pub target_name: String,
+    pub selection: Selection,
+    /// There is no such database.
+    pub makes_database: bool,
+    /// There is the mark of a restore of tables that was killed, whose tables are among the dropped ones.
+    pub removes_mark: bool,
+    /// Tables that are dropped first.
+    pub dropped: BTreeSet<QualifiedName>,
+    /// Some of them were there before any restore.
+    pub replaces: bool,
+    /// Hypertables that are there and take rows as they are.
+    pub filled: BTreeSet<QualifiedName>,
+    /// For the user.
+    pub tables: Vec<PlannedTable>,
+}
+
+impl PartPlan<'_> {
+    /// For the user.
+    pub fn describe(&self) -> TargetDatabase {
+        let does = match (self.makes_database, self.removes_mark) {
+            (true, _) => "is made, with these tables",
+            (false, true) => {
+                "holds an unfinished restore of tables, which are dropped; then these are restored"
+            }
+            (false, false) => "is there, and these tables are restored into it",
+        };
+        TargetDatabase {
+            name: self.database.name.clone(),
+            target_name: self.target_name.clone(),
+            does: does.to_owned(),
+            tables: self.tables.clone(),
+        }
+    }
+
+    /// The tables that are made.
+    fn made(&self) -> BTreeSet<QualifiedName> {
+        let hypertables = self.selection.hypertables.iter();
+        let made = hypertables.filter(|name| !self.filled.contains(*name));
+        self.selection.tables.iter().chain(made).cloned().collect()
+    }
+}
+
+/// Looks at the target and plans the restore of what was asked for by `--table` or `--hypertable`.
 ///
 /// # Errors
-/// The choice fits no database, or several; see [`tables::restore`] and [`hypertable::restore`].
+/// As [`look`]; the choice fits no database, or several.
+pub(crate) async fn look_for_chosen<'a>(
+    outside: &mut Session,
+    target: &Target,
+    manifest: &'a DumpManifest,
+    options: &RestoreOptions,
+) -> Result<PartPlan<'a>, DumpError> {
+    let (database, selection) = choose(manifest, options)?;
+    let target_name = options.target_database.as_deref().unwrap_or(&database.name);
+    look(outside, target, database, target_name, selection, options).await
+}
+
+/// The same for a database of which only a part was dumped: what the dump holds, and no empty shells of the rest.
+///
+/// # Errors
+/// As [`look`].
+pub(crate) async fn look_for_filtered<'a>(
+    outside: &mut Session,
+    target: &Target,
+    database: &'a DatabaseManifest,
+    target_name: &str,
+    options: &RestoreOptions,
+) -> Result<PartPlan<'a>, DumpError> {
+    let selection = Selection::of_filtered(database)?;
+    look(outside, target, database, target_name, selection, options).await
+}
+
+/// Finds out what is in the way.
+///
+/// # Errors
+/// [`DumpError::Refused`]: something is and the user didn't give it up, or it isn't the user's to give up.
+async fn look<'a>(
+    outside: &mut Session,
+    target: &Target,
+    database: &'a DatabaseManifest,
+    target_name: &str,
+    selection: Selection,
+    options: &RestoreOptions,
+) -> Result<PartPlan<'a>, DumpError> {
+    let mut part = PartPlan {
+        database,
+        target_name: target_name.to_owned(),
+        selection,
+        makes_database: false,
+        removes_mark: false,
+        dropped: BTreeSet::new(),
+        replaces: false,
+        filled: BTreeSet::new(),
+        tables: Vec::new(),
+    };
+    match prepare::openness(outside, target_name).await? {
+        None => part.makes_database = true,
+        Some(None) => {}
+        Some(Some(closed)) => return Err(closed.refusal(target_name, "")),
+    }
+    let range = hypertable::range(options);
+    let mut inside = match part.makes_database {
+        true => None,
+        false => Some(connect(&target.with_database(target_name)).await?),
+    };
+    let mut existing = BTreeSet::new();
+    if let Some(inside) = &mut inside {
+        let mark = mark::read(inside).await?;
+        let mut leftover = Mark::default();
+        if let Some(mark) = mark {
+            refuse_mark(&mark, target_name, options.overwrite)?;
+            part.removes_mark = true;
+            leftover = mark;
+        }
+        existing = existing_tables(inside, &part.selection, &leftover).await?;
+        part.dropped = existing.iter().cloned().collect();
+        part.dropped
+            .retain(|name| !part.selection.hypertables.contains(name) || leftover.made.contains(name));
+        part.replaces = part.dropped.difference(&leftover.made).next().is_some();
+        part.filled = existing.difference(&part.dropped).cloned().collect();
+        let in_the_way: Vec<String> = part.dropped.iter().map(QualifiedName::quoted).collect();
+        if !in_the_way.is_empty() && !options.overwrite {
+            return Err(DumpError::Refused {
+                message: format!("database '{target_name}' has {} already", in_the_way.join(", ")),
+                hint: "restore into another database with --target-database NAME, or give --overwrite to drop and replace them"
+                    .to_owned(),
+            });
+        }
+        refuse_losing_others(inside, target_name, &in_the_way).await?;
+    }
+    part.tables = ordinary_tables(&part, &existing);
+    for name in &part.selection.hypertables {
+        let rows = hypertable::rows_at_most(outside, database, name, &range).await?;
+        let action = match &mut inside {
+            Some(inside) if part.filled.contains(name) => {
+                let deletes =
+                    hypertable::look_into(inside, database, name, &range, options.overwrite).await?;
+                TableAction::Fill { deletes }
+            }
+            _ if part.dropped.contains(name) => TableAction::Replace,
+            _ => TableAction::Make,
+        };
+        part.tables.push(PlannedTable {
+            name: name.clone(),
+            rows,
+            is_range: options
+                .hypertable
+                .as_ref()
+                .is_some_and(|range| range.from.is_some() || range.to.is_some()),
+            action,
+        });
+    }
+    if let Some(inside) = inside {
+        inside.close().await;
+    }
+    Ok(part)
+}
+
+fn refuse_mark(mark: &Mark, target_name: &str, overwrite: bool) -> Result<(), DumpError> {
+    let message = format!(
+        "database '{target_name}' holds an unfinished restore of dump {}",
+        mark.dump
+    );
+    if mark.whole {
+        // Without its mark it would be taken for a whole database.
+        return Err(DumpError::Refused {
+            message,
+            hint: format!(
+                "finish it with 'pgkeep restore {} --resume ...', or restore into another database with --target-database NAME",
+                mark.dump
+            ),
+        });
+    }
+    if overwrite {
+        return Ok(());
+    }
+    let tables: Vec<String> = mark.made.iter().map(QualifiedName::quoted).collect();
+    Err(DumpError::Refused {
+        message,
+        hint: format!(
+            "give --overwrite to drop its tables ({}) and start over, or give it up with: DROP SCHEMA {} CASCADE",
+            tables.join(", "),
+            mark::MARK_SCHEMA
+        ),
+    })
+}
+
+/// Which of the chosen tables are there, and those that a killed restore left.
+async fn existing_tables(
+    session: &mut Session,
+    selection: &Selection,
+    leftover: &Mark,
+) -> Result<BTreeSet<QualifiedName>, DumpError> {
+    let context = || "looking for tables of the same name".to_owned();
+    let tables = selection.tables.iter().chain(&selection.hypertables);
+    let mut existing = BTreeSet::new();
+    for table in tables.chain(&leftover.made) {
+        let sql = "SELECT pg_catalog.to_regclass($1)";
+        let rows = session.query_params(sql, &[Some(&table.quoted())]).await;
+        if rows
+            .context(context)?
+            .first()
+            .and_then(|row| row.text(0))
+            .is_some()
+        {
+            existing.insert(table.clone());
+        }
+    }
+    Ok(existing)
+}
+
+/// What else would go with the tables, or keeps them from being dropped: never with CASCADE, because what depends on them is
+/// nobody's to lose. Of a partitioned table all partitions go, those as well that came after the dump.
+async fn refuse_losing_others(
+    session: &mut Session,
+    target_name: &str,
+    tables: &[String],
+) -> Result<(), DumpError> {
+    if tables.is_empty() {
+        return Ok(());
+    }
+    let context = || "looking for what depends on the tables to be replaced".to_owned();
+    let names: Vec<String> = tables
+        .iter()
+        .map(|table| format!("pg_catalog.to_regclass({})", quote_literal(table)))
+        .collect();
+    let sql = LOST_SQL.replace("NAMES", &names.join(", "));
+    let mut lost: Vec<String> = Vec::new();
+    for row in session.query(&sql).await.context(context)? {
+        lost.push(row.get(0).context(context)?);
+    }
+    if lost.is_empty() {
+        return Ok(());
+    }
+    Err(DumpError::Refused {
+        message: format!(
+            "in database '{target_name}' {} can't be replaced: {} would be lost with them, and the dump doesn't hold it",
+            tables.join(", "),
+            lost.join(", ")
+        ),
+        hint: "restore beside them with --target-database NAME; or first drop those, or detach partitions"
+            .to_owned(),
+    })
+}
+
+const LOST_SQL: &str = "WITH RECURSIVE
+    dropped AS (SELECT oid FROM pg_catalog.unnest(ARRAY[NAMES]::pg_catalog.oid[]) AS t(oid)),
+    child AS (SELECT i.inhrelid AS oid FROM pg_catalog.pg_inherits i WHERE i.inhparent IN (SELECT oid FROM dropped)
+      UNION SELECT i.inhrelid FROM pg_catalog.pg_inherits i JOIN child c ON c.oid = i.inhparent),
+    gone AS (SELECT oid FROM dropped UNION
+      SELECT c.oid FROM child c JOIN pg_catalog.pg_namespace n ON n.nspname = '_timescaledb_internal'
+        JOIN pg_catalog.pg_class r ON r.oid = c.oid AND r.relnamespace = n.oid)
+    SELECT pg_catalog.pg_describe_object('pg_catalog.pg_class'::pg_catalog.regclass, c.oid, 0)
+    FROM child c JOIN pg_catalog.pg_class r ON r.oid = c.oid
+    WHERE c.oid NOT IN (SELECT oid FROM gone) AND r.relkind NOT IN ('i', 'I')
+    UNION SELECT pg_catalog.pg_describe_object('pg_catalog.pg_constraint'::pg_catalog.regclass, k.oid, 0)
+    FROM pg_catalog.pg_constraint k
+    WHERE k.contype = 'f' AND k.conparentid = 0 AND k.confrelid IN (SELECT oid FROM dropped)
+      AND k.conrelid NOT IN (SELECT oid FROM gone)
+    UNION SELECT pg_catalog.pg_describe_object('pg_catalog.pg_class'::pg_catalog.regclass, r.ev_class, 0)
+    FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_rewrite r ON r.oid = d.objid
+    WHERE d.classid = 'pg_catalog.pg_rewrite'::pg_catalog.regclass
+      AND d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.refobjid IN (SELECT oid FROM dropped)
+      AND r.ev_class NOT IN (SELECT oid FROM gone)
+    ORDER BY 1";
+
+/// The chosen tables with their rows: partitions by themselves, the partitioned tables above them with none.
+fn ordinary_tables(part: &PartPlan<'_>, existing: &BTreeSet<QualifiedName>) -> Vec<PlannedTable> {
+    let relations = &part.database.relations;
+    let places = &part.selection.places;
+    let chosen = places.iter().filter_map(|place| relations.get(*place as usize));
+    let planned = chosen.map(|relation| PlannedTable {
+        name: relation.name.clone(),
+        rows: relation.rows,
+        is_range: false,
+        action: if existing.contains(&relation.name) {
+            TableAction::Replace
+        } else {
+            TableAction::Make
+        },
+    });
+    planned.collect()
+}
+
+/// Carries the plan out.
+///
+/// # Errors
+/// See [`tables::restore`] and [`hypertable::restore`].
 pub(crate) async fn restore(
     restore: &Restore<'_>,
     outside: &mut Session,
+    part: PartPlan<'_>,
     attention: &mut Vec<String>,
 ) -> Result<RestoredDatabase, DumpError> {
-    let (database, selection) = choose(restore)?;
-    let target_name = restore
-        .options
-        .target_database
-        .as_deref()
-        .unwrap_or(&database.name);
-    restore_selection(restore, outside, database, target_name, &selection, attention).await
-}
-
-/// Restores a database of which only a part was dumped: what the dump holds, and no empty shells of the rest.
-///
-/// # Errors
-/// As [`restore`].
-pub(crate) async fn restore_filtered(
-    restore: &Restore<'_>,
-    outside: &mut Session,
-    database: &DatabaseManifest,
-    target_name: &str,
-    attention: &mut Vec<String>,
-) -> Result<RestoredDatabase, DumpError> {
-    let selection = Selection::of_filtered(database)?;
-    restore_selection(restore, outside, database, target_name, &selection, attention).await
-}
-
-async fn restore_selection(
-    restore: &Restore<'_>,
-    outside: &mut Session,
-    database: &DatabaseManifest,
-    target_name: &str,
-    selection: &Selection,
-    attention: &mut Vec<String>,
-) -> Result<RestoredDatabase, DumpError> {
-    let made = prepare::make_if_missing(restore, outside, database, target_name).await?;
+    let (database, target_name) = (part.database, part.target_name.as_str());
+    if part.makes_database {
+        restore.note_undo(|undo| undo.database = Some(target_name.to_owned()));
+        prepare::create(restore, outside, database, target_name).await?;
+    }
+    let made = part.made();
     let target = restore.target.with_database(target_name);
+    let mut session = connect(&target).await?;
+    if !made.is_empty() {
+        clear_the_way(restore, &mut session, &part, &made).await?;
+    }
     let mut restored = RestoredDatabase {
         name: database.name.clone(),
         target_name: target_name.to_owned(),
@@ -58,35 +330,68 @@ async fn restore_selection(
         rows: 0,
         counted: 0,
     };
-    let mut add = |part: RestoredDatabase| {
-        restored.relations += part.relations;
-        restored.rows += part.rows;
-        restored.counted += part.counted;
+    let mut add = |one: RestoredDatabase| {
+        restored.relations += one.relations;
+        restored.rows += one.rows;
+        restored.counted += one.counted;
     };
-    if !selection.places.is_empty() || !selection.schemas.is_empty() {
-        add(tables::restore(restore, database, &target, selection).await?);
+    if !part.selection.places.is_empty() || !part.selection.schemas.is_empty() {
+        add(tables::restore(restore, &part, attention).await?);
     }
-    let whole = HypertableRange {
-        pattern: String::new(),
-        from: None,
-        to: None,
-    };
-    let range = restore.options.hypertable.as_ref().unwrap_or(&whole);
-    for name in &selection.hypertables {
-        add(hypertable::restore(restore, outside, database, &target, name, range, attention).await?);
+    for name in &part.selection.hypertables {
+        add(hypertable::restore(restore, outside, &part, name, attention).await?);
     }
-    if made {
+    if !made.is_empty() {
+        mark::remove(&mut session).await?;
+    }
+    session.close().await;
+    restore.note_undo(|undo| undo.tables = None);
+    if part.makes_database {
         properties::apply(restore, outside, database, target_name, attention).await?;
+        restore.note_undo(|undo| undo.database = None);
     }
     Ok(restored)
 }
 
+/// What is in the way goes and the mark comes, both or neither.
+async fn clear_the_way(
+    restore: &Restore<'_>,
+    session: &mut Session,
+    part: &PartPlan<'_>,
+    made: &BTreeSet<QualifiedName>,
+) -> Result<(), DumpError> {
+    let schemas = tables::missing_schemas(session, &part.selection).await?;
+    let context = || "dropping the tables to be replaced".to_owned();
+    session.execute("BEGIN").await.context(context)?;
+    if part.removes_mark {
+        mark::remove(session).await?;
+    }
+    if !part.dropped.is_empty() {
+        let names: Vec<String> = part.dropped.iter().map(QualifiedName::quoted).collect();
+        let sql = format!("DROP TABLE IF EXISTS {}", names.join(", "));
+        session.execute(&sql).await.context(context)?;
+    }
+    mark::make_for_tables(session, &restore.id.to_string(), &part.database.name, made).await?;
+    restore.note_undo(|undo| {
+        undo.tables = Some(MadeTables {
+            database: part.target_name.clone(),
+            tables: made.iter().cloned().collect(),
+            schemas: schemas.into_iter().collect(),
+            replaced: part.replaces,
+        });
+    });
+    session.execute("COMMIT").await.context(context)?;
+    Ok(())
+}
+
 /// The one database that has what was asked for.
-fn choose<'a>(restore: &Restore<'a>) -> Result<(&'a DatabaseManifest, Selection), DumpError> {
-    let options = restore.options;
+fn choose<'a>(
+    manifest: &'a DumpManifest,
+    options: &RestoreOptions,
+) -> Result<(&'a DatabaseManifest, Selection), DumpError> {
     let mut patterns = options.tables.clone();
     patterns.extend(options.hypertable.iter().map(|range| range.pattern.clone()));
-    let candidates = plan::choose_databases(restore.manifest, &options.databases)?;
+    let candidates = plan::choose_databases(manifest, &options.databases)?;
     let mut found = Vec::new();
     let mut failure = None;
     for database in candidates {

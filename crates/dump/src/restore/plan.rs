@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use pgkeep_base::BackupId;
 
 use crate::error::DumpError;
-use crate::manifest::{DataObject, DatabaseManifest, DumpManifest};
+use crate::manifest::{DataObject, DatabaseManifest, DumpManifest, QualifiedName};
+use crate::restore::left_out;
 use crate::restore::options::RestoreOptions;
 
 /// One database of the plan.
@@ -27,6 +28,8 @@ pub struct PlannedDatabase {
     pub objects: u64,
     /// TimescaleDB's version, where the database has it.
     pub timescaledb: Option<String>,
+    /// What the dump's filters left out of it, in plain words, but for the excluded tables themselves.
+    pub left_out: Vec<String>,
 }
 
 /// The whole plan.
@@ -42,6 +45,69 @@ pub struct RestorePlan {
     pub databases: Vec<PlannedDatabase>,
     /// What the dump doesn't hold, in plain words.
     pub omissions: Vec<String>,
+}
+
+/// What becomes of a table in the target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TableAction {
+    /// It is made.
+    Make,
+    /// The one that is there is dropped, and it is made.
+    Replace,
+    /// A hypertable that is there takes the rows.
+    Fill {
+        /// Rows that are there in the same range are deleted.
+        deletes: bool,
+    },
+}
+
+impl TableAction {
+    /// For the user.
+    pub fn describe(self) -> &'static str {
+        match self {
+            Self::Make => "made",
+            Self::Replace => "dropped and made again",
+            Self::Fill { deletes: false } => "filled",
+            Self::Fill { deletes: true } => "filled; rows that are there in the range are deleted",
+        }
+    }
+}
+
+/// One table of a restore of parts.
+#[derive(Debug, Clone)]
+pub struct PlannedTable {
+    /// Its name.
+    pub name: QualifiedName,
+    /// Rows that the dump has of it; of a range at most so many, because whole chunks are counted.
+    pub rows: u64,
+    /// Whether a range of it was asked for.
+    pub is_range: bool,
+    /// What is done.
+    pub action: TableAction,
+}
+
+/// What a restore will do in one database of the target.
+#[derive(Debug, Clone)]
+pub struct TargetDatabase {
+    /// Its name in the dump.
+    pub name: String,
+    /// Its name in the target.
+    pub target_name: String,
+    /// Completes "database 'x' ...".
+    pub does: String,
+    /// The tables, of a restore of parts.
+    pub tables: Vec<PlannedTable>,
+}
+
+/// What a restore will do in this target, as far as it can be told.
+#[derive(Debug, Clone, Default)]
+pub struct TargetPlan {
+    /// The databases, in order.
+    pub databases: Vec<TargetDatabase>,
+    /// Roles that are made.
+    pub roles: Vec<String>,
+    /// Roles of the dump that are missing and aren't made, because the databases don't use them.
+    pub roles_left_out: Vec<String>,
 }
 
 /// The databases of those names; all for none.
@@ -123,6 +189,7 @@ pub fn plan(id: &BackupId, manifest: &DumpManifest, chosen: &[(&DatabaseManifest
                 .timescaledb
                 .as_ref()
                 .map(|inventory| inventory.version.clone()),
+            left_out: left_out::notes(database),
         }
     });
     let taken_at = chosen

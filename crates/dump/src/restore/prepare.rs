@@ -3,6 +3,7 @@
 use pgkeep_base::{BackupId, quote_identifier};
 use pgkeep_pg::{Session, Target};
 
+use crate::databases::Closed;
 use crate::error::{Context, DumpError};
 use crate::manifest::{DatabaseManifest, DatabaseProperties, Relation, RelationKind};
 use crate::restore::mark::{self, Mark, Step};
@@ -24,10 +25,35 @@ pub enum Way {
     Create,
     /// It is there and holds nothing. What of it isn't as it was dumped, and can't be changed any more.
     UseEmpty(Vec<String>),
-    /// It holds something that the user gave up.
-    Replace,
+    /// It holds something that the user gave up: what, to complete "database 'x' ...".
+    Replace(String),
     /// It holds the first part of this same restore.
     Resume(Mark),
+}
+
+impl Way {
+    /// For the user, to complete "database 'x' ...".
+    pub fn describe(&self) -> String {
+        match self {
+            Self::Create => "is made".to_owned(),
+            Self::UseEmpty(_) => "is there and empty".to_owned(),
+            Self::Replace(found) => format!("is dropped and made again: it {found}"),
+            Self::Resume(_) => "is gone on with".to_owned(),
+        }
+    }
+}
+
+/// Whether a database is there, and why nobody can connect to it.
+///
+/// # Errors
+/// PostgreSQL's.
+pub async fn openness(session: &mut Session, name: &str) -> Result<Option<Option<Closed>>, DumpError> {
+    let context = || format!("looking for database '{name}'");
+    let sql = "SELECT datconnlimit, datallowconn FROM pg_catalog.pg_database WHERE datname = $1";
+    let rows = session.query_params(sql, &[Some(name)]).await.context(context)?;
+    let Some(row) = rows.first() else { return Ok(None) };
+    let closed = Closed::of(row.get(0).context(context)?, row.get(1).context(context)?);
+    Ok(Some(closed))
 }
 
 /// Finds out what is there.
@@ -42,15 +68,13 @@ pub async fn state(
     target_name: &str,
     options: &RestoreOptions,
 ) -> Result<Way, DumpError> {
-    let context = || format!("looking at database '{target_name}' in the target");
-    let sql = "SELECT datallowconn FROM pg_catalog.pg_database WHERE datname = $1";
-    if session
-        .query_params(sql, &[Some(target_name)])
-        .await
-        .context(context)?
-        .is_empty()
-    {
-        return Ok(Way::Create);
+    match openness(session, target_name).await? {
+        None => return Ok(Way::Create),
+        Some(None) => {}
+        Some(Some(closed)) if options.overwrite => return Ok(Way::Replace(closed.reason().to_owned())),
+        Some(Some(closed)) => {
+            return Err(closed.refusal(target_name, "; or give --overwrite to drop and replace it"));
+        }
     }
     let mut inside = connect(&target.with_database(target_name)).await?;
     let mark = mark::read(&mut inside).await?;
@@ -58,7 +82,10 @@ pub async fn state(
     let found = catalog::database_properties(&mut inside).await?;
     inside.close().await;
     match mark {
-        Some(_) if options.overwrite => Ok(Way::Replace),
+        Some(mark) if options.overwrite => Ok(Way::Replace(format!(
+            "holds an unfinished restore of dump {}",
+            mark.dump
+        ))),
         // What else is in the database isn't the restore's to drop.
         Some(mark) if !mark.whole => Err(DumpError::Refused {
             message: format!(
@@ -87,7 +114,10 @@ pub async fn state(
             Ok(if mark.has(Step::PreData) {
                 Way::Resume(mark)
             } else {
-                Way::Replace
+                Way::Replace(format!(
+                    "holds the mere beginning of a restore of dump {}",
+                    mark.dump
+                ))
             })
         }
         Some(mark) => Err(DumpError::Refused {
@@ -98,7 +128,7 @@ pub async fn state(
             hint: "go on with --resume, or start over with --overwrite".to_owned(),
         }),
         None if holds.is_none() => use_empty(database, &found, target_name, options),
-        None if options.overwrite => Ok(Way::Replace),
+        None if options.overwrite => Ok(Way::Replace(format!("holds {}", holds.unwrap_or_default()))),
         None => Err(DumpError::Refused {
             message: format!(
                 "database '{target_name}' is there already and holds {}",
@@ -124,7 +154,7 @@ fn use_empty(
         return Ok(Way::UseEmpty(Vec::new()));
     };
     if options.overwrite {
-        return Ok(Way::Replace);
+        return Ok(Way::Replace(format!("is empty, but {}", difference.text)));
     }
     let name = quote_identifier(target_name);
     if difference.encoding {
@@ -208,7 +238,7 @@ pub async fn prepare(
     match way {
         Way::Resume(mark) => return Ok(mark),
         Way::Create => create(restore, session, database, target_name).await?,
-        Way::Replace => {
+        Way::Replace(_) => {
             // One can't drop the database one is connected to.
             let outside = if restore.target.database() == target_name {
                 "template1"
@@ -228,7 +258,11 @@ pub async fn prepare(
     Ok(Mark::default())
 }
 
-async fn create(
+/// Makes the database, with its owner where that role is there.
+///
+/// # Errors
+/// PostgreSQL's.
+pub async fn create(
     restore: &Restore<'_>,
     session: &mut Session,
     database: &DatabaseManifest,
@@ -245,44 +279,14 @@ async fn create(
     Ok(())
 }
 
-/// Makes the database for single tables where there is none. Returns whether it did.
-///
-/// # Errors
-/// PostgreSQL's.
-pub async fn make_if_missing(
-    restore: &Restore<'_>,
-    session: &mut Session,
-    database: &DatabaseManifest,
-    target_name: &str,
-) -> Result<bool, DumpError> {
-    if exists(session, target_name).await? {
-        return Ok(false);
-    }
-    create(restore, session, database, target_name).await?;
-    Ok(true)
-}
-
-async fn exists(session: &mut Session, name: &str) -> Result<bool, DumpError> {
-    let context = || format!("looking for database '{name}'");
-    let sql = "SELECT EXISTS (SELECT FROM pg_catalog.pg_database WHERE datname = $1)";
-    let rows = session.query_params(sql, &[Some(name)]).await.context(context)?;
-    Ok(rows
-        .first()
-        .map(|row| row.get(0))
-        .transpose()
-        .context(context)?
-        .unwrap_or(false))
-}
-
 /// Drops a scratch database.
 ///
 /// # Errors
 /// PostgreSQL's.
 pub async fn drop_database_if_exists(session: &mut Session, name: &str) -> Result<(), DumpError> {
-    if exists(session, name).await? {
-        drop_database(session, name).await
-    } else {
-        Ok(())
+    match openness(session, name).await? {
+        Some(_) => drop_database(session, name).await,
+        None => Ok(()),
     }
 }
 

@@ -24,9 +24,11 @@ pub(super) enum Statement<'a> {
     CreateRole(String),
     /// Anything that changes a role: its attributes, settings, comment.
     ChangeRole(String),
-    /// `GRANT role TO member`
+    /// `GRANT role TO member ... GRANTED BY grantor`
     Grant {
+        role: String,
         member: String,
+        grantor: Option<String>,
     },
     CreateTablespace(String),
     /// About a tablespace.
@@ -49,24 +51,111 @@ pub async fn existing(session: &mut Session) -> Result<BTreeSet<String>, DumpErr
     rows.iter().map(|row| row.get(0).context(context)).collect()
 }
 
-/// Runs the globals for roles that are missing.
+/// Which roles a restore makes.
+#[derive(Debug, Default)]
+pub struct RolesPlan {
+    /// Those that are missing, and wanted.
+    pub create: BTreeSet<String>,
+    /// Those that are missing, and of no use to the chosen databases.
+    pub left_out: Vec<String>,
+    existing: BTreeSet<String>,
+}
+
+/// Plans which roles to make: all for none, otherwise those that are `used`, those that they are members of, and those that
+/// are members of them.
+///
+/// # Errors
+/// The globals can't be read; PostgreSQL's.
+pub async fn plan(
+    session: &mut Session,
+    globals: &str,
+    used: Option<&BTreeSet<String>>,
+) -> Result<RolesPlan, DumpError> {
+    let existing = existing(session).await?;
+    let statements = statements(globals)?;
+    let mut all = BTreeSet::new();
+    let mut grants = Vec::new();
+    for text in statements {
+        match classify(text) {
+            Statement::CreateRole(role) => drop(all.insert(role)),
+            Statement::Grant {
+                role,
+                member,
+                grantor,
+            } => grants.push((role, member, grantor)),
+            _ => {}
+        }
+    }
+    let missing = all.difference(&existing).cloned();
+    let wanted = used.map(|used| with_relatives(used, &grants));
+    let (create, left_out): (BTreeSet<String>, BTreeSet<String>) =
+        missing.partition(|role| wanted.as_ref().is_none_or(|wanted| wanted.contains(role)));
+    Ok(RolesPlan {
+        create,
+        left_out: left_out.into_iter().collect(),
+        existing,
+    })
+}
+
+fn statements(globals: &str) -> Result<Vec<&str>, DumpError> {
+    script::statements(globals)
+        .map_err(|error| DumpError::Internal(format!("the globals can't be read: {error}")))
+}
+
+/// The used roles with what gives them privileges and who uses them: groups upwards, members downwards. What a member is
+/// otherwise is no concern of the database.
+fn with_relatives(used: &BTreeSet<String>, grants: &[(String, String, Option<String>)]) -> BTreeSet<String> {
+    let spread = |from: &BTreeSet<String>,
+                  step: fn(&(String, String, Option<String>)) -> (&String, &String)| {
+        let mut reached = from.clone();
+        loop {
+            let next = grants
+                .iter()
+                .map(step)
+                .find(|(from, to)| reached.contains(*from) && !reached.contains(*to));
+            match next {
+                Some((_, to)) => drop(reached.insert(to.clone())),
+                None => return reached,
+            }
+        }
+    };
+    let mut wanted = spread(used, |(role, member, _)| (member, role));
+    wanted.extend(spread(used, |(role, member, _)| (role, member)));
+    // A grant is repeated in the name of who gave it.
+    loop {
+        let grantor = grants.iter().find_map(|(role, member, grantor)| {
+            let grantor = grantor.as_ref()?;
+            let given = wanted.contains(role) && wanted.contains(member);
+            (given && !wanted.contains(grantor)).then(|| grantor.clone())
+        });
+        match grantor {
+            Some(grantor) => drop(wanted.insert(grantor)),
+            None => return wanted,
+        }
+    }
+}
+
+/// Runs the globals for the planned roles. A membership is given when one of the two roles is new: a role that was left out
+/// once gets its members when it is made.
 ///
 /// # Errors
 /// The connection fails; a statement that the target refuses is reported, not fatal: whoever restores may not be
 /// allowed everything.
-pub async fn restore(session: &mut Session, globals: &str) -> Result<RolesRestored, DumpError> {
-    let before = existing(session).await?;
+pub async fn restore(
+    session: &mut Session,
+    globals: &str,
+    plan: &RolesPlan,
+) -> Result<RolesRestored, DumpError> {
     let shared = has_user_databases(session).await?;
     let set: BTreeSet<String> = sql::settings_for_all(&catalog::settings_for_all(session).await?)
         .into_iter()
         .collect();
     let mut restored = RolesRestored::default();
-    let mut created: BTreeSet<String> = BTreeSet::new();
-    let statements = script::statements(globals)
-        .map_err(|error| DumpError::Internal(format!("the globals can't be read: {error}")))?;
+    let created = &plan.create;
+    let there = |role: &String| plan.existing.contains(role) || created.contains(role);
     // All at once: a role that was made and not changed yet would be left as it is by the next attempt.
     run(session, "BEGIN").await?;
-    for text in statements {
+    for text in statements(globals)? {
         let wanted = match classify(text) {
             // As an earlier attempt left it, say.
             Statement::ChangeAll if set.contains(text.trim_end_matches(';')) => false,
@@ -79,15 +168,11 @@ pub async fn restore(session: &mut Session, globals: &str) -> Result<RolesRestor
                 false
             }
             Statement::ChangeAll => true,
-            Statement::CreateRole(role) => {
-                let missing = !before.contains(&role);
-                if missing {
-                    created.insert(role);
-                }
-                missing
+            Statement::CreateRole(role) | Statement::ChangeRole(role) => created.contains(&role),
+            Statement::Grant { role, member, .. } => {
+                let is_new = created.contains(&member) || created.contains(&role);
+                is_new && there(&role) && there(&member)
             }
-            Statement::ChangeRole(role) => created.contains(&role),
-            Statement::Grant { member } => created.contains(&member),
             Statement::CreateTablespace(name) => {
                 if !tablespace_exists(session, &name).await? {
                     let text = format!(
@@ -118,7 +203,7 @@ pub async fn restore(session: &mut Session, globals: &str) -> Result<RolesRestor
         }
     }
     run(session, "COMMIT").await?;
-    restored.created = created.into_iter().collect();
+    restored.created = created.iter().cloned().collect();
     Ok(restored)
 }
 
@@ -180,9 +265,7 @@ pub(super) fn classify(text: &str) -> Statement<'_> {
             name_after("CREATE TABLESPACE ").map_or(Statement::Tablespace, Statement::CreateTablespace)
         }
         // A role's name may be anything, so what is granted to a role is told before tablespaces.
-        ["GRANT", ..] if grant_member(text).is_some() => {
-            grant_member(text).map_or(Statement::Other(text), |member| Statement::Grant { member })
-        }
+        ["GRANT", ..] if grant(text).is_some() => grant(text).unwrap_or(Statement::Other(text)),
         ["ALTER" | "COMMENT" | "GRANT" | "REVOKE", ..] if text.contains("TABLESPACE ") => {
             Statement::Tablespace
         }
@@ -191,9 +274,17 @@ pub(super) fn classify(text: &str) -> Statement<'_> {
 }
 
 /// `GRANT role TO member ...`
-fn grant_member(text: &str) -> Option<String> {
-    let (_, rest) = identifier(text.trim_start().strip_prefix("GRANT ")?)?;
-    identifier(rest.trim_start().strip_prefix("TO ")?).map(|(member, _)| member)
+fn grant(text: &str) -> Option<Statement<'_>> {
+    let (role, rest) = identifier(text.trim_start().strip_prefix("GRANT ")?)?;
+    let (member, rest) = identifier(rest.trim_start().strip_prefix("TO ")?)?;
+    let grantor = rest
+        .split_once("GRANTED BY ")
+        .and_then(|(_, grantor)| identifier(grantor));
+    Some(Statement::Grant {
+        role,
+        member,
+        grantor: grantor.map(|(name, _)| name),
+    })
 }
 
 /// An identifier as `fmtId` writes it: bare, or in double quotes; and what follows.
@@ -237,13 +328,17 @@ mod tests {
         assert_eq!(
             classify("GRANT readers TO \"me\" WITH INHERIT TRUE GRANTED BY postgres;"),
             Statement::Grant {
-                member: "me".to_owned()
+                role: "readers".to_owned(),
+                member: "me".to_owned(),
+                grantor: Some("postgres".to_owned()),
             }
         );
         assert_eq!(
             classify("GRANT \"my TABLESPACE x\" TO me GRANTED BY postgres"),
             Statement::Grant {
-                member: "me".to_owned()
+                role: "my TABLESPACE x".to_owned(),
+                member: "me".to_owned(),
+                grantor: Some("postgres".to_owned()),
             }
         );
         assert_eq!(
@@ -262,5 +357,25 @@ mod tests {
             classify("SET client_encoding = 'UTF8';"),
             Statement::Other(_)
         ));
+    }
+
+    #[test]
+    fn used_roles_come_with_their_groups_and_members() {
+        let names =
+            |names: &[&str]| -> BTreeSet<String> { names.iter().map(|name| (*name).to_owned()).collect() };
+        let grant = |role: &str, member: &str, grantor: &str| {
+            (role.to_owned(), member.to_owned(), Some(grantor.to_owned()))
+        };
+        let grants = [
+            grant("app", "alice", "admin"),
+            grant("other", "alice", "somebody"),
+            grant("all", "app", "postgres"),
+            grant("all", "bob", "postgres"),
+            grant("alice", "carol", "postgres"),
+        ];
+        assert_eq!(
+            with_relatives(&names(&["app"]), &grants),
+            names(&["app", "alice", "admin", "all", "carol", "postgres"])
+        );
     }
 }

@@ -6,12 +6,13 @@ use crate::error::DumpError;
 use crate::manifest::{DatabaseManifest, QualifiedName, Relation, RelationKind};
 use crate::pattern::Pattern;
 use crate::restore::archive::Entry;
+use crate::restore::left_out::splits;
 
 /// `pg_class`, whose rows are tables, indexes and sequences.
 const CLASS_RELATION: u32 = 1259;
 
 /// What was chosen.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Selection {
     /// The relations with rows, by place.
     pub places: BTreeSet<u32>,
@@ -21,6 +22,8 @@ pub struct Selection {
     pub hypertables: Vec<QualifiedName>,
     /// Schemas of which everything is taken: functions, types and views too.
     pub schemas: BTreeSet<String>,
+    /// Tables whose rows the dump may lack, by oid: keys that refer to them are tried one by one.
+    pub without_rows: HashSet<u32>,
     oids: HashSet<u32>,
 }
 
@@ -156,6 +159,8 @@ pub struct Picker {
     /// Schemas to be made.
     schemas: HashSet<String>,
     whole_schemas: BTreeSet<String>,
+    /// Foreign keys of the tables that may not be possible: the other table isn't restored, or not its rows.
+    pub outside_keys: HashSet<u32>,
 }
 
 /// One line of a dump's list of dependents.
@@ -199,11 +204,17 @@ impl Picker {
             }
         }
         let mut objects: HashSet<(u32, u32)> = tables.iter().map(|oid| (CLASS_RELATION, *oid)).collect();
+        let mut outside_keys = HashSet::new();
+        let is_sure = |table: u32| tables.contains(&table) && !selection.without_rows.contains(&table);
         for dependent in parse_dependents(dependents) {
-            // A foreign key to a table that isn't restored can't be made.
-            let references_inside = dependent.referenced.is_none_or(|table| tables.contains(&table));
-            if tables.contains(&dependent.table) && references_inside {
+            if !tables.contains(&dependent.table) {
+                continue;
+            }
+            // Whether there is a table that it can refer to is seen at the end.
+            if dependent.referenced.is_none_or(is_sure) {
                 objects.insert((dependent.class, dependent.oid));
+            } else {
+                outside_keys.insert(dependent.oid);
             }
         }
         let mut texts = Vec::new();
@@ -231,8 +242,15 @@ impl Picker {
             // Sequences of the tables, and indexes that are attached to those of a partitioned table.
             texts.push(format!("SEQUENCE OWNED BY {rest}"));
             texts.push(format!("INDEX ATTACH {rest}"));
+            // Where the schema's name ends isn't said.
+            for (schema, name_and_owner) in splits(rest) {
+                for what in ["ACL", "COMMENT", "SECURITY LABEL"] {
+                    texts.push(format!("{what} {schema} SEQUENCE {name_and_owner}"));
+                }
+            }
         }
         Self {
+            outside_keys,
             objects,
             texts,
             schemas: missing_schemas,
@@ -242,6 +260,9 @@ impl Picker {
 
     /// Whether an entry is to be restored.
     pub fn picks(&self, entry: &Entry) -> bool {
+        if entry.is_constraint() && self.outside_keys.contains(&entry.oid) {
+            return false;
+        }
         if self.objects.contains(&(entry.class, entry.oid)) {
             return true;
         }
@@ -291,7 +312,8 @@ mod tests {
             3; 1259 12 INDEX public games_idx app\n4; 2606 13 FK CONSTRAINT public games games_fk app\n\
             5; 0 0 ACL public TABLE games app\n6; 0 0 COMMENT public COLUMN games.name app\n\
             7; 0 0 ACL public TABLE games_old app\n8; 2615 14 SCHEMA - extra app\n9; 1259 15 SEQUENCE public games_id_seq app\n\
-            10; 0 0 SEQUENCE OWNED BY public games_id_seq app\n";
+            10; 0 0 SEQUENCE OWNED BY public games_id_seq app\n11; 0 0 ACL public SEQUENCE games_id_seq app\n\
+            12; 0 0 ACL public SEQUENCE games_old_id_seq app\n";
         let entries = crate::restore::archive::parse_entries(list);
         let mut selection = Selection::default();
         selection.oids.insert(10);
@@ -320,8 +342,10 @@ mod tests {
                 "COMMENT public COLUMN games.name app",
                 "SCHEMA - extra app",
                 "SEQUENCE public games_id_seq app",
-                "SEQUENCE OWNED BY public games_id_seq app"
+                "SEQUENCE OWNED BY public games_id_seq app",
+                "ACL public SEQUENCE games_id_seq app"
             ]
         );
+        assert_eq!(picker.outside_keys, HashSet::from([13]));
     }
 }

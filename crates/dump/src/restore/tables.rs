@@ -7,37 +7,39 @@ use pgkeep_pg::{Session, Target};
 
 use crate::error::{Context, DumpError};
 use crate::manifest::{DatabaseManifest, QualifiedName};
-use crate::restore::archive::{Archive, ArchiveOptions};
+use crate::restore::archive::{Archive, ArchiveOptions, Entry};
 use crate::restore::database::archive_major;
 use crate::restore::load::{self, LoadPhase, client_encoding, loading_session};
 use crate::restore::options::RestoredDatabase;
+use crate::restore::part::PartPlan;
 use crate::restore::selection::{Picker, Selection};
-use crate::restore::{Restore, connect, counts, mark};
+use crate::restore::{Restore, connect, counts, foreign_keys, left_out};
 
 /// A list of dependents or sequences.
 const TEXT_BYTES_MAX: usize = 256 << 20;
 
 /// Restores the chosen tables with their indexes, constraints, triggers, sequences and privileges. What they need and
-/// don't own (types, functions, other tables' keys) must be there.
+/// don't own (types, functions) must be there; keys to other tables are made where those are there.
 ///
 /// # Errors
-/// A table exists (without `--overwrite`); whatever PostgreSQL, pg_restore and the store say.
+/// Whatever PostgreSQL, pg_restore and the store say.
 pub(crate) async fn restore(
     restore: &Restore<'_>,
-    database: &DatabaseManifest,
-    target: &Target,
-    selection: &Selection,
+    plan: &PartPlan<'_>,
+    attention: &mut Vec<String>,
 ) -> Result<RestoredDatabase, DumpError> {
+    let (database, selection) = (plan.database, &plan.selection);
+    let target = &restore.target.with_database(&plan.target_name);
     let mut session = connect(target).await?;
-    clear_the_way(restore, &mut session, target, selection).await?;
-    mark::make(&mut session, &restore.id.to_string(), &database.name, false).await?;
     restore
         .progress
         .set_phase(format!("{}: making tables", target.database()));
     let mut archive = fetch_archive(restore, database).await?;
     let dependents = read_text(restore, &database.dependents).await?;
     let schemas = missing_schemas(&mut session, selection).await?;
-    let picker = Picker::new(&archive.entries, selection, &dependents, schemas);
+    let mut selection = selection.clone();
+    selection.without_rows = left_out::oids_without_rows(database, &archive.entries);
+    let picker = Picker::new(&archive.entries, &selection, &dependents, schemas);
     let context = || format!("making tables in database '{}'", target.database());
     archive
         .restore(target, Some("pre-data"), 1, |entry| picker.picks(entry))
@@ -58,7 +60,7 @@ pub(crate) async fn restore(
         progress: Arc::clone(restore.progress),
     };
     let rows = load::load_all(phase).await?;
-    set_sequences(restore, database, target, selection).await?;
+    set_sequences(restore, database, target, &selection).await?;
     restore
         .progress
         .set_phase(format!("{}: building indexes and constraints", target.database()));
@@ -84,7 +86,8 @@ pub(crate) async fn restore(
                 .context(|| "collecting the planner's statistics".to_owned())?;
         }
     }
-    mark::remove(&mut session).await?;
+    let wanted = |entry: &Entry| picker.outside_keys.contains(&entry.oid);
+    foreign_keys::attempt(&archive, &mut session, wanted, false, attention).await?;
     session.close().await;
     Ok(RestoredDatabase {
         name: database.name.clone(),
@@ -110,7 +113,7 @@ pub(crate) async fn fetch_archive_as(
     with_roles: bool,
 ) -> Result<Archive, DumpError> {
     let options = &restore.options;
-    Archive::fetch(
+    let mut archive = Archive::fetch(
         restore.repository,
         &restore.prefix,
         &database.schema,
@@ -124,7 +127,9 @@ pub(crate) async fn fetch_archive_as(
             server_major: restore.server_major,
         },
     )
-    .await
+    .await?;
+    archive.left_out = left_out::lines(database, &archive.entries);
+    Ok(archive)
 }
 
 pub(crate) async fn read_text(
@@ -142,61 +147,6 @@ pub(crate) async fn read_text(
     })
 }
 
-/// Tables of the same name are refused, or dropped when the user gave them up. Never with CASCADE: what depends on
-/// them is nobody's to lose.
-async fn clear_the_way(
-    restore: &Restore<'_>,
-    session: &mut Session,
-    target: &Target,
-    selection: &Selection,
-) -> Result<(), DumpError> {
-    let context = || "looking for tables of the same name".to_owned();
-    if let Some(mark) = mark::read(session).await? {
-        if !restore.options.overwrite {
-            return Err(DumpError::Refused {
-                message: format!(
-                    "database '{}' holds an unfinished restore of dump {}",
-                    target.database(),
-                    mark.dump
-                ),
-                hint: "give --overwrite to drop the tables and start over".to_owned(),
-            });
-        }
-        mark::remove(session).await?;
-    }
-    let mut existing = Vec::new();
-    for table in &selection.tables {
-        let rows = session
-            .query_params("SELECT pg_catalog.to_regclass($1)", &[Some(&table.quoted())])
-            .await;
-        if rows
-            .context(context)?
-            .first()
-            .and_then(|row| row.text(0))
-            .is_some()
-        {
-            existing.push(table.clone());
-        }
-    }
-    if existing.is_empty() {
-        return Ok(());
-    }
-    let names: Vec<String> = existing.iter().map(QualifiedName::quoted).collect();
-    if !restore.options.overwrite {
-        return Err(DumpError::Refused {
-            message: format!("database '{}' has {} already", target.database(), names.join(", ")),
-            hint: "restore into another database with --target-database NAME, or give --overwrite to drop and replace them"
-                .to_owned(),
-        });
-    }
-    let sql = format!("DROP TABLE IF EXISTS {}", names.join(", "));
-    session
-        .execute(&sql)
-        .await
-        .context(|| "dropping the tables to be replaced".to_owned())?;
-    Ok(())
-}
-
 pub(crate) async fn missing_schemas(
     session: &mut Session,
     selection: &Selection,
@@ -209,6 +159,7 @@ pub(crate) async fn missing_schemas(
     let mut schemas: HashSet<String> = selection
         .tables
         .iter()
+        .chain(&selection.hypertables)
         .map(|table| table.schema.clone())
         .collect();
     for row in rows {

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use pgkeep_base::{BackupId, BackupKind};
 use pgkeep_dump::manifest::{Filters, Narrowed};
-use pgkeep_dump::restore::{RestoreOptions, RestoreReport};
+use pgkeep_dump::restore::{RestoreOptions, RestoreReport, TargetPlan};
 use pgkeep_dump::verify::{self, VerifyDepth, VerifyOptions};
 use pgkeep_dump::{DumpError, DumpOptions, DumpReport, Progress, read_manifest};
 use pgkeep_pg::programs::ProgramSearch;
@@ -104,6 +104,7 @@ pub fn restore_options(cluster: &Cluster) -> RestoreOptions {
         resume: false,
         jobs: 3,
         roles: true,
+        all_roles: false,
         owners: true,
         privileges: true,
         analyze: true,
@@ -150,6 +151,41 @@ pub async fn restore(
         std::future::pending(),
     )
     .await
+}
+
+/// What a dry run says.
+pub async fn check(
+    repository: &Repository,
+    id: &BackupId,
+    cluster: &Cluster,
+    options: &RestoreOptions,
+) -> Result<TargetPlan, DumpError> {
+    let manifest = read_manifest(repository, id).await?;
+    let target = target(cluster, "postgres");
+    pgkeep_dump::restore::check(repository, id, &manifest, &target, options).await
+}
+
+/// A restore that is interrupted, as by Ctrl-C, when `cancelled` ends.
+pub async fn restore_until(
+    repository: &Repository,
+    id: &BackupId,
+    cluster: &Cluster,
+    options: &RestoreOptions,
+    cancelled: impl Future<Output = ()>,
+) -> Result<RestoreReport, DumpError> {
+    let manifest = read_manifest(repository, id).await?;
+    let progress = Arc::default();
+    let target = target(cluster, "postgres");
+    pgkeep_dump::restore::restore(repository, id, &manifest, &target, options, &progress, cancelled).await
+}
+
+/// Ends when the query says `t`.
+pub async fn until(cluster: &Cluster, database: &str, query: &str) {
+    let deadline = std::time::Instant::now() + PATIENCE;
+    while cluster.psql(database, query).trim() != "t" {
+        assert!(std::time::Instant::now() < deadline, "never true: {query}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 /// A dump that goes on while the test does something else.
