@@ -118,7 +118,6 @@ async fn look<'a>(
         Some(None) => {}
         Some(Some(closed)) => return Err(closed.refusal(target_name, "")),
     }
-    let range = hypertable::range(options);
     let mut inside = match part.makes_database {
         true => None,
         false => Some(connect(&target.with_database(target_name)).await?),
@@ -149,31 +148,42 @@ async fn look<'a>(
         refuse_losing_others(inside, target_name, &in_the_way).await?;
     }
     part.tables = ordinary_tables(&part, &existing);
+    let hypertables = hypertables(outside, inside.as_mut(), &part, options).await?;
+    part.tables.extend(hypertables);
+    if let Some(inside) = inside {
+        inside.close().await;
+    }
+    Ok(part)
+}
+
+/// The hypertables, with what the dump has of the range; those that are there are looked into.
+async fn hypertables(
+    outside: &mut Session,
+    mut inside: Option<&mut Session>,
+    part: &PartPlan<'_>,
+    options: &RestoreOptions,
+) -> Result<Vec<PlannedTable>, DumpError> {
+    let range = hypertable::range(options);
+    let mut planned = Vec::new();
     for name in &part.selection.hypertables {
-        let rows = hypertable::rows_at_most(outside, database, name, &range).await?;
+        let rows = hypertable::rows_at_most(outside, part.database, name, &range).await?;
         let action = match &mut inside {
             Some(inside) if part.filled.contains(name) => {
-                let deletes =
-                    hypertable::look_into(inside, database, name, &range, options.overwrite).await?;
+                let overwrite = options.overwrite;
+                let deletes = hypertable::look_into(inside, part.database, name, &range, overwrite).await?;
                 TableAction::Fill { deletes }
             }
             _ if part.dropped.contains(name) => TableAction::Replace,
             _ => TableAction::Make,
         };
-        part.tables.push(PlannedTable {
+        planned.push(PlannedTable {
             name: name.clone(),
             rows,
-            is_range: options
-                .hypertable
-                .as_ref()
-                .is_some_and(|range| range.from.is_some() || range.to.is_some()),
+            is_range: range.from.is_some() || range.to.is_some(),
             action,
         });
     }
-    if let Some(inside) = inside {
-        inside.close().await;
-    }
-    Ok(part)
+    Ok(planned)
 }
 
 fn refuse_mark(mark: &Mark, target_name: &str, overwrite: bool) -> Result<(), DumpError> {

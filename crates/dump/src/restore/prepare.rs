@@ -86,47 +86,7 @@ pub async fn state(
             "holds an unfinished restore of dump {}",
             mark.dump
         ))),
-        // What else is in the database isn't the restore's to drop.
-        Some(mark) if !mark.whole => Err(DumpError::Refused {
-            message: format!(
-                "in database '{target_name}' a restore of single tables from dump {} stopped half-way",
-                mark.dump
-            ),
-            hint: format!(
-                "repeat that restore with --overwrite, or give it up with: DROP SCHEMA {} CASCADE",
-                mark::MARK_SCHEMA
-            ),
-        }),
-        Some(mark) if options.resume => {
-            if mark.dump != id.to_string() || mark.database != database.name {
-                return Err(DumpError::Refused {
-                    message: format!(
-                        "database '{target_name}' holds an unfinished restore of '{}' from dump {}",
-                        mark.database, mark.dump
-                    ),
-                    hint: format!(
-                        "go on with that dump (pgkeep restore {} --resume), or replace it with --overwrite",
-                        mark.dump
-                    ),
-                });
-            }
-            // Without the whole pre-data section there is nothing worth keeping.
-            Ok(if mark.has(Step::PreData) {
-                Way::Resume(mark)
-            } else {
-                Way::Replace(format!(
-                    "holds the mere beginning of a restore of dump {}",
-                    mark.dump
-                ))
-            })
-        }
-        Some(mark) => Err(DumpError::Refused {
-            message: format!(
-                "database '{target_name}' holds an unfinished restore of dump {}",
-                mark.dump
-            ),
-            hint: "go on with --resume, or start over with --overwrite".to_owned(),
-        }),
+        Some(mark) => marked(mark, id, database, target_name, options),
         None if holds.is_none() => use_empty(database, &found, target_name, options),
         None if options.overwrite => Ok(Way::Replace(format!("holds {}", holds.unwrap_or_default()))),
         None => Err(DumpError::Refused {
@@ -138,6 +98,59 @@ pub async fn state(
                 .to_owned(),
         }),
     }
+}
+
+/// A database that holds an unfinished restore: gone on with, when it is this one.
+fn marked(
+    mark: Mark,
+    id: &BackupId,
+    database: &DatabaseManifest,
+    target_name: &str,
+    options: &RestoreOptions,
+) -> Result<Way, DumpError> {
+    if !mark.whole {
+        // What else is in the database isn't the restore's to drop.
+        return Err(DumpError::Refused {
+            message: format!(
+                "in database '{target_name}' a restore of single tables from dump {} stopped half-way",
+                mark.dump
+            ),
+            hint: format!(
+                "repeat that restore with --overwrite, or give it up with: DROP SCHEMA {} CASCADE",
+                mark::MARK_SCHEMA
+            ),
+        });
+    }
+    if !options.resume {
+        return Err(DumpError::Refused {
+            message: format!(
+                "database '{target_name}' holds an unfinished restore of dump {}",
+                mark.dump
+            ),
+            hint: "go on with --resume, or start over with --overwrite".to_owned(),
+        });
+    }
+    if mark.dump != id.to_string() || mark.database != database.name {
+        return Err(DumpError::Refused {
+            message: format!(
+                "database '{target_name}' holds an unfinished restore of '{}' from dump {}",
+                mark.database, mark.dump
+            ),
+            hint: format!(
+                "go on with that dump (pgkeep restore {} --resume), or replace it with --overwrite",
+                mark.dump
+            ),
+        });
+    }
+    // Without the whole pre-data section there is nothing worth keeping.
+    Ok(if mark.has(Step::PreData) {
+        Way::Resume(mark)
+    } else {
+        Way::Replace(format!(
+            "holds the mere beginning of a restore of dump {}",
+            mark.dump
+        ))
+    })
 }
 
 /// An empty database is used as it is; its encoding and its locale can't be changed any more.

@@ -48,17 +48,7 @@ pub(crate) async fn restore(
     restore
         .progress
         .set_phase(format!("{}: loading rows", target.database()));
-    let phase = LoadPhase {
-        repository: restore.repository.clone(),
-        prefix: restore.prefix.clone(),
-        database: Arc::new(database.clone()),
-        target: target.clone(),
-        jobs: restore.options.jobs,
-        done: BTreeSet::new(),
-        wanted: Some(selection.places.clone()),
-        special_storage: BTreeSet::new(),
-        progress: Arc::clone(restore.progress),
-    };
+    let phase = load_phase(restore, database, target, selection.places.clone());
     let rows = load::load_all(phase).await?;
     set_sequences(restore, database, target, &selection).await?;
     restore
@@ -96,6 +86,25 @@ pub(crate) async fn restore(
         rows,
         counted,
     })
+}
+
+fn load_phase(
+    restore: &Restore<'_>,
+    database: &DatabaseManifest,
+    target: &Target,
+    places: BTreeSet<u32>,
+) -> LoadPhase {
+    LoadPhase {
+        repository: restore.repository.clone(),
+        prefix: restore.prefix.clone(),
+        database: Arc::new(database.clone()),
+        target: target.clone(),
+        jobs: restore.options.jobs,
+        done: BTreeSet::new(),
+        wanted: Some(places),
+        special_storage: BTreeSet::new(),
+        progress: Arc::clone(restore.progress),
+    }
 }
 
 /// The schema's archive, with owners and privileges as the options have it.
