@@ -96,7 +96,7 @@ impl Index {
             self.object(folder, "large_objects", &object.name, object.plain_bytes);
         }
         for object in database.excluded.iter().flat_map(|excluded| &excluded.left_out) {
-            line(folder, "left_out", &format!("{} {}", object.class, object.oid));
+            self.line(folder, "left_out", &format!("{} {}", object.class, object.oid));
         }
         for oid in &database.foreign_keys_to_hypertables {
             self.line(folder, "after_foreign_key", &format!("{CLASS_CONSTRAINT} {oid}"));
