@@ -156,7 +156,11 @@ fn sort_out(
         excluded.left_out.push(LeftOut {
             class: dependent.class,
             oid: dependent.oid,
-            description: told.then(|| dependent.description.clone()).unwrap_or_default(),
+            description: if told {
+                dependent.description.clone()
+            } else {
+                String::new()
+            },
         });
     }
     excluded

@@ -207,7 +207,7 @@ async fn an_interrupted_restore_of_tables_leaves_nothing() {
     let (_folder, repository, id) = dumped(&cluster, "shop", TABLES).await;
     cluster.psql("shop", "DROP TABLE shop.orders");
     let holder = hold_indexes(&cluster, "shop");
-    let held = common::until(&cluster, "shop", HELD);
+    let held = common::until_query(&cluster, "shop", HELD);
     let error = common::restore_until(&repository, &id, &cluster, &orders(&cluster), held)
         .await
         .unwrap_err();
@@ -221,7 +221,7 @@ async fn an_interrupted_restore_of_tables_leaves_nothing() {
         ..orders(&cluster)
     };
     let made = "SELECT EXISTS (SELECT FROM pg_database WHERE datname = 'elsewhere')";
-    let begun = common::until(&cluster, "postgres", made);
+    let begun = common::until_query(&cluster, "postgres", made);
     let ended = common::restore_until(&repository, &id, &cluster, &elsewhere, begun).await;
     if ended.is_err() {
         assert_eq!(cluster.psql("postgres", made).trim(), "f");
@@ -238,7 +238,7 @@ async fn after_a_killed_restore_of_tables_another_one_replaces_them() {
     // Dropped without a word, as a process is that gets killed.
     tokio::select! {
         restored = common::restore(&repository, &id, &cluster, &options) => panic!("{restored:?}"),
-        () = common::until(&cluster, "shop", HELD) => {}
+        () = common::until_query(&cluster, "shop", HELD) => {}
     }
     drop(holder);
     cluster.psql("shop", "DROP EVENT TRIGGER hold");
@@ -340,7 +340,7 @@ async fn scratch_databases_go_with_ctrl_c_and_after_a_kill_with_the_next_restore
         &id,
         &cluster,
         &options,
-        common::until(&cluster, "m", waits),
+        common::until_query(&cluster, "m", waits),
     )
     .await
     .unwrap_err();
@@ -351,7 +351,7 @@ async fn scratch_databases_go_with_ctrl_c_and_after_a_kill_with_the_next_restore
     let waits = "SELECT count(*) = 2 FROM pg_locks WHERE NOT granted AND relation = 's.metrics'::regclass";
     tokio::select! {
         restored = common::restore(&repository, &id, &cluster, &options) => panic!("{restored:?}"),
-        () = common::until(&cluster, "m", waits) => {}
+        () = common::until_query(&cluster, "m", waits) => {}
     }
     assert_eq!(cluster.psql("postgres", SCRATCH).trim(), "1");
     drop(holder);
@@ -363,7 +363,7 @@ async fn scratch_databases_go_with_ctrl_c_and_after_a_kill_with_the_next_restore
     assert_eq!(whole.manifest.databases.len(), 2);
     let gone = "SELECT NOT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory') AND NOT EXISTS (
         SELECT FROM pg_stat_activity WHERE datname LIKE 'pgkeep%' AND backend_type = 'client backend')";
-    common::until(&cluster, "postgres", gone).await;
+    common::until_query(&cluster, "postgres", gone).await;
     // Not surely one of ours.
     cluster.create_database("pgkeep_scratch_of_mine");
     let restored = common::restore(&repository, &id, &cluster, &options)

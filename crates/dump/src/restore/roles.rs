@@ -102,11 +102,13 @@ fn statements(globals: &str) -> Result<Vec<&str>, DumpError> {
         .map_err(|error| DumpError::Internal(format!("the globals can't be read: {error}")))
 }
 
+/// A membership: the role, its member, and who gave it.
+type Grant = (String, String, Option<String>);
+
 /// The used roles with what gives them privileges and who uses them: groups upwards, members downwards. What a member is
 /// otherwise is no concern of the database.
-fn with_relatives(used: &BTreeSet<String>, grants: &[(String, String, Option<String>)]) -> BTreeSet<String> {
-    let spread = |from: &BTreeSet<String>,
-                  step: fn(&(String, String, Option<String>)) -> (&String, &String)| {
+fn with_relatives(used: &BTreeSet<String>, grants: &[Grant]) -> BTreeSet<String> {
+    let spread = |from: &BTreeSet<String>, step: fn(&Grant) -> (&String, &String)| {
         let mut reached = from.clone();
         loop {
             let next = grants

@@ -180,7 +180,7 @@ pub async fn restore_until(
 }
 
 /// Ends when the query says `t`.
-pub async fn until(cluster: &Cluster, database: &str, query: &str) {
+pub async fn until_query(cluster: &Cluster, database: &str, query: &str) {
     let deadline = std::time::Instant::now() + PATIENCE;
     while cluster.psql(database, query).trim() != "t" {
         assert!(std::time::Instant::now() < deadline, "never true: {query}");

@@ -137,13 +137,8 @@ fn assert_same_app(source: &Cluster, destination: &Cluster) {
     assert_same(&inventory(source), &inventory(destination));
 }
 
-/// What neither zstd notices, nor psql.
-#[tokio::test(flavor = "multi_thread")]
-async fn without_b3sum_what_was_cut_off_at_the_end_of_a_frame_is_noticed() {
-    let (source, destination) = require!(start());
-    source.create_database("app");
-    source.psql("app", SEVERAL_FRAMES);
-    let carried = app_alone(&source, false).await;
+/// Objects, what is in their place (nothing, where they are gone), and what is said of it.
+fn damages(carried: &Carried) -> Vec<(&'static str, Option<Vec<u8>>, &'static str)> {
     let compress = |contents: &[u8]| zstd::encode_all(contents, 3).unwrap();
     let read = |name: &str| std::fs::read(carried.object(name)).unwrap();
     let rows = read("d1/000001.sql");
@@ -156,7 +151,7 @@ async fn without_b3sum_what_was_cut_off_at_the_end_of_a_frame_is_noticed() {
     let without_end = index[..index.len() - 1].concat();
     let without_one = [&index[..3], &index[4..]].concat().concat();
     let schema = zstd::decode_all(read("d1/schema.dump").as_slice()).unwrap();
-    for (name, contents, reason) in [
+    vec![
         (
             "d1/000001.sql",
             Some(rows[..frame].to_vec()),
@@ -198,7 +193,17 @@ async fn without_b3sum_what_was_cut_off_at_the_end_of_a_frame_is_noticed() {
             Some(compress(b"")),
             "index.tsv.zst is damaged: lines are missing",
         ),
-    ] {
+    ]
+}
+
+/// What neither zstd notices, nor psql.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_b3sum_what_was_cut_off_at_the_end_of_a_frame_is_noticed() {
+    let (source, destination) = require!(start());
+    source.create_database("app");
+    source.psql("app", SEVERAL_FRAMES);
+    let carried = app_alone(&source, false).await;
+    for (name, contents, reason) in damages(&carried) {
         let path = carried.object(name);
         let whole = std::fs::read(&path).unwrap();
         match contents {
