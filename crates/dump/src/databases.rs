@@ -1,10 +1,10 @@
 //! Which databases a dump reads, and which it can't.
 
 use pgkeep_base::{quote_identifier, quote_literal};
-use pgkeep_pg::Session;
+use pgkeep_pg::{Session, Target};
 
 use crate::error::{Context, DumpError};
-use crate::restore::scratch;
+use crate::restore::{contents, scratch};
 
 /// What a dump reads, and what it has to leave out.
 pub(crate) struct ChosenDatabases {
@@ -92,7 +92,11 @@ async fn list(session: &mut Session) -> Result<Vec<Listed>, DumpError> {
 ///
 /// # Errors
 /// PostgreSQL's; a named one isn't there, or can't be read.
-pub(crate) async fn choose(session: &mut Session, named: &[String]) -> Result<ChosenDatabases, DumpError> {
+pub(crate) async fn choose(
+    session: &mut Session,
+    target: &Target,
+    named: &[String],
+) -> Result<ChosenDatabases, DumpError> {
     let listed = list(session).await?;
     if named.is_empty() {
         let omissions = listed.iter().filter_map(|database| {
@@ -103,7 +107,7 @@ pub(crate) async fn choose(session: &mut Session, named: &[String]) -> Result<Ch
                 closed.mend(name)
             ))
         });
-        let omissions = omissions.collect();
+        let omissions = omissions.chain(in_template1(target).await).collect();
         let readable = listed.into_iter().filter(|database| database.closed.is_none());
         let databases = readable.map(|database| database.name).collect();
         return Ok(ChosenDatabases { databases, omissions });
@@ -135,6 +139,31 @@ pub(crate) async fn choose(session: &mut Session, named: &[String]) -> Result<Ch
         databases,
         omissions: Vec::new(),
     })
+}
+
+/// What somebody put into template1 is in new databases of the old server; restores make theirs of template0.
+async fn in_template1(target: &Target) -> Option<String> {
+    let look = async {
+        let target = target.with_database("template1");
+        let mut session = Session::connect(&target)
+            .await
+            .context(|| "connecting to database 'template1'".to_owned())?;
+        let contents = contents(&mut session).await;
+        session.close().await;
+        contents
+    };
+    match look.await {
+        Ok(contents) => contents.map(|contents| {
+            format!(
+                "what was put into template1 ({contents}), of which new databases are made; keep it as a script: \
+                 pg_dump --dbname=template1 --file=template1.sql"
+            )
+        }),
+        Err(error) => {
+            tracing::debug!(%error, "template1 can't be looked into");
+            None
+        }
+    }
 }
 
 /// What is said of a database that turned out to be half-restored when it was its turn; none where it was named, or the

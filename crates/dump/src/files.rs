@@ -99,7 +99,7 @@ pub async fn write_files(
     let mut session = Session::connect(target).await.context(context)?;
     let server_version_num = check_server(&session)?;
     let ChosenDatabases { databases, omissions } =
-        databases::choose(&mut session, &options.databases).await?;
+        databases::choose(&mut session, target, &options.databases).await?;
     let settings_for_all = sql::settings_for_all(&catalog::settings_for_all(&mut session).await?);
     session.close().await;
     if options.format != FileFormat::Plain && databases.len() != 1 {

@@ -139,7 +139,7 @@ pub async fn dump(
     let server_version_num = check_server(&session)?;
     let server_version = session.parameter("server_version").unwrap_or_default().to_owned();
     let system_identifier = catalog::system_identifier(&mut session).await?;
-    let chosen = databases::choose(&mut session, &options.databases).await?;
+    let chosen = databases::choose(&mut session, target, &options.databases).await?;
     let settings_for_all = sql::settings_for_all(&catalog::settings_for_all(&mut session).await?);
     session.close().await;
     let programs = ClientPrograms::find(server_version_num, &options.programs).await?;

@@ -189,6 +189,24 @@ async fn databases_that_cannot_be_read_are_named() {
     assert_eq!(report.manifest.databases.len(), 3);
 }
 
+/// It goes into every new database, and into none that is restored.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_put_into_template1_is_named() {
+    let source = Cluster::start(ClusterOptions::default()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let repository = common::repository(folder.path(), true).await;
+    let options = common::dump_options(&source);
+    let report = common::dump(&repository, &source, &options).await.unwrap();
+    assert!(report.attention.is_empty(), "{:?}", report.attention);
+    source.psql("template1", "CREATE TABLE of_every_database ()");
+    let report = common::dump(&repository, &source, &options).await.unwrap();
+    let [line] = report.attention.as_slice() else {
+        panic!("{:?}", report.attention)
+    };
+    assert!(line.contains("template1 (1 tables"), "{line}");
+    assert!(line.contains("pg_dump --dbname=template1"), "{line}");
+}
+
 /// A database whose restore goes on, or stopped, is in nobody's way unless it is asked for by its name.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_half_restored_database_is_left_out_and_named() {

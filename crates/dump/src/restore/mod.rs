@@ -42,6 +42,7 @@ pub(crate) use left_out::lines as lines_left_out;
 pub(crate) use load::client_encoding;
 pub(crate) use mark::refuse as refuse_unfinished;
 pub(crate) use plan::choose_databases;
+pub(crate) use prepare::contents;
 pub(crate) use selection::select;
 
 use crate::error::{Context, DumpError};

@@ -186,7 +186,7 @@ fn use_empty(
 }
 
 /// What a database holds beyond what `CREATE DATABASE` and extensions put there; none if nothing.
-async fn contents(session: &mut Session) -> Result<Option<String>, DumpError> {
+pub(crate) async fn contents(session: &mut Session) -> Result<Option<String>, DumpError> {
     let context = || "looking at what the database holds".to_owned();
     let ours = |catalog: &str, alias: &str| {
         format!(
