@@ -14,6 +14,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("pgkeep-store", &["pgkeep-base"]),
     ("pgkeep-pg", &["pgkeep-base"]),
     ("pgkeep-config", &["pgkeep-base"]),
+    ("pgkeep-schedule", &["pgkeep-base"]),
     ("pgkeep-repository", &["pgkeep-base", "pgkeep-store"]),
     ("pgkeep-timescale", &["pgkeep-base", "pgkeep-pg"]),
     ("pgkeep-docker", &["pgkeep-base", "pgkeep-pg"]),
@@ -37,6 +38,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "pgkeep-dump",
             "pgkeep-pg",
             "pgkeep-repository",
+            "pgkeep-schedule",
             "pgkeep-store",
             "pgkeep-timescale",
         ],
@@ -50,9 +52,11 @@ const OWNED: &[(&str, &str)] = &[
     ("bollard", "pgkeep-docker"),
     ("clap", "pgkeep"),
     ("comfy-table", "pgkeep"),
+    ("croner", "pgkeep-schedule"),
     ("indicatif", "pgkeep"),
     ("object_store", "pgkeep-store"),
     ("postgres-protocol", "pgkeep-pg"),
+    ("sd-notify", "pgkeep"),
     ("tokio-rustls", "pgkeep-pg"),
 ];
 
