@@ -17,6 +17,9 @@ const STYLES: Styles = Styles::styled()
     .valid(ACCENT)
     .placeholder(anstyle::Style::new());
 
+/// How long a dump waits for locks; the default of `--lock-timeout`, too.
+const LOCK_TIMEOUT_DEFAULT: std::time::Duration = std::time::Duration::from_secs(60);
+
 const AFTER_HELP: &str = "\
 Start with three commands:
   pgkeep key new --output pgkeep.key
@@ -105,6 +108,8 @@ pub enum Command {
     Copy(CopyArgs),
     /// Write a dump as files that psql and pg_restore read.
     Export(ExportArgs),
+    /// Dump by schedule, in the foreground, until it's told to end.
+    Run(RunArgs),
     /// Make and show keys.
     Key(KeyArgs),
     /// Check configuration, keys, repository, server and programs.
@@ -160,6 +165,36 @@ pub struct DumpArgs {
     /// Write under this cluster's name although another database cluster did before.
     #[arg(long)]
     pub accept_new_identity: bool,
+}
+
+impl DumpArgs {
+    /// A dump as the settings have it.
+    pub fn scheduled() -> Self {
+        Self {
+            databases: Vec::new(),
+            tables: Vec::new(),
+            exclude_tables: Vec::new(),
+            schemas: Vec::new(),
+            exclude_schemas: Vec::new(),
+            exclude_table_data: Vec::new(),
+            format: None,
+            output: None,
+            jobs: None,
+            compression_level: None,
+            upload_limit: None,
+            lock_timeout: LOCK_TIMEOUT_DEFAULT,
+            annotations: Vec::new(),
+            accept_new_identity: false,
+        }
+    }
+}
+
+/// `pgkeep run`
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// Only do what is due now or was missed, and end.
+    #[arg(long)]
+    pub once: bool,
 }
 
 /// What `pgkeep dump` writes. (No documentation comments on the values: with them clap's help takes two lines for every
@@ -440,6 +475,15 @@ mod tests {
     #[test]
     fn clap_finds_nothing_wrong_with_the_definition() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn scheduled_dumps_are_those_without_flags() {
+        let cli = Cli::parse_from(["pgkeep", "dump"]);
+        let Command::Dump(args) = cli.command else {
+            panic!("{:?}", cli.command);
+        };
+        assert_eq!(format!("{args:?}"), format!("{:?}", DumpArgs::scheduled()));
     }
 
     #[test]

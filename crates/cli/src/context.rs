@@ -25,6 +25,9 @@ const JOBS_DEFAULT_MAX: usize = 8;
 /// What asks for an encrypted file.
 const ENCRYPTED_SUFFIX: &str = ".age";
 
+/// The setting that says where the server is.
+const CONNECTION: &str = "connection";
+
 /// Variables that are read, and aren't settings.
 const OTHER_VARIABLES: [&str; 0] = [];
 
@@ -74,6 +77,45 @@ impl Context {
 
     /// Reads the settings. `overrides` are the command's own flags.
     pub fn settings(&self, overrides: Overrides) -> Result<Settings, Failure> {
+        let loaded = self.load()?;
+        let overrides = self.overrides(overrides);
+        let (name, cluster) = loaded.config.select(self.global.cluster.as_deref(), &overrides)?;
+        Ok(Settings {
+            name,
+            cluster,
+            loaded,
+        })
+    }
+
+    /// Reads the settings of the cluster that is chosen, or of all where none is.
+    pub fn settings_of_all(&self) -> Result<Vec<Settings>, Failure> {
+        let loaded = self.load()?;
+        let overrides = self.overrides(Overrides::default());
+        let names = loaded.config.names(self.global.cluster.as_deref())?;
+        let by_flag =
+            overrides.connection.is_some() || overrides.set.iter().any(|(name, _)| name == CONNECTION);
+        if names.len() > 1 && (by_flag || loaded.config.is_in_environment(CONNECTION)) {
+            // Each of them would be dumped from that one server.
+            return Err(Failure::usage(
+                format!(
+                    "--connection or PGKEEP_CONNECTION names one server, and there are several clusters: {}",
+                    names.join(", ")
+                ),
+                "choose one with --cluster NAME, or let the file say where each of them is",
+            ));
+        }
+        let select = |name: String| {
+            let (name, cluster) = loaded.config.select(Some(&name), &overrides)?;
+            Ok(Settings {
+                name,
+                cluster,
+                loaded: loaded.clone(),
+            })
+        };
+        names.into_iter().map(select).collect()
+    }
+
+    fn load(&self) -> Result<Loaded, Failure> {
         let loaded = pgkeep_config::load(self.global.config.as_deref(), &|name| std::env::var(name).ok())?;
         let names: Vec<String> = std::env::vars_os()
             .filter_map(|(name, _)| name.into_string().ok())
@@ -82,7 +124,12 @@ impl Context {
         for warning in loaded.warnings.iter().chain(&unknown) {
             tracing::warn!("{warning}");
         }
-        let overrides = Overrides {
+        Ok(loaded)
+    }
+
+    /// The global flags, and the command's own.
+    fn overrides(&self, overrides: Overrides) -> Overrides {
+        Overrides {
             connection: self.global.connection.clone().map(Secret::new),
             repository: self.global.repository.clone(),
             recipients: self.global.recipients.clone(),
@@ -95,13 +142,7 @@ impl Context {
                 .map(|(name, value)| (name.clone(), Secret::new(value)))
                 .collect(),
             ..overrides
-        };
-        let (name, cluster) = loaded.config.select(self.global.cluster.as_deref(), &overrides)?;
-        Ok(Settings {
-            name,
-            cluster,
-            loaded,
-        })
+        }
     }
 
     /// Opens the repository that is read from.
@@ -125,6 +166,20 @@ impl Settings {
                 "name one with --repository URL; 'pgkeep copy all --to URL' brings the backups to another",
             )),
         }
+    }
+
+    /// Settings that are given and do nothing in this version, which must not go unnoticed.
+    pub fn without_effect(&self) -> Vec<&'static str> {
+        let cluster = &self.cluster;
+        let all = [
+            ("stream", cluster.stream),
+            ("backup.schedule", cluster.backup.schedule.is_some()),
+            ("drill.schedule", cluster.drill.schedule.is_some()),
+        ];
+        all.into_iter()
+            .filter(|(_, is_set)| *is_set)
+            .map(|(name, _)| name)
+            .collect()
     }
 
     /// Opens the store at a URL.

@@ -127,6 +127,13 @@ impl Output {
         ));
     }
 
+    /// One of the events of a program that goes on; with `--json` it is told by [`Output::json`] alone.
+    pub fn event(&self, line: impl AsRef<str>) {
+        if !self.json {
+            self.tell(line.as_ref());
+        }
+    }
+
     /// An error, told once.
     pub fn error(&self, message: &str, causes: &[String], hint: Option<&str>) {
         let mut text = format!("{} {}", styled(BOLD, "error:"), indented(message));
@@ -261,7 +268,8 @@ fn time_short_in(timestamp: Timestamp, zone: TimeZone) -> String {
     text.strip_suffix(":00").map_or(text.clone(), str::to_owned)
 }
 
-fn time_in(timestamp: Timestamp, zone: TimeZone) -> String {
+/// In a time zone, with its offset: `2026-11-22 03:00:00 +01:00`.
+pub fn time_in(timestamp: Timestamp, zone: TimeZone) -> String {
     timestamp
         .to_zoned(zone)
         .strftime("%Y-%m-%d %H:%M:%S %:z")

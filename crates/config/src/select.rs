@@ -182,6 +182,24 @@ impl Config {
         Ok((name, chosen))
     }
 
+    /// The clusters that something is done for which works on several: the one that `--cluster` or `PGKEEP_CLUSTER`
+    /// chooses, or all of the file, or [`DEFAULT_CLUSTER`] where it has none.
+    ///
+    /// # Errors
+    /// There is no such cluster.
+    pub fn names(&self, cluster: Option<&str>) -> Result<Vec<String>, ConfigError> {
+        match self.choose(cluster) {
+            Ok(name) => Ok(vec![name]),
+            Err(ConfigError::ClusterNotChosen { known }) => Ok(known),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether the environment sets it, whatever the cluster.
+    pub fn is_in_environment(&self, name: &str) -> bool {
+        self.environment.iter().any(|(setting, _)| setting.name == name)
+    }
+
     fn choose(&self, flag: Option<&str>) -> Result<String, ConfigError> {
         let known = || self.clusters.keys().cloned().collect::<Vec<String>>();
         let (name, origin) = match (flag, &self.environment_cluster) {

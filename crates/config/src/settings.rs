@@ -142,7 +142,7 @@ pub const SETTINGS: &[Setting] = &[
         "dump.schedule",
         "cron expression",
         "none",
-        "When the daemon dumps.",
+        "When `pgkeep run` dumps ([scheduling](scheduling.md)).",
         |cluster, input| cluster.dump.schedule = Some(input.schedule()?)
     ),
     setting!(
@@ -213,14 +213,14 @@ pub const SETTINGS: &[Setting] = &[
         "stream",
         "`true` or `false`",
         "`false`",
-        "Receive WAL continuously.",
+        "Receive WAL continuously. Does nothing yet.",
         |cluster, input| cluster.stream = input.boolean()?
     ),
     setting!(
         "backup.schedule",
         "cron expression",
         "none",
-        "When the daemon takes base backups.",
+        "When base backups are taken. Does nothing yet.",
         |cluster, input| cluster.backup.schedule = Some(input.schedule()?)
     ),
     setting!(
@@ -241,7 +241,7 @@ pub const SETTINGS: &[Setting] = &[
         "drill.schedule",
         "cron expression",
         "none",
-        "When the daemon tests a restore.",
+        "When a restore is tested. Does nothing yet.",
         |cluster, input| cluster.drill.schedule = Some(input.schedule()?)
     ),
     // Retention.

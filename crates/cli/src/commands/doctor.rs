@@ -1,5 +1,6 @@
 //! `pgkeep doctor`: what is in place, what isn't, and what to do about it.
 
+use jiff::Timestamp;
 use pgkeep_base::{BackupKind, Classified};
 use pgkeep_config::{EncryptionMode, Overrides};
 use pgkeep_pg::programs::{self, ProgramSearch};
@@ -9,9 +10,10 @@ use pgkeep_repository::{Repository, RepositoryError, keys, layout};
 use pgkeep_store::{Severity, Store};
 use serde_json::json;
 
+use super::run as scheduler;
 use crate::context::{Context, KeyUse, Settings};
 use crate::exit::{Failure, Outcome};
-use crate::output::{ACCENT, BOLD, DIM, counted, fold, styled, terminal_width, time};
+use crate::output::{ACCENT, BOLD, DIM, counted, fold, styled, terminal_width, time, time_in};
 
 /// The oldest server that is supported.
 const MAJOR_MIN: u32 = 15;
@@ -78,6 +80,7 @@ pub async fn run(context: &Context) -> Result<Outcome, Failure> {
     let settings = context.settings(Overrides::default())?;
     let mut findings = Findings::default();
     configuration(&settings, &mut findings);
+    schedules(&settings, &mut findings);
     encryption(&settings, &mut findings);
     repository(&settings, &mut findings).await;
     let major = match settings.target() {
@@ -131,6 +134,33 @@ fn configuration(settings: &Settings, findings: &mut Findings) {
             "no retention: every backup is kept for ever",
             Some(mend),
         );
+    }
+}
+
+/// Due times that are shown.
+const DUE_SHOWN: usize = 3;
+
+fn schedules(settings: &Settings, findings: &mut Findings) {
+    let area = "schedule";
+    match scheduler::schedule(settings) {
+        Ok(Some(schedule)) => {
+            let due = schedule.upcoming(Timestamp::now()).take(DUE_SHOWN);
+            let due: Vec<String> = due.map(|due| time_in(due, schedule.zone().clone())).collect();
+            findings.ok(
+                area,
+                format!("'pgkeep run' dumps at {} ({schedule})", due.join(", ")),
+            );
+        }
+        Ok(None) => {
+            let mend =
+                "for 'pgkeep run' set dump = { schedule = \"0 2 * * *\" }; cron or a timer will do as well";
+            findings.add(area, Mark::Info, "no dump.schedule", Some(mend.to_owned()));
+        }
+        Err(failure) => findings.0.push(of_failure(area, &failure)),
+    }
+    for name in settings.without_effect() {
+        let what = format!("'{name}' is set, and does nothing yet: only dumps are made");
+        findings.add(area, Mark::Warning, what, None);
     }
 }
 

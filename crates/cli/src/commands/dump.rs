@@ -24,12 +24,7 @@ pub async fn run(context: &Context, args: DumpArgs) -> Result<Outcome, Failure> 
         upload_limit: args.upload_limit.clone(),
         ..Overrides::default()
     })?;
-    if let Some(pattern) = settings.cluster.dump.exclude_databases.first() {
-        return Err(Failure::usage(
-            format!("the setting 'dump.exclude_databases' ({pattern}) is not supported yet"),
-            "name the databases to dump with dump.databases = [...] or --database",
-        ));
-    }
+    check_databases(&settings)?;
     match (format(&settings, &args), &args.output) {
         (Format::Repository, Some(_)) => Err(Failure::usage(
             "--output names a file or directory, and a dump into the repository writes none",
@@ -57,7 +52,36 @@ fn format(settings: &Settings, args: &DumpArgs) -> Format {
     })
 }
 
+fn check_databases(settings: &Settings) -> Result<(), Failure> {
+    match settings.cluster.dump.exclude_databases.first() {
+        None => Ok(()),
+        Some(pattern) => Err(Failure::usage(
+            format!("the setting 'dump.exclude_databases' ({pattern}) is not supported yet"),
+            "name the databases to dump with dump.databases = [...] or --database",
+        )),
+    }
+}
+
+/// Whether a dump into the repository could begin, as far as the settings alone tell.
+pub fn check(settings: &Settings) -> Result<(), Failure> {
+    check_databases(settings)?;
+    settings.target()?;
+    settings.repository_url()?;
+    settings.access(KeyUse::None)?.encryption.check_writable()?;
+    Ok(())
+}
+
 async fn repository(context: &Context, settings: &Settings, args: &DumpArgs) -> Result<Outcome, Failure> {
+    let (report, url) = into_repository(context, settings, args).await?;
+    Ok(tell(context, &report, &url))
+}
+
+/// Dumps into the repository. Returns the repository's URL, too.
+pub async fn into_repository(
+    context: &Context,
+    settings: &Settings,
+    args: &DumpArgs,
+) -> Result<(DumpReport, String), Failure> {
     let options = options(context, settings, args);
     let target = settings.target()?;
     let access = settings.access(KeyUse::None)?;
@@ -72,7 +96,7 @@ async fn repository(context: &Context, settings: &Settings, args: &DumpArgs) -> 
     let cancelled = context.cancellation.cancelled();
     let report = pgkeep_dump::dump(&repository, &target, &options, &progress, cancelled).await;
     drop(display);
-    Ok(tell(context, &report?, repository.store().url()))
+    Ok((report?, repository.store().url().to_owned()))
 }
 
 /// Which databases, and what of them. Flags are stronger than settings; a list that is given replaces the settings' one.

@@ -13,6 +13,7 @@ mod new_container;
 mod new_server;
 mod prune;
 mod restore;
+mod run;
 mod show;
 mod summaries;
 mod verify;
@@ -32,6 +33,7 @@ pub async fn run(context: &Context, command: Command) -> Result<Outcome, Failure
         Command::Prune(args) => prune::run(context, args).await,
         Command::Pin(args) => context.cancellation.or(keep::pin(context, args)).await,
         Command::Unpin(args) => context.cancellation.or(keep::unpin(context, args)).await,
+        Command::Run(args) => run::run(context, args).await,
         Command::Copy(args) => copy::run(context, args).await,
         Command::Export(args) => export::run(context, args).await,
         Command::Key(args) => key::run(context, args),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use pgkeep_base::{BackupId, BackupKind, Classified, Hint};
-use pgkeep_config::{Cluster, Overrides};
+use pgkeep_config::{Cluster, EncryptionMode, Overrides};
 use pgkeep_dump::manifest::DumpSummary;
 use pgkeep_repository::Repository;
 use pgkeep_repository::prune::{self, Known, PruneInput, PruneReport};
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::summaries;
 use crate::args::PruneArgs;
-use crate::context::{Context, KeyUse, LEASE_DURATION};
+use crate::context::{Context, KeyUse, LEASE_DURATION, Settings};
 use crate::exit::{Failure, Outcome};
 use crate::output::{counted, time_short};
 use crate::table::{Align, Table};
@@ -55,6 +55,35 @@ pub async fn run(context: &Context, args: PruneArgs) -> Result<Outcome, Failure>
         .collect();
     tell_plan(context, &report.plan, &failed, false);
     Ok(tell_report(context, &report))
+}
+
+/// Whether the settings let anything go at all.
+pub fn is_configured(settings: &Settings) -> bool {
+    !policy(&settings.cluster).keeps_everything()
+}
+
+/// Whether dumps of a part can be told from whole ones here, without which nothing may be pruned.
+pub fn is_possible(settings: &Settings) -> bool {
+    let has_key = || {
+        settings
+            .identities()
+            .is_ok_and(|identities| !identities.is_empty())
+    };
+    settings.cluster.encryption == EncryptionMode::None || has_key()
+}
+
+/// Carries the retention settings out, and tells nobody.
+pub async fn after_dump(context: &Context, settings: &Settings) -> Result<PruneReport, Failure> {
+    let prepare = async {
+        let repository = context.repository(settings, KeyUse::IfThere).await?;
+        let input = input(&repository).await?;
+        Ok((repository, input))
+    };
+    let (repository, input) = context.cancellation.or(prepare).await?;
+    let removing = |id: &BackupId| tracing::info!("removing {id}");
+    let cancelled = context.cancellation.cancelled();
+    let policy = policy(&settings.cluster);
+    Ok(prune::execute(&repository, &policy, &input, LEASE_DURATION, removing, cancelled).await?)
 }
 
 fn policy(cluster: &Cluster) -> Policy {

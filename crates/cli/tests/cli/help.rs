@@ -17,6 +17,7 @@ const COMMANDS: &[&[&str]] = &[
     &["unpin"],
     &["copy"],
     &["export"],
+    &["run"],
     &["key"],
     &["key", "new"],
     &["key", "show"],

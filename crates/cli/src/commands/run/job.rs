@@ -1,0 +1,284 @@
+use std::time::Duration;
+
+use jiff::Timestamp;
+use pgkeep_base::{BackupKind, Clock};
+use pgkeep_repository::backups::BackupState;
+use pgkeep_repository::{Repository, RepositoryError};
+use pgkeep_schedule::{Action, Planner, Run, Schedule};
+
+use super::events::Events;
+use super::service::Service;
+use crate::args::DumpArgs;
+use crate::commands::{dump, prune, summaries};
+use crate::context::{Context, KeyUse, Settings};
+use crate::exit::{Failure, Outcome};
+
+/// The clock is read at least this often: it may be set, and a machine that slept doesn't tell.
+const CLOCK_INTERVAL: Duration = Duration::from_secs(30);
+
+/// How long an interrupted dump has to clean up. What it leaves then is what a crash leaves: the next run sweeps it.
+const END_MAX: Duration = Duration::from_secs(9);
+const TOO_LATE: &str =
+    "the dump didn't end in time; unless it is listed, the next run removes what it stored";
+
+/// One cluster's dumps.
+pub struct Job<'a> {
+    pub context: &'a Context,
+    pub settings: &'a Settings,
+    pub schedule: &'a Schedule,
+    pub clock: &'a dyn Clock,
+    pub events: Events<'a>,
+    pub service: &'a Service,
+    /// Do what is due now, and no more.
+    pub once: bool,
+}
+
+/// How a job came to its end.
+pub enum End {
+    /// Idle.
+    Outcome(Outcome),
+    /// In the middle of a dump.
+    Interrupted,
+}
+
+/// What came of a run.
+enum Ran {
+    Done(Outcome),
+    Failed(Failure),
+    Interrupted,
+}
+
+impl Job<'_> {
+    /// Dumps whenever it's due, until the user wants it to end.
+    pub async fn run(&self) -> End {
+        self.tell_what_is_left_out();
+        let mut planner = Planner::new(self.schedule.clone(), self.clock.now());
+        if self.once {
+            planner = planner.started_now_and_then();
+        }
+        let mut outcome = Outcome::Done;
+        let mut told_next = None;
+        while !self.context.cancellation.is_cancelled() {
+            match planner.decide(self.clock.now()) {
+                Action::Tell(missed) => self.events.missed(&missed),
+                Action::ClockWentBack(by) => self.events.clock_went_back(by),
+                Action::Look => {
+                    if !self.look(&mut planner).await && self.once {
+                        return End::Outcome(Outcome::Failed);
+                    }
+                }
+                Action::Start(run) => match self.ran(&mut planner, run).await {
+                    Ran::Interrupted => return End::Interrupted,
+                    Ran::Failed(_) if self.once => return End::Outcome(Outcome::Failed),
+                    Ran::Failed(_) => {}
+                    // A scheduler that ends because it is asked to has nothing to complain of.
+                    Ran::Done(of_run) if self.once => outcome = outcome.and(of_run),
+                    Ran::Done(_) => {}
+                },
+                Action::Wait(until) => {
+                    if told_next != until {
+                        told_next = until;
+                        self.tell_next(&planner, until);
+                    }
+                    if self.once {
+                        break;
+                    }
+                    tokio::select! {
+                        () = self.wait(until) => {}
+                        () = self.context.cancellation.cancelled() => {}
+                    }
+                }
+            }
+        }
+        End::Outcome(outcome)
+    }
+
+    fn tell_what_is_left_out(&self) {
+        for setting in self.settings.without_effect() {
+            self.events.attention(&format!(
+                "the setting '{setting}' does nothing yet: only dumps are made"
+            ));
+        }
+        if prune::is_configured(self.settings) && !prune::is_possible(self.settings) {
+            self.events.note(
+                "dumps are made here, and not pruned: the secret key isn't here; run 'pgkeep prune' where it is",
+            );
+        }
+    }
+
+    fn tell_next(&self, planner: &Planner, until: Option<Timestamp>) {
+        let Some(until) = until else { return };
+        if planner.next_due() == Some(until) {
+            self.events.next(until);
+        }
+        let what = if planner.next_due() == Some(until) {
+            "next dump"
+        } else {
+            "trying again"
+        };
+        self.service.status(
+            &self.settings.name,
+            format!("{what} at {}", self.events.time(until)),
+        );
+    }
+
+    /// Until that time, or until the clock should be read again.
+    async fn wait(&self, until: Option<Timestamp>) {
+        let rest = until.map_or(CLOCK_INTERVAL, |until| {
+            // What is past needs no waiting.
+            Duration::try_from(until.duration_since(self.clock.now())).unwrap_or_default()
+        });
+        tokio::time::sleep(rest.min(CLOCK_INTERVAL)).await;
+    }
+
+    /// Looks for the newest dump. Returns whether it could.
+    async fn look(&self, planner: &mut Planner) -> bool {
+        self.service
+            .status(&self.settings.name, "looking for the newest dump".to_owned());
+        let newest = tokio::select! {
+            newest = self.newest() => newest,
+            // The loop ends right after this.
+            () = self.context.cancellation.cancelled() => return true,
+        };
+        let now = self.clock.now();
+        match newest {
+            Ok(newest) => {
+                planner.looked(now, newest);
+                true
+            }
+            Err(failure) => {
+                let again = planner.look_failed(now);
+                let again = (!self.once).then_some(again);
+                self.events
+                    .failed("cannot look for the newest dump", &failure, None, again, None);
+                false
+            }
+        }
+    }
+
+    /// When the newest dump was begun that counts: it is complete and whole, as far as the key tells, and not from the
+    /// future.
+    async fn newest(&self) -> Result<Option<Timestamp>, Failure> {
+        let store = self.settings.store(self.settings.repository_url()?).await?;
+        let access = self.settings.access(KeyUse::IfThere)?;
+        let repository = match Repository::open(store, &self.settings.name, access).await {
+            Ok(repository) => repository,
+            Err(RepositoryError::NotARepository { .. }) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        let now = self.clock.now();
+        for id in repository.ids(BackupKind::Dump).await? {
+            if id.started_at() > now || repository.state(&id).await? != BackupState::Complete {
+                continue;
+            }
+            let summaries = summaries::read(&repository, std::slice::from_ref(&id)).await?;
+            let is_part = |narrowed: pgkeep_dump::manifest::Narrowed| narrowed.databases || narrowed.tables;
+            let counts = match summaries.by_id.get(&id) {
+                Some(summary) => !is_part(summary.narrowed()),
+                // Without the key nobody can tell; then it counts. Damaged or gone it doesn't.
+                None => summaries.locked.is_some(),
+            };
+            if counts {
+                return Ok(Some(id.started_at()));
+            }
+        }
+        Ok(None)
+    }
+
+    /// One run: the dump, what is due meanwhile, and what came of it.
+    async fn ran(&self, planner: &mut Planner, run: Run) -> Ran {
+        self.events.started(&run);
+        let since = self.events.time(self.clock.now());
+        self.service
+            .status(&self.settings.name, format!("dumping since {since}"));
+        let working = self.dump_and_prune();
+        tokio::pin!(working);
+        let too_late = async {
+            self.context.cancellation.cancelled().await;
+            tokio::time::sleep(END_MAX).await;
+        };
+        tokio::pin!(too_late);
+        let ran = loop {
+            let next = match planner.decide(self.clock.now()) {
+                Action::Tell(missed) => {
+                    self.events.missed(&missed);
+                    continue;
+                }
+                Action::ClockWentBack(by) => {
+                    self.events.clock_went_back(by);
+                    continue;
+                }
+                Action::Wait(until) => until,
+                // Nothing else is said while a run is under way.
+                Action::Look | Action::Start(_) => None,
+            };
+            tokio::select! {
+                ran = &mut working => break ran,
+                () = self.wait(next) => {}
+                () = &mut too_late => {
+                    self.events.interrupted(TOO_LATE);
+                    break Ran::Interrupted;
+                }
+            }
+        };
+        let now = self.clock.now();
+        let missed = planner.finished(now, matches!(ran, Ran::Done(_)));
+        if let Ran::Failed(failure) = &ran {
+            let (again, next) = match self.once {
+                true => (None, None),
+                false => (planner.retry_at(), planner.next_due()),
+            };
+            self.events
+                .failed("", failure, Some(&run), again, next.filter(|_| again.is_none()));
+        }
+        if let Some(missed) = &missed {
+            self.events.missed(missed);
+        }
+        ran
+    }
+
+    async fn dump_and_prune(&self) -> Ran {
+        let args = DumpArgs::scheduled();
+        let cancellation = &self.context.cancellation;
+        let report = match dump::into_repository(self.context, self.settings, &args).await {
+            Ok((report, _)) => report,
+            Err(failure) if cancellation.is_cancelled() => {
+                self.events.interrupted(&format!(
+                    "the dump ({}); what it stored is removed, now or by the next run",
+                    failure.text()
+                ));
+                return Ran::Interrupted;
+            }
+            Err(failure) => return Ran::Failed(failure),
+        };
+        self.events.done(&report);
+        let mut outcome = Outcome::Done;
+        for line in &report.attention {
+            self.events.attention(line);
+            outcome = Outcome::Attention;
+        }
+        if cancellation.is_cancelled()
+            || !prune::is_configured(self.settings)
+            || !prune::is_possible(self.settings)
+        {
+            return Ran::Done(outcome);
+        }
+        self.service.status(&self.settings.name, "pruning".to_owned());
+        let failures = match prune::after_dump(self.context, self.settings).await {
+            Ok(report) => self.events.pruned(&report),
+            Err(_) if cancellation.is_cancelled() => {
+                self.events
+                    .interrupted("the prune; the dump before it is complete");
+                return Ran::Interrupted;
+            }
+            Err(failure) => {
+                self.events.prune_failed(&failure);
+                true
+            }
+        };
+        if failures {
+            outcome = outcome.and(Outcome::Attention);
+        }
+        Ran::Done(outcome)
+    }
+}
