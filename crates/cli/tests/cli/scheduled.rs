@@ -3,11 +3,11 @@
 
 use std::fs::{self, File};
 use std::os::unix::net::UnixDatagram;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
 use std::time::Duration;
 
-use pgkeep_testkit::poll_until;
+use pgkeep_testkit::{Missing, poll_until, require};
 use serde_json::Value;
 
 use crate::support::{Place, files, server};
@@ -355,4 +355,33 @@ fn what_cannot_work_is_refused_at_the_start() {
     let what = found["what"].as_str().unwrap();
     assert_eq!(what.matches(" 02:00:00 +00:00").count(), 3, "{what}");
     assert!(what.ends_with("(0 2 * * *, UTC)"), "{what}");
+}
+
+#[test]
+fn systemd_finds_nothing_wrong_with_the_units() {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../infra/systemd");
+    let analyze = Command::new("systemd-analyze").arg("--version").output();
+    require!(analyze.map_err(|_| Missing("systemd-analyze".to_owned())));
+    let folder = tempfile::tempdir().unwrap();
+    let mut units = Vec::new();
+    for entry in fs::read_dir(here).unwrap().flatten() {
+        // Where the program would be installed there is none, which is all that would be found.
+        let text = fs::read_to_string(entry.path()).unwrap();
+        let text = text.replace("/usr/local/bin/pgkeep", env!("CARGO_BIN_EXE_pgkeep"));
+        let unit = folder.path().join(entry.file_name());
+        fs::write(&unit, text).unwrap();
+        units.push(unit);
+    }
+    assert_eq!(units.len(), 3);
+    let verified = Command::new("systemd-analyze")
+        .args(["verify", "--man=no"])
+        .args(&units)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&verified.stderr);
+    let ours = said
+        .lines()
+        .filter(|line| line.contains(folder.path().to_str().unwrap()));
+    assert_eq!(ours.count(), 0, "{said}");
+    assert!(verified.status.success(), "{said}");
 }
