@@ -13,12 +13,16 @@ mod table;
 mod usage;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use args::Cli;
 use context::Context;
 use exit::{FAILED, Failure, Outcome};
 use output::Output;
 use signals::Cancellation;
+
+/// How long the end waits for work that nobody waits for any more.
+const GIVEN_UP_WAIT: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     let cli = match usage::parse() {
@@ -28,7 +32,12 @@ fn main() -> ExitCode {
     let output = Output::new(cli.global.json, cli.global.quiet);
     logging::start(cli.global.quiet, cli.global.verbose);
     let code = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Ok(runtime) => runtime.block_on(run(cli, output)),
+        Ok(runtime) => {
+            let code = runtime.block_on(run(cli, output));
+            // Work that was given up may hang in the kernel: on a file system whose server is away, say.
+            runtime.shutdown_timeout(GIVEN_UP_WAIT);
+            code
+        }
         Err(error) => {
             let failure = Failure::failed("cannot start threads", &error);
             failure.tell(&output);

@@ -17,7 +17,7 @@ use crate::exit::{Failure, Outcome};
 const CLOCK_INTERVAL: Duration = Duration::from_secs(30);
 
 /// How long an interrupted dump has to clean up. What it leaves then is what a crash leaves: the next run sweeps it.
-const END_MAX: Duration = Duration::from_secs(9);
+const END_MAX: Duration = Duration::from_secs(8);
 const TOO_LATE: &str =
     "the dump didn't end in time; unless it is listed, the next run removes what it stored";
 
