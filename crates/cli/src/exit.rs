@@ -133,14 +133,12 @@ impl Failure {
     /// Tells it on standard error, and with `--json` on standard output too.
     pub fn tell(&self, output: &Output) {
         output.error(&self.message, &self.causes, self.hint.as_deref());
-        if output.is_json() {
-            output.json(&json!({ "error": {
-                "message": self.message,
-                "causes": self.causes,
-                "hint": self.hint,
-                "exit_code": self.code,
-            }}));
-        }
+        output.json(&json!({ "error": {
+            "message": self.message,
+            "causes": self.causes,
+            "hint": self.hint,
+            "exit_code": self.code,
+        }}));
     }
 }
 

@@ -17,6 +17,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 
+use crate::pipes;
 use crate::printable;
 
 /// Begins to print what is logged. Our own crates say more than those of others.
@@ -95,8 +96,22 @@ where
             Level::DEBUG => "debug",
             Level::TRACE => "trace",
         };
-        let line = format!("{label}: {}{}{}", fields.message, fields.others, fields.error);
+        let text = format!("{}{}{}", fields.message, fields.others, fields.error);
+        if let Some(level) = pipes_level(*event.metadata().level()) {
+            pipes::log(level, &text);
+        }
+        let line = format!("{label}: {text}");
         writeln!(writer, "{}", printable::lines(&line))
+    }
+}
+
+/// What `-vv` adds is for whoever looks for a fault, not for the log of a run.
+fn pipes_level(level: Level) -> Option<pipes::Level> {
+    match level {
+        Level::ERROR => Some(pipes::Level::Error),
+        Level::WARN => Some(pipes::Level::Warning),
+        Level::INFO => Some(pipes::Level::Info),
+        _ => None,
     }
 }
 

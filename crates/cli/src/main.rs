@@ -6,6 +6,7 @@ mod context;
 mod exit;
 mod logging;
 mod output;
+mod pipes;
 mod printable;
 mod progress;
 mod signals;
@@ -25,13 +26,24 @@ use signals::Cancellation;
 const GIVEN_UP_WAIT: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
+    let code = match pipes::open() {
+        Ok(()) => pipes::close(start()),
+        Err(failure) => {
+            failure.tell(&Output::new(false, false));
+            failure.code()
+        }
+    };
+    ExitCode::from(code)
+}
+
+fn start() -> u8 {
     let cli = match usage::parse() {
         Ok(cli) => cli,
         Err(code) => return code,
     };
     let output = Output::new(cli.global.json, cli.global.quiet);
     logging::start(cli.global.quiet, cli.global.verbose);
-    let code = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => {
             let code = runtime.block_on(run(cli, output));
             // Work that was given up may hang in the kernel: on a file system whose server is away, say.
@@ -43,8 +55,7 @@ fn main() -> ExitCode {
             failure.tell(&output);
             failure.code()
         }
-    };
-    ExitCode::from(code)
+    }
 }
 
 async fn run(cli: Cli, output: Output) -> u8 {

@@ -12,6 +12,7 @@ use jiff::tz::TimeZone;
 use serde_json::Value;
 use unicode_width::UnicodeWidthStr;
 
+use crate::pipes::{self, Level};
 use crate::printable;
 use crate::table::Table;
 
@@ -104,8 +105,9 @@ impl Output {
             .for_each(|line| self.line(line));
     }
 
-    /// A result, for programs: one line.
+    /// A result, for programs: one line. Dagster gets it in any case.
     pub fn json(&self, value: &Value) {
+        pipes::document(value);
         if self.json {
             self.write(&value.to_string());
         }
@@ -113,6 +115,7 @@ impl Output {
 
     /// Something that is good to know.
     pub fn note(&self, text: impl AsRef<str>) {
+        pipes::log(Level::Info, text.as_ref());
         if !self.quiet {
             self.tell(&format!("{} {}", styled(DIM, "note:"), indented(text.as_ref())));
         }
@@ -120,6 +123,7 @@ impl Output {
 
     /// Something that needs attention.
     pub fn attention(&self, text: impl AsRef<str>) {
+        pipes::log(Level::Warning, text.as_ref());
         self.tell(&format!(
             "{} {}",
             styled(BOLD, "attention:"),
@@ -144,6 +148,7 @@ impl Output {
         if let Some(hint) = hint {
             let _ = write!(text, "\n  {} {}", styled(ACCENT, "hint:"), indented(hint));
         }
+        pipes::error(&text);
         self.tell(&text);
     }
 

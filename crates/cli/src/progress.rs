@@ -1,4 +1,4 @@
-//! How far long work is: a bar on a terminal; elsewhere nothing, or with `-v` a line now and then.
+//! How far long work is: a bar on a terminal; elsewhere nothing, or with `-v` a line now and then, as in Dagster's log.
 
 use std::io::{IsTerminal, Write};
 use std::sync::atomic::Ordering;
@@ -11,6 +11,7 @@ use pgkeep_dump::Progress;
 use tokio::task::JoinHandle;
 
 use crate::output::count;
+use crate::pipes;
 use crate::printable;
 
 const REFRESH_INTERVAL: Duration = Duration::from_millis(100);
@@ -41,12 +42,15 @@ pub enum Shown {
     Bar,
     /// A line now and then.
     Lines,
+    /// The same, for Dagster alone.
+    Reported,
 }
 
 impl Shown {
     /// As the flags and standard error have it.
     pub fn by(quiet: bool, verbose: u8) -> Self {
         match (quiet, std::io::stderr().is_terminal(), verbose) {
+            (false, false, 0) if pipes::is_open() => Self::Reported,
             (true, _, _) | (false, false, 0) => Self::Nothing,
             (false, true, _) => Self::Bar,
             (false, false, _) => Self::Lines,
@@ -69,8 +73,8 @@ impl Display {
                 task: None,
                 bar: None,
             },
-            Shown::Lines => Self {
-                task: Some(tokio::spawn(print_lines(progress))),
+            Shown::Lines | Shown::Reported => Self {
+                task: Some(tokio::spawn(print_lines(progress, shown))),
                 bar: None,
             },
             Shown::Bar => {
@@ -147,15 +151,18 @@ fn with_sizes(style: ProgressStyle) -> ProgressStyle {
         .with_key("rate", key(|state| state.per_sec() as u64))
 }
 
-async fn print_lines(progress: Arc<Progress>) {
+async fn print_lines(progress: Arc<Progress>, shown: Shown) {
     let mut ticks = tokio::time::interval(LINE_INTERVAL);
     // The first tick comes at once, when there is nothing to tell.
     ticks.tick().await;
     loop {
         ticks.tick().await;
         let line = line(&progress);
-        // Nobody reads it any more: no reason to stop working.
-        let _ = writeln!(std::io::stderr().lock(), "{line}");
+        pipes::log(pipes::Level::Info, &line);
+        if shown == Shown::Lines {
+            // Nobody reads it any more: no reason to stop working.
+            let _ = writeln!(std::io::stderr().lock(), "{line}");
+        }
     }
 }
 

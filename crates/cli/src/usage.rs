@@ -1,11 +1,9 @@
 //! Reading the command line. clap repeats what it doesn't understand, and that may be half of a password.
 
-use std::process::ExitCode;
-
 use clap::Parser;
 
 use crate::args::Cli;
-use crate::exit::USAGE;
+use crate::exit::{DONE, USAGE};
 
 /// What an argument has that may hold a secret, in small letters.
 const SECRET_MARKS: [&str; 6] = ["password", "secret", "token", "access_key", "sig=", "://"];
@@ -13,18 +11,19 @@ const SECRET_MARKS: [&str; 6] = ["password", "secret", "token", "access_key", "s
 const SECRET_BYTES_MIN: usize = 4;
 
 /// The arguments, or how to end when help was asked for or they make no sense.
-pub fn parse() -> Result<Cli, ExitCode> {
+pub fn parse() -> Result<Cli, u8> {
     Cli::try_parse().map_err(|error| {
         let mut text = error.render().ansi().to_string();
         if !error.use_stderr() {
             anstream::print!("{text}");
-            return ExitCode::SUCCESS;
+            return DONE;
         }
         for secret in std::env::args().skip(1).filter_map(secret_part) {
             text = text.replace(&secret, "[not shown]");
         }
         anstream::eprint!("{text}");
-        ExitCode::from(USAGE)
+        crate::pipes::error(&anstream::adapter::strip_str(&text).to_string());
+        USAGE
     })
 }
 

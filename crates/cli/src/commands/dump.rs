@@ -7,13 +7,14 @@ use pgkeep_base::ByteCount;
 use pgkeep_config::{Databases, DumpFormat, Overrides, RowFormatChoice};
 use pgkeep_dump::manifest::{Filters, Narrowed};
 use pgkeep_dump::{DumpOptions, DumpReport, FileFormat, FileOptions, FileReport, Progress, memory};
-use pgkeep_repository::Repository;
+use pgkeep_repository::{Repository, layout};
 use serde_json::json;
 
 use crate::args::{DumpArgs, Format};
 use crate::context::{Context, KeyUse, LEASE_DURATION, Settings};
 use crate::exit::{Failure, Outcome};
 use crate::output::{ACCENT, count, counted, duration, ratio, styled};
+use crate::pipes::{self, Level, Metadata};
 use crate::progress::Display;
 
 /// `pgkeep dump`
@@ -73,7 +74,9 @@ pub fn check(settings: &Settings) -> Result<(), Failure> {
 
 async fn repository(context: &Context, settings: &Settings, args: &DumpArgs) -> Result<Outcome, Failure> {
     let (report, url) = into_repository(context, settings, args).await?;
-    Ok(tell(context, &report, &url))
+    let outcome = tell(context, &report, &url);
+    report_to_dagster(&report, &url);
+    Ok(outcome)
 }
 
 /// Dumps into the repository. Returns the repository's URL, too.
@@ -201,6 +204,13 @@ fn tell_files(context: &Context, report: &FileReport, encrypted: bool) -> Outcom
         "attention": report.attention,
         "elapsed_seconds": report.elapsed.as_secs_f64(),
     }));
+    let metadata = Metadata::default()
+        .url("url", &report.output)
+        .list("databases", &report.databases)
+        .number("stored_bytes", report.bytes)
+        .seconds("elapsed_seconds", report.elapsed)
+        .list("attention", &report.attention);
+    pipes::materialization(None, &metadata);
     attention(context, &report.attention)
 }
 
@@ -211,6 +221,47 @@ fn attention(context: &Context, lines: &[String]) -> Outcome {
     } else {
         Outcome::Attention
     }
+}
+
+/// The facts that Dagster keeps with the asset. (`dagster/row_count` is the name by which it draws rows.)
+fn report_to_dagster(report: &DumpReport, repository_url: &str) {
+    let (manifest, totals) = (&report.manifest, report.manifest.totals);
+    let prefix = layout::backup_prefix(&manifest.cluster, &report.id);
+    let databases: Vec<&str> = manifest
+        .databases
+        .iter()
+        .map(|database| database.name.as_str())
+        .collect();
+    let id = report.id.to_string();
+    let metadata = Metadata::default()
+        .text("dump_id", &id)
+        .url(
+            "url",
+            &format!("{}/{prefix}", repository_url.trim_end_matches('/')),
+        )
+        .list("databases", &databases)
+        .number("rows", totals.rows)
+        .number("dagster/row_count", totals.rows)
+        .number("tables", totals.relations)
+        .number("plain_bytes", totals.plain_bytes)
+        .number("stored_bytes", totals.stored_bytes)
+        .seconds("elapsed_seconds", report.elapsed)
+        .text("started_at", &manifest.started_at.to_string())
+        .text("finished_at", &manifest.finished_at.to_string())
+        .text("server_version", &manifest.server_version)
+        .list("attention", &report.attention);
+    pipes::log(
+        Level::Info,
+        &format!(
+            "dump {id} is complete: {} in {}, {} stored in {}, in {}",
+            counted(totals.rows, "row", "rows"),
+            counted(totals.relations, "table", "tables"),
+            ByteCount(totals.plain_bytes),
+            ByteCount(totals.stored_bytes),
+            duration(report.elapsed),
+        ),
+    );
+    pipes::materialization(Some(&id), &metadata);
 }
 
 fn tell(context: &Context, report: &DumpReport, url: &str) -> Outcome {

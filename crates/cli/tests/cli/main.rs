@@ -17,6 +17,7 @@ mod latest;
 mod memory;
 mod namespaces;
 mod odd_names;
+mod pipes;
 mod scheduled;
 mod secrets;
 mod support;
