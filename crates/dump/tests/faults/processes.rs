@@ -1,11 +1,12 @@
 //! Other pgkeeps at the same time, with right and wrong clocks.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use pgkeep_base::{BackupKind, Classified, ManualClock, RetryClass};
+use pgkeep_base::{BackupId, BackupKind, Classified, ManualClock, RetryClass};
 use pgkeep_dump::verify::{self, VerifyDepth, VerifyOptions};
 use pgkeep_dump::{DumpError, DumpOptions, Progress};
 use pgkeep_repository::RepositoryError;
@@ -34,6 +35,13 @@ fn held_source() -> Result<(Cluster, Session), Missing> {
     Ok((source, holder))
 }
 
+/// Waits until the running dump stops: it has stored rows, and stores nothing now. Returns its id.
+fn wait_until_held(source: &Cluster, folder: &Path) -> BackupId {
+    let id = wait_for_rows(folder);
+    common::wait_for_waiter(source, LAST_DATABASE, "held", "AccessShareLock");
+    id
+}
+
 /// What a dump beside it reads, which doesn't stop.
 fn beside(source: &Cluster) -> DumpOptions {
     DumpOptions {
@@ -49,7 +57,7 @@ async fn a_dump_that_was_swept_while_it_ran_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let sound = repository_through(folder.path(), StoreOptions::default()).await;
     let dump = begin_dump(&sound, &source, &dump_options(&source));
-    let id = wait_for_rows(folder.path());
+    let id = wait_until_held(&source, folder.path());
     let given_up = sound.sweep_one(&id, "orphan").await.unwrap();
     assert!(
         matches!(given_up, GivenUp::Now(objects) if objects > 0),
@@ -77,7 +85,7 @@ async fn a_dump_whose_lease_is_taken_by_a_wrong_clock_fails_and_the_other_is_who
     let folder = tempfile::tempdir().unwrap();
     let sound = repository_through(folder.path(), StoreOptions::default()).await;
     let dump = begin_dump(&sound, &source, &dump_options(&source));
-    let id = wait_for_rows(folder.path());
+    let id = wait_until_held(&source, folder.path());
     let held = Lease::acquire(&sound, "test", Duration::from_secs(60)).await;
     assert!(
         matches!(held, Err(RepositoryError::LeaseHeld { .. })),
@@ -107,7 +115,7 @@ async fn a_second_dump_at_the_same_time_is_told_of_the_first() {
     let folder = tempfile::tempdir().unwrap();
     let sound = repository_through(folder.path(), StoreOptions::default()).await;
     let dump = begin_dump(&sound, &source, &dump_options(&source));
-    let id = wait_for_rows(folder.path());
+    let id = wait_until_held(&source, folder.path());
     let error = common::dump(&sound, &source, &beside(&source)).await.unwrap_err();
     assert!(
         error.to_string().contains(&std::process::id().to_string()),
@@ -129,7 +137,7 @@ async fn a_dump_that_is_swept_by_a_prune_with_a_wrong_clock_fails_and_leaves_not
     let sound = repository_through(folder.path(), StoreOptions::default()).await;
     let whole = common::dump(&sound, &source, &beside(&source)).await.unwrap().id;
     let dump = begin_dump(&sound, &source, &dump_options(&source));
-    let id = wait_for_rows(folder.path());
+    let id = wait_until_held(&source, folder.path());
     let policy = Policy {
         daily: 1,
         ..Policy::default()
@@ -173,7 +181,7 @@ async fn a_dump_is_read_while_the_next_one_is_written() {
     let sound = repository_through(folder.path(), StoreOptions::default()).await;
     let first = common::dump(&sound, &source, &beside(&source)).await.unwrap().id;
     let dump = begin_dump(&sound, &source, &dump_options(&source));
-    let second = wait_for_rows(folder.path());
+    let second = wait_until_held(&source, folder.path());
     let entries = sound.backups(BackupKind::Dump).await.unwrap();
     let states: Vec<_> = entries.iter().map(|entry| (&entry.id, entry.state)).collect();
     assert!(states.contains(&(&first, BackupState::Complete)), "{states:?}");
