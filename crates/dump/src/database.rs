@@ -25,7 +25,9 @@ use crate::snapshot::{self, LockedSnapshot};
 use crate::way_out;
 
 /// pg_dump takes locks of its own on tables that the holder has locked already; it waits only when somebody has
-/// queued for an exclusive lock in between, and then in vain.
+/// queued for an exclusive lock in between, and then in vain. As long as it waits, others wait behind that session; so it
+/// waits shortly at first. But to lock very many tables takes time, too.
+const SCHEMA_LOCK_TIMEOUT_MIN: Duration = Duration::from_secs(2);
 const SCHEMA_LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often the snapshot is given up and taken again because of that.
 const SCHEMA_ATTEMPTS_MAX: u32 = 5;
@@ -176,14 +178,14 @@ async fn snapshot_and_schema(
     folder: &str,
 ) -> Result<(LockedSnapshot, Vec<ObjectRef>, Option<Excluded>), DumpError> {
     let suffix = sealed_suffix(run.repository);
-    let mut attempt = 1;
+    let (mut attempt, mut waited) = (1, Duration::ZERO);
+    let mut lock_timeout = SCHEMA_LOCK_TIMEOUT_MIN;
     loop {
         let options = run.options;
         let mut snapshot = snapshot::take(target, &options.filters, options.lock_timeout).await?;
         run.progress
             .set_phase(format!("{}: reading the schema", target.database()));
-        let lock_timeout_ms = SCHEMA_LOCK_TIMEOUT.as_millis();
-        let mut command = schema::pg_dump(&run.programs, target, &snapshot.id, lock_timeout_ms);
+        let mut command = schema::pg_dump(&run.programs, target, &snapshot.id, lock_timeout.as_millis());
         command.arg("--schema-only");
         let excluded = find_excluded(&mut snapshot.session, &options.filters, target.database()).await?;
         for relation in excluded.iter().flat_map(|excluded| &excluded.relations) {
@@ -197,9 +199,17 @@ async fn snapshot_and_schema(
         };
         match schema::store_output(run.repository, &run.prefix, name, command).await {
             Ok(objects) => return Ok((snapshot, objects, excluded)),
-            Err(error @ DumpError::Program { .. })
-                if begun.elapsed() >= SCHEMA_LOCK_TIMEOUT && attempt < SCHEMA_ATTEMPTS_MAX =>
-            {
+            Err(error @ DumpError::Program { .. }) if begun.elapsed() >= lock_timeout => {
+                waited += begun.elapsed();
+                if attempt == SCHEMA_ATTEMPTS_MAX {
+                    return Err(DumpError::LockTimeout {
+                        database: target.database().to_owned(),
+                        waited_seconds: waited.as_secs(),
+                        blockers: Some(format!(
+                            "in each of {attempt} attempts somebody who changes them came before pg_dump; the last time: {error}"
+                        )),
+                    });
+                }
                 tracing::debug!(%error, "pg_dump could not lock the tables; starting over");
                 snapshot
                     .session
@@ -207,6 +217,7 @@ async fn snapshot_and_schema(
                     .await
                     .context(|| "starting over".to_owned())?;
                 attempt += 1;
+                lock_timeout = (lock_timeout * 2).min(SCHEMA_LOCK_TIMEOUT);
             }
             Err(error) => {
                 return Err(error.within(&format!("the schema of database '{}'", target.database())));
