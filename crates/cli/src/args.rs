@@ -236,10 +236,10 @@ pub struct RestoreArgs {
     #[arg(long, value_name = "NAME", conflicts_with = "tables")]
     pub hypertable: Option<String>,
     /// The hypertable's rows from this time on.
-    #[arg(long, value_name = "TIME", requires = "hypertable")]
+    #[arg(long, value_name = "TIME", requires = "hypertable", conflicts_with = "tables")]
     pub from: Option<String>,
     /// The hypertable's rows before this time.
-    #[arg(long, value_name = "TIME", requires = "hypertable")]
+    #[arg(long, value_name = "TIME", requires = "hypertable", conflicts_with = "tables")]
     pub to: Option<String>,
     /// Name of the database in the target, where one is restored.
     #[arg(long, value_name = "NAME")]

@@ -95,6 +95,22 @@ async fn another_locale_is_told_and_another_encoding_refused() {
     assert_eq!(properties(&cluster, "latin"), properties(&cluster, "app"));
 }
 
+/// Whatever is restored into a template would be in every new database.
+#[tokio::test(flavor = "multi_thread")]
+async fn templates_are_refused_whatever_the_user_gives_up() {
+    let cluster = require!(Cluster::start(ClusterOptions::default()));
+    let (_folder, repository, id) = dumped(&cluster).await;
+    for name in ["template0", "template1"] {
+        let mut options = common::restore_options(&cluster);
+        options.target_database = Some(name.to_owned());
+        options.overwrite = true;
+        let refused = common::restore(&repository, &id, &cluster, &options)
+            .await
+            .unwrap_err();
+        assert!(matches!(refused, DumpError::Refused { .. }), "{refused}");
+    }
+}
+
 /// What an interrupted DROP DATABASE left can be replaced, and what takes no connections.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_nobody_can_connect_to_is_refused_or_replaced() {

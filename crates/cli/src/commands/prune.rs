@@ -102,13 +102,24 @@ async fn input(repository: &Repository) -> Result<PruneInput, Failure> {
     let entries = repository.backups(BackupKind::Dump).await?;
     let there = entries.into_iter().filter(|entry| entry.state.is_there());
     let ids: Vec<BackupId> = there.map(|entry| entry.id).collect();
-    let summaries = summaries::read(repository, &ids).await?;
+    let mut summaries = summaries::read(repository, &ids).await?;
     if let Some(reason) = &summaries.locked {
         // A dump of one table would pass for one of the whole cluster, and push it out.
         return Err(Failure::usage(
             format!("without their key, dumps of a part can't be told from whole ones: {reason}"),
             "prune where the private key is: --identity FILE or PGKEEP_IDENTITY_FILE=FILE",
         ));
+    }
+    // A dump whose manifest can't be opened restores nothing, whatever else is sound.
+    for id in summaries.by_id.keys() {
+        match pgkeep_dump::read_manifest(repository, id).await {
+            Err(error) if error.is_of_one_dump() && !error.is_locked() && !error.is_removed() => {
+                summaries
+                    .damaged
+                    .insert(id.clone(), format!("{id}: its manifest can't be read: {error}"));
+            }
+            _ => {}
+        }
     }
     let known = |(id, summary): (&BackupId, &DumpSummary)| {
         let scope = if summary.partial {

@@ -97,6 +97,12 @@ fn mistyped_flags_are_told_with_what_was_meant() {
         "'postgress://'",
         "did you mean 'postgres://'?",
     );
+    refused(
+        &place,
+        "restore --into files:/srv/x --table t --from 2026-01-01",
+        "cannot be used with '--from <TIME>'",
+        "--table",
+    );
     for target in ["fils:/srv/x", "flie:///srv/x"] {
         let line = format!("restore --into {target}");
         refused(

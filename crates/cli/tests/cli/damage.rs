@@ -88,6 +88,24 @@ fn damage_is_found_named_and_remembered() {
     );
 }
 
+/// What an encrypted manifest is can be told by opening it alone: it takes no sound dump's place.
+#[test]
+fn a_dump_whose_manifest_cannot_be_opened_pushes_no_other_out() {
+    let cluster = server();
+    let place = Place::with(&cluster, None);
+    let first = place.dump();
+    let second = place.dump();
+    let folder = place.path("repository").join("main/dump");
+    flip_last_byte(&folder.join(&second).join("manifest"));
+    let plan = place
+        .run(&["prune", "--keep-daily", "1", "--json"])
+        .expect(0)
+        .json_lines();
+    let kept = |id: &str| plan.iter().any(|line| line["id"] == id && line["keep"] == true);
+    assert!(kept(&first), "{plan:?}");
+    place.run(&["show", &first]).expect(0);
+}
+
 #[test]
 fn the_wrong_key_opens_nothing_and_no_key_says_which_is_wanted() {
     let cluster = server();

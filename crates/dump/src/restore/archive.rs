@@ -1,6 +1,8 @@
 //! The schema's archive: pg_restore in sections, with lists of what to take.
 
 use std::collections::HashSet;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -107,6 +109,8 @@ impl Archive {
         let work_directory = work_directory.map_or_else(std::env::temp_dir, Path::to_path_buf);
         let directory = tempfile::Builder::new()
             .prefix("pgkeep-")
+            // The opened schema is nobody else's business.
+            .permissions(Permissions::from_mode(0o700))
             .tempdir_in(&work_directory)
             .context(|| format!("making a temporary directory in {}", work_directory.display()))?;
         let file = directory.path().join("archive.dump");

@@ -144,6 +144,14 @@ pub fn choose<'a>(
     options: &RestoreOptions,
 ) -> Result<Vec<(&'a DatabaseManifest, String)>, DumpError> {
     let chosen = choose_databases(manifest, &options.databases)?;
+    if let Some(name @ ("template0" | "template1")) = options.target_database.as_deref() {
+        return Err(DumpError::Refused {
+            message: format!(
+                "'{name}' is what new databases are made of: each would hold what is restored into it"
+            ),
+            hint: "name another database with --target-database".to_owned(),
+        });
+    }
     if options.is_partial() {
         // The one database that has the tables is found later.
         return Ok(chosen
