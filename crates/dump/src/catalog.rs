@@ -82,6 +82,15 @@ fn portable_types() -> String {
 /// A relation is known under its own name and under its owner's: a chunk's hypertable, a partition's root.
 const NAMES: [(&str, &str); 2] = [("n.nspname", "c.relname"), ("f.schema_name", "f.table_name")];
 
+/// Makes `f`, the second of [`NAMES`], in a query of a relation `c`, its schema `n`, and `o`: the hypertable that it belongs to,
+/// if any, with its `schema_name` and `table_name`.
+pub const FILTERED_NAMES: &str = "LEFT JOIN LATERAL (
+           SELECT pn.nspname, pc.relname FROM pg_catalog.pg_class pc
+           JOIN pg_catalog.pg_namespace pn ON pn.oid = pc.relnamespace
+           WHERE c.relispartition AND pc.oid = pg_catalog.pg_partition_root(c.oid)) top ON true
+         CROSS JOIN LATERAL (SELECT coalesce(o.schema_name, top.nspname, n.nspname) AS schema_name,
+                                    coalesce(o.table_name, top.relname, c.relname) AS table_name) f";
+
 /// What the patterns fit, in terms of `n`, `c` and `f`; none without patterns.
 ///
 /// # Errors
@@ -176,12 +185,7 @@ pub async fn relations(
          JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
          LEFT JOIN configuration g ON g.relid = c.oid
          LEFT JOIN owner o ON o.relid = c.oid
-         LEFT JOIN LATERAL (
-           SELECT pn.nspname, pc.relname FROM pg_catalog.pg_class pc
-           JOIN pg_catalog.pg_namespace pn ON pn.oid = pc.relnamespace
-           WHERE c.relispartition AND pc.oid = pg_catalog.pg_partition_root(c.oid)) top ON true
-         CROSS JOIN LATERAL (SELECT coalesce(o.schema_name, top.nspname, n.nspname) AS schema_name,
-                                    coalesce(o.table_name, top.relname, c.relname) AS table_name) f
+         {names}
          LEFT JOIN LATERAL (
            SELECT rn.nspname, rc.relname FROM pg_catalog.pg_partition_ancestors(c.oid) WITH ORDINALITY AS p(relid, depth)
            JOIN pg_catalog.pg_class rc ON rc.oid = p.relid JOIN pg_catalog.pg_namespace rn ON rn.oid = rc.relnamespace
@@ -193,6 +197,7 @@ pub async fn relations(
              SELECT FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass
                AND d.objid = c.oid AND d.objsubid = 0 AND d.deptype = 'e')))
          ORDER BY c.oid",
+        names = FILTERED_NAMES,
         types = portable_types(),
         excluded = excluded_data.as_deref().unwrap_or("false"),
     );

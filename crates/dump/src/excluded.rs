@@ -183,12 +183,7 @@ async fn roots(
          fit AS (
            SELECT c.oid FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
            LEFT JOIN owner o ON o.relid = c.oid
-           LEFT JOIN LATERAL (
-             SELECT pn.nspname, pc.relname FROM pg_catalog.pg_class pc
-             JOIN pg_catalog.pg_namespace pn ON pn.oid = pc.relnamespace
-             WHERE c.relispartition AND pc.oid = pg_catalog.pg_partition_root(c.oid)) top ON true
-           CROSS JOIN LATERAL (SELECT coalesce(o.schema_name, top.nspname, n.nspname) AS schema_name,
-                                      coalesce(o.table_name, top.relname, c.relname) AS table_name) f
+           {names}
            WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S') AND ({condition})),
          owned AS (
            SELECT d.objid AS oid, d.refobjid AS table_oid FROM pg_catalog.pg_depend d
@@ -202,7 +197,8 @@ async fn roots(
            AND c.relpersistence IN ('p', 'u') AND n.nspname OPERATOR(pg_catalog.!~) '^(pg_|_timescaledb_)'
            AND n.nspname <> 'information_schema' AND NOT EXISTS (
              SELECT FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass
-               AND d.objid = c.oid AND d.objsubid = 0 AND d.deptype = 'e')"
+               AND d.objid = c.oid AND d.objsubid = 0 AND d.deptype = 'e')",
+        names = catalog::FILTERED_NAMES,
     );
     let mut roots = BTreeMap::new();
     for row in session.query(&sql).await.context(context)? {

@@ -1,6 +1,6 @@
 //! `pgkeep prune`: the retention settings, carried out and explained.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use pgkeep_base::{BackupId, BackupKind, Classified, Hint};
 use pgkeep_config::{Cluster, EncryptionMode, Overrides};
@@ -102,24 +102,13 @@ async fn input(repository: &Repository) -> Result<PruneInput, Failure> {
     let entries = repository.backups(BackupKind::Dump).await?;
     let there = entries.into_iter().filter(|entry| entry.state.is_there());
     let ids: Vec<BackupId> = there.map(|entry| entry.id).collect();
-    let mut summaries = summaries::read(repository, &ids).await?;
+    let summaries = summaries::read(repository, &ids).await?;
     if let Some(reason) = &summaries.locked {
         // A dump of one table would pass for one of the whole cluster, and push it out.
         return Err(Failure::usage(
             format!("without their key, dumps of a part can't be told from whole ones: {reason}"),
             "prune where the private key is: --identity FILE or PGKEEP_IDENTITY_FILE=FILE",
         ));
-    }
-    // A dump whose manifest can't be opened restores nothing, whatever else is sound.
-    for id in summaries.by_id.keys() {
-        match pgkeep_dump::read_manifest(repository, id).await {
-            Err(error) if error.is_of_one_dump() && !error.is_locked() && !error.is_removed() => {
-                summaries
-                    .damaged
-                    .insert(id.clone(), format!("{id}: its manifest can't be read: {error}"));
-            }
-            _ => {}
-        }
     }
     let known = |(id, summary): (&BackupId, &DumpSummary)| {
         let scope = if summary.partial {
@@ -137,23 +126,28 @@ async fn input(repository: &Repository) -> Result<PruneInput, Failure> {
         )
     };
     let mut known: BTreeMap<BackupId, Known> = summaries.by_id.iter().map(known).collect();
-    for id in summaries.damaged.keys() {
-        // Its manifest knows at least whose it is: the database system's other backups may stand for it.
-        if let Ok(manifest) = pgkeep_dump::read_manifest(repository, id).await {
-            let system_identifier = manifest.system_identifier.parse().ok();
-            known.insert(
-                id.clone(),
-                Known {
-                    system_identifier,
-                    ..Known::default()
-                },
-            );
+    let mut damaged: BTreeSet<BackupId> = summaries.damaged.into_keys().collect();
+    for id in &ids {
+        match pgkeep_dump::read_manifest(repository, id).await {
+            // Without its summary, it knows at least whose it is: the database system's other backups may stand for it.
+            Ok(manifest) if damaged.contains(id) => {
+                let system_identifier = manifest.system_identifier.parse().ok();
+                known.insert(
+                    id.clone(),
+                    Known {
+                        system_identifier,
+                        ..Known::default()
+                    },
+                );
+            }
+            // A dump whose manifest can't be opened restores nothing, whatever else is sound.
+            Err(error) if error.is_of_one_dump() && !error.is_locked() && !error.is_removed() => {
+                damaged.insert(id.clone());
+            }
+            _ => {}
         }
     }
-    Ok(PruneInput {
-        known,
-        damaged: summaries.damaged.into_keys().collect(),
-    })
+    Ok(PruneInput { known, damaged })
 }
 
 fn tell_plan(context: &Context, plan: &Plan, failed: &BTreeMap<BackupId, String>, dry_run: bool) {
