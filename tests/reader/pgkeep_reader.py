@@ -188,15 +188,16 @@ class Dump:
                 require(length == reference["plain_bytes"], f"{reference['name']} holds {length} bytes")
 
     def check_list(self, hashes):
-        """checksums.b3 names every object but itself and the manifest."""
+        """checksums.b3 names every object but itself, the manifest last."""
         named = set()
-        for line in (self.folder / "checksums.b3").read_text().splitlines():
-            digest, name = line.split("  ", 1)
+        lines = [line.split("  ", 1) for line in (self.folder / "checksums.b3").read_text().splitlines()]
+        require(lines and lines[-1][-1] == "manifest", "checksums.b3 is cut short")
+        for digest, name in lines:
             require((self.folder / inside(name)).is_file(), f"{name} is missing")
             hashes.expect(self.folder / name, digest)
             named.add(name)
         stored = {str(path.relative_to(self.folder)) for path in self.folder.rglob("*") if path.is_file()}
-        stored = {name for name in stored if not STAGING.search(name)} - {"manifest", "checksums.b3"}
+        stored = {name for name in stored if not STAGING.search(name)} - {"checksums.b3"}
         require(stored >= named, "checksums.b3 names what isn't there")
         return stored - named
 

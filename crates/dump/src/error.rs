@@ -162,6 +162,18 @@ pub enum DumpError {
         /// The difference.
         reason: String,
     },
+    /// Objects that the manifest names aren't in the store, or are cut short.
+    #[error("dump {id} lacks {}: nothing was done with it", missing_objects(.first, *.found_bytes, *.others))]
+    ObjectsMissing {
+        /// The dump.
+        id: String,
+        /// The first of them, by its name within the dump's folder.
+        first: String,
+        /// What there is of it, in bytes; none where it is missing.
+        found_bytes: Option<u64>,
+        /// How many others there are.
+        others: u64,
+    },
     /// The user pressed Ctrl-C, or the system asked the process to end.
     #[error("interrupted")]
     Interrupted,
@@ -202,7 +214,10 @@ impl DumpError {
     /// Whether it is about the dump that was read, or the key to it: another one may be read all the same.
     pub fn is_of_one_dump(&self) -> bool {
         match self {
-            Self::Manifest { .. } | Self::Object { .. } | Self::PartUnknown { .. } => true,
+            Self::Manifest { .. }
+            | Self::Object { .. }
+            | Self::ObjectsMissing { .. }
+            | Self::PartUnknown { .. } => true,
             Self::Repository(RepositoryError::Open { source, .. }) => {
                 !matches!(source, EncryptionError::Read(_))
             }
@@ -269,10 +284,25 @@ impl Classified for DumpError {
             }
             Self::LockTimeout { .. } => "wait for those sessions to end, or allow more time with --lock-timeout".to_owned(),
             Self::Object { .. } => "check the dump with 'pgkeep verify', and restore from another one".to_owned(),
+            Self::ObjectsMissing { id, .. } => {
+                format!("'pgkeep verify {id}' says all that is wrong with it, 'pgkeep list' which others there are")
+            }
             Self::Manifest { .. } => "check it with 'pgkeep verify'; a later pgkeep may be needed".to_owned(),
             _ => return None,
         };
         Some(Hint::new(text))
+    }
+}
+
+fn missing_objects(first: &str, found_bytes: Option<u64>, others: u64) -> String {
+    let what = match found_bytes {
+        None => format!("its object {first}"),
+        Some(bytes) => format!("a part of its object {first}, of which {bytes} bytes are there"),
+    };
+    match others {
+        0 => what,
+        1 => format!("{what}, and another one"),
+        _ => format!("{what}, and {others} others"),
     }
 }
 

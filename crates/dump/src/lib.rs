@@ -21,6 +21,7 @@ mod output;
 mod pack;
 mod partial;
 mod pattern;
+pub mod presence;
 mod progress;
 mod read;
 pub mod restore;

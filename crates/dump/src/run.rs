@@ -382,11 +382,14 @@ impl Run<'_> {
                 .put_contents(&self.prefix, layout::SUMMARY, summary)
                 .await?,
         );
+        let sealed = self.repository.seal(serialize(manifest)?).await?;
+        // With the manifest's own hash, a host without the key sees when the manifest is damaged.
+        objects.push(sealed.as_object(layout::MANIFEST));
         let checksums = integrity::format_checksums(objects.iter());
         self.repository
             .put_plain(&self.prefix, layout::CHECKSUMS, checksums)
             .await?;
-        Ok(self.repository.seal(serialize(manifest)?).await?)
+        Ok(sealed)
     }
 }
 
@@ -410,20 +413,22 @@ fn serialize<T: serde::Serialize>(value: &T) -> Result<Bytes, DumpError> {
 
 /// Every object the manifest names.
 pub fn object_refs(manifest: &DumpManifest) -> Vec<ObjectRef> {
-    let of_database = |database: &DatabaseManifest| {
-        let single = [Some(&database.dependents), database.sequences.as_ref()]
-            .into_iter()
-            .flatten();
-        let several = database.schema.iter().chain(&database.large_objects);
-        let data = database.data.iter().map(|data| &data.object);
-        single.chain(several).chain(data).cloned().collect::<Vec<_>>()
-    };
     manifest
         .globals
         .iter()
         .cloned()
-        .chain(manifest.databases.iter().flat_map(of_database))
+        .chain(manifest.databases.iter().flat_map(database_refs))
         .collect()
+}
+
+/// Every object of one database.
+pub(crate) fn database_refs(database: &DatabaseManifest) -> Vec<ObjectRef> {
+    let single = [Some(&database.dependents), database.sequences.as_ref()]
+        .into_iter()
+        .flatten();
+    let several = database.schema.iter().chain(&database.large_objects);
+    let data = database.data.iter().map(|data| &data.object);
+    single.chain(several).chain(data).cloned().collect()
 }
 
 pub(crate) fn totals(manifest: &DumpManifest, objects: &[ObjectRef]) -> Totals {

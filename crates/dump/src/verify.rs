@@ -35,7 +35,7 @@ const FAILURES_KEPT_MAX: usize = 20;
 /// How deep a verification goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum VerifyDepth {
-    /// The stored bytes, against `checksums.b3`. Needs no key, and can't judge the manifest, which names the rest.
+    /// The stored bytes, against `checksums.b3`. Needs no key.
     Stored,
     /// Decrypted, decompressed, parsed and counted, against the manifest. Needs the key.
     Contents,
@@ -80,7 +80,7 @@ pub struct VerifyReport {
     pub depth: VerifyDepth,
     /// Objects read.
     pub objects: u64,
-    /// Objects of the dump, the manifest not counted.
+    /// Objects of the dump, `checksums.b3` not counted.
     pub objects_total: u64,
     /// Stored bytes read.
     pub stored_bytes: u64,
@@ -195,9 +195,11 @@ async fn stored(
     let Some(checksums) = checksums(repository, id, findings).await? else {
         return Ok(());
     };
-    let sizes = stored_sizes(repository, id).await?;
+    let sizes = repository.stored_sizes(id).await?;
     let size = |checksum: &Checksum| sizes.get(&checksum.name).copied().unwrap_or(0);
-    let chosen = choose(&checksums.iter().map(size).collect::<Vec<_>>(), options.sample);
+    let mut chosen = choose(&checksums.iter().map(size).collect::<Vec<_>>(), options.sample);
+    // No dump without its manifest: a sample always has it. It is the last.
+    chosen.extend(checksums.len().checked_sub(1));
     let chosen: Vec<Checksum> = chosen
         .into_iter()
         .filter_map(|place| checksums.get(place).cloned())
@@ -231,20 +233,6 @@ async fn checksums(
     }
 }
 
-async fn stored_sizes(repository: &Repository, id: &BackupId) -> Result<HashMap<String, u64>, DumpError> {
-    let prefix = layout::backup_prefix(repository.cluster(), id);
-    let objects = repository
-        .store()
-        .list(&prefix)
-        .await
-        .map_err(RepositoryError::from)?;
-    let named = |key: &str| key.strip_prefix(&prefix).map(str::to_owned);
-    Ok(objects
-        .into_iter()
-        .filter_map(|object| Some((named(&object.key)?, object.size)))
-        .collect())
-}
-
 async fn contents(
     repository: &Repository,
     id: &BackupId,
@@ -269,7 +257,7 @@ async fn contents(
         compare_sums(database, findings);
         findings.relations_total += database.relations.len() as u64;
     }
-    let sizes = stored_sizes(repository, id).await?;
+    let sizes = repository.stored_sizes(id).await?;
     let work = Work::choose(&manifest, &checksums, options.sample);
     progress
         .bytes_total
@@ -317,7 +305,10 @@ async fn contents(
 pub(crate) fn choose_work(manifest: &DumpManifest, fraction: Option<f64>) {
     let sample = fraction.map(|fraction| Sample { fraction, seed: 1 });
     let work = Work::choose(manifest, &[], sample);
-    let _ = (work.objects(), work.stored_bytes(&HashMap::new()));
+    let _ = (
+        work.objects(),
+        work.stored_bytes(&std::collections::BTreeMap::new()),
+    );
     let mut findings = Findings::default();
     compare_lists(manifest, &[], &mut findings);
     for database in &manifest.databases {

@@ -169,8 +169,8 @@ pub async fn copy(
     }
     claim_identities(source, destination).await?;
     let checksums = source.checksums(id).await.map_err(from)?;
-    let sizes = sizes_of(source, id).await.map_err(from)?;
-    let present = sizes_of(destination, id).await.map_err(to)?;
+    let sizes = source.stored_sizes(id).await.map_err(from)?;
+    let present = destination.stored_sizes(id).await.map_err(to)?;
     let copying = Copying {
         source,
         destination,
@@ -181,7 +181,10 @@ pub async fn copy(
         memory: Semaphore::new(COPY_MEMORY_KIB as usize),
     };
     let mut report = CopyReport::default();
-    let mut running = futures::stream::iter(&checksums)
+    let objects = checksums
+        .iter()
+        .filter(|checksum| checksum.name != layout::MANIFEST);
+    let mut running = futures::stream::iter(objects)
         .map(|checksum| copying.object(checksum, &progress))
         .buffer_unordered(COPY_CONCURRENCY);
     while let Some(done) = running.next().await {
@@ -189,9 +192,12 @@ pub async fn copy(
     }
     drop(running);
     // Not among its own sums.
-    report.add(copying.unlisted(layout::CHECKSUMS).await?);
+    report.add(copying.small(layout::CHECKSUMS, None).await?);
     lease.check().map_err(to)?;
-    report.add(copying.unlisted(layout::MANIFEST).await?);
+    let manifest = checksums
+        .iter()
+        .find(|checksum| checksum.name == layout::MANIFEST);
+    report.add(copying.small(layout::MANIFEST, manifest).await?);
     copying.look_again(&checksums).await?;
     Ok(report)
 }
@@ -201,7 +207,8 @@ pub async fn copy(
 /// # Errors
 /// Whatever the store says.
 pub async fn size(source: &Repository, id: &BackupId) -> Result<CopySize, CopyError> {
-    let sizes = sizes_of(source, id)
+    let sizes = source
+        .stored_sizes(id)
         .await
         .map_err(|error| from_source(source, error))?;
     Ok(CopySize {
@@ -229,17 +236,6 @@ fn to_destination(repository: &Repository, source: RepositoryError) -> CopyError
         url: repository.store().url().to_owned(),
         source: Box::new(source),
     }
-}
-
-/// The objects of a backup's folder, by their name in it.
-async fn sizes_of(repository: &Repository, id: &BackupId) -> Result<BTreeMap<String, u64>, RepositoryError> {
-    let prefix = layout::backup_prefix(repository.cluster(), id);
-    let objects = repository.store().list(&prefix).await?;
-    let named = |key: &str| key.strip_prefix(&prefix).map(str::to_owned);
-    Ok(objects
-        .into_iter()
-        .filter_map(|object| Some((named(&object.key)?, object.size)))
-        .collect())
 }
 
 /// Takes away the tombstone of an unfinished copy that was swept: with the lease in hand, whoever made that copy has
@@ -320,10 +316,21 @@ impl Copying<'_> {
         }
     }
 
-    async fn read(&self, key: &str) -> Result<Bytes, CopyError> {
-        match self.source.store().get(key, OBJECT_BYTES_MAX).await {
-            Ok(body) => Ok(body),
-            Err(error) => Err(from_source(self.source, self.source.unread(key, error).await)),
+    /// The stored bytes, which must be what `checksums.b3` says.
+    async fn read(&self, name: &str, checksum: Option<&Checksum>) -> Result<Bytes, CopyError> {
+        let key = self.source_key(name);
+        let body = match self.source.store().get(&key, OBJECT_BYTES_MAX).await {
+            Ok(body) => body,
+            Err(error) => return Err(from_source(self.source, self.source.unread(&key, error).await)),
+        };
+        let found = blake3::hash(&body).to_hex();
+        match checksum {
+            Some(checksum) if found.as_str() != checksum.hash => {
+                let (found, expected) = (found.to_string(), checksum.hash.clone());
+                let error = RepositoryError::HashMismatch { key, found, expected };
+                Err(from_source(self.source, error))
+            }
+            _ => Ok(body),
         }
     }
 
@@ -350,16 +357,7 @@ impl Copying<'_> {
                 "the copy's memory budget is gone: {error}"
             )))
         })?;
-        let key = self.source_key(&checksum.name);
-        let body = self.read(&key).await?;
-        let found = blake3::hash(&body).to_hex();
-        if found.as_str() != checksum.hash {
-            let (found, expected) = (found.to_string(), checksum.hash.clone());
-            return Err(from_source(
-                self.source,
-                RepositoryError::HashMismatch { key, found, expected },
-            ));
-        }
+        let body = self.read(&checksum.name, Some(checksum)).await?;
         let length = body.len() as u64;
         let put = self
             .destination
@@ -377,10 +375,10 @@ impl Copying<'_> {
         })
     }
 
-    /// An object that `checksums.b3` doesn't list: itself, and the manifest.
-    async fn unlisted(&self, name: &str) -> Result<Done, CopyError> {
+    /// `checksums.b3`, and the manifest: where one is there already, it is compared byte by byte.
+    async fn small(&self, name: &str, checksum: Option<&Checksum>) -> Result<Done, CopyError> {
         let to = |error| to_destination(self.destination, error);
-        let body = self.read(&self.source_key(name)).await?;
+        let body = self.read(name, checksum).await?;
         let bytes = body.len() as u64;
         let key = self.destination_key(name);
         let put = self.destination.store().put_new(&key, body.clone()).await;
@@ -403,7 +401,7 @@ impl Copying<'_> {
     /// enough for another one to sweep the copy, the manifest goes again.
     async fn look_again(&self, checksums: &[Checksum]) -> Result<(), CopyError> {
         let to = |error| to_destination(self.destination, error);
-        let there = sizes_of(self.destination, self.id).await.map_err(to)?;
+        let there = self.destination.stored_sizes(self.id).await.map_err(to)?;
         let whole = checksums
             .iter()
             .all(|checksum| there.get(&checksum.name) == self.sizes.get(&checksum.name));

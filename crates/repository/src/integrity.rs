@@ -1,6 +1,8 @@
 //! `checksums.b3`: BLAKE3 of every object of a backup as it is stored, in the form `b3sum --check` reads, in plain
-//! text. A host without the private key verifies with it what the store holds.
+//! text. A host without the private key verifies with it what the store holds. The last line is the manifest's: a list
+//! without it is cut short.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use bytes::Bytes;
@@ -86,10 +88,10 @@ pub struct Damage {
 }
 
 impl Repository {
-    /// Reads a backup's list of checksums.
+    /// Reads a backup's list of checksums, the manifest's last.
     ///
     /// # Errors
-    /// [`RepositoryError::Removed`]; whatever the store says; a list that can't be read.
+    /// [`RepositoryError::Removed`]; whatever the store says; a list that can't be read, or that was cut short.
     pub async fn checksums(&self, id: &BackupId) -> Result<Vec<Checksum>, RepositoryError> {
         let key = layout::backup_object(&self.cluster, id, layout::CHECKSUMS);
         let body = match self.store.get(&key, CHECKSUMS_BYTES_MAX).await {
@@ -101,7 +103,26 @@ impl Repository {
             reason,
         };
         let text = std::str::from_utf8(&body).map_err(|error| malformed(error.to_string()))?;
-        parse_checksums(text).map_err(malformed)
+        let checksums = parse_checksums(text).map_err(malformed)?;
+        if checksums.last().is_none_or(|last| last.name != layout::MANIFEST) {
+            let reason = format!("it doesn't end with the {}: it is cut short", layout::MANIFEST);
+            return Err(malformed(reason));
+        }
+        Ok(checksums)
+    }
+
+    /// The objects that lie in a backup's folder: their size as stored, in bytes, by their name in the folder.
+    ///
+    /// # Errors
+    /// Whatever the store says.
+    pub async fn stored_sizes(&self, id: &BackupId) -> Result<BTreeMap<String, u64>, RepositoryError> {
+        let prefix = layout::backup_prefix(&self.cluster, id);
+        let objects = self.store.list(&prefix).await?;
+        let named = |key: &str| key.strip_prefix(&prefix).map(str::to_owned);
+        Ok(objects
+            .into_iter()
+            .filter_map(|object| Some((named(&object.key)?, object.size)))
+            .collect())
     }
 
     /// Reads stored objects whole and compares their hashes. Needs no key. `progress` is called for each object with

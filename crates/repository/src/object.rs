@@ -42,6 +42,18 @@ pub struct SealedObject {
     pub plain_bytes: u64,
 }
 
+impl SealedObject {
+    /// What a manifest or a list of checksums records of it under a name.
+    pub fn as_object(&self, name: &str) -> ObjectRef {
+        ObjectRef {
+            name: name.to_owned(),
+            stored_bytes: self.body.iter().map(|block| block.len() as u64).sum(),
+            hash: self.hash.to_hex().to_string(),
+            plain_bytes: self.plain_bytes,
+        }
+    }
+}
+
 /// Seals contents as they come, into memory. One object at a time; blocking, for a thread of its own.
 pub struct Sealer {
     writer: encryption::SealWriter<Sink>,
@@ -207,14 +219,9 @@ impl Repository {
         object: SealedObject,
     ) -> Result<ObjectRef, RepositoryError> {
         let key = format!("{prefix}{name}");
-        let stored_bytes = object.body.iter().map(|block| block.len() as u64).sum();
+        let recorded = object.as_object(name);
         match self.store.put_new_parts(&key, object.body).await? {
-            PutOutcome::Created => Ok(ObjectRef {
-                name: name.to_owned(),
-                stored_bytes,
-                hash: object.hash.to_hex().to_string(),
-                plain_bytes: object.plain_bytes,
-            }),
+            PutOutcome::Created => Ok(recorded),
             PutOutcome::AlreadyExists => Err(RepositoryError::ObjectExists { key }),
         }
     }

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use pgkeep_base::{BackupId, BackupKind, Classified, Hint};
 use pgkeep_config::{Cluster, EncryptionMode, Overrides};
-use pgkeep_dump::manifest::DumpSummary;
+use pgkeep_dump::DumpError;
+use pgkeep_dump::manifest::{DumpManifest, DumpSummary};
 use pgkeep_repository::Repository;
 use pgkeep_repository::prune::{self, Known, PruneInput, PruneReport};
 use pgkeep_repository::retention::{Decision, Plan, Policy};
@@ -128,7 +129,7 @@ async fn input(repository: &Repository) -> Result<PruneInput, Failure> {
     let mut known: BTreeMap<BackupId, Known> = summaries.by_id.iter().map(known).collect();
     let mut damaged: BTreeSet<BackupId> = summaries.damaged.into_keys().collect();
     for id in &ids {
-        match pgkeep_dump::read_manifest(repository, id).await {
+        match manifest_of_whole(repository, id).await {
             // Without its summary, it knows at least whose it is: the database system's other backups may stand for it.
             Ok(manifest) if damaged.contains(id) => {
                 let system_identifier = manifest.system_identifier.parse().ok();
@@ -140,14 +141,23 @@ async fn input(repository: &Repository) -> Result<PruneInput, Failure> {
                     },
                 );
             }
-            // A dump whose manifest can't be opened restores nothing, whatever else is sound.
-            Err(error) if error.is_of_one_dump() && !error.is_locked() && !error.is_removed() => {
+            Ok(_) => {}
+            Err(error) if error.is_removed() => {}
+            // A dump whose manifest can't be opened restores nothing, nor does one without its rows.
+            Err(error) if error.is_of_one_dump() && !error.is_locked() => {
                 damaged.insert(id.clone());
             }
-            _ => {}
+            // Whether it is good can't be told just now: nothing may be removed for its sake, nor in its stead.
+            Err(error) => return Err(error.into()),
         }
     }
     Ok(PruneInput { known, damaged })
+}
+
+async fn manifest_of_whole(repository: &Repository, id: &BackupId) -> Result<DumpManifest, DumpError> {
+    let manifest = pgkeep_dump::read_manifest(repository, id).await?;
+    pgkeep_dump::presence::require_all(repository, id, &manifest).await?;
+    Ok(manifest)
 }
 
 fn tell_plan(context: &Context, plan: &Plan, failed: &BTreeMap<BackupId, String>, dry_run: bool) {

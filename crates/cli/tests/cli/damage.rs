@@ -88,6 +88,85 @@ fn damage_is_found_named_and_remembered() {
     );
 }
 
+/// The list of checksums has the manifest's, so no key is needed to see that it is damaged, nor that the list is cut short.
+#[test]
+fn a_damaged_manifest_is_found_without_the_key_and_not_copied() {
+    let cluster = server();
+    let place = Place::with(&cluster, None);
+    place.dump();
+    let second = format!("file://{}", place.path("second").display());
+    let list = place.object("checksums.b3");
+    let whole = fs::read_to_string(&list).unwrap();
+    let found = |what: &str| {
+        for args in [
+            &["verify", "--stored-only"][..],
+            &["verify", "--stored-only", "--sample", "1%"],
+        ] {
+            let said = place.run(args).expect(1).stdout;
+            assert!(said.contains("is damaged") && said.contains(what), "{said}");
+        }
+        place.run(&["copy", "latest", "--to", &second]).expect(1);
+        let there = place.run(&["list", "--json", "--repository", &second]).expect(0);
+        assert_eq!(there.stdout, "");
+    };
+    let (cut, _) = whole.trim_end().rsplit_once('\n').unwrap();
+    fs::write(&list, format!("{cut}\n")).unwrap();
+    found("it is cut short");
+    fs::write(&list, &whole).unwrap();
+    flip_last_byte(&place.object("/manifest"));
+    found("manifest: its BLAKE3 hash");
+}
+
+/// What is missing is seen before anything is touched, and such a dump is no reason to let another one go.
+#[test]
+fn a_dump_without_all_its_objects_is_not_begun_with_and_pushes_no_other_out() {
+    let cluster = server();
+    let place = Place::with(&cluster, None);
+    let into = cluster.tcp_conninfo("postgres");
+    let [first, second] = [0; 2].map(|_| place.dump());
+    let object = place
+        .path("repository/main/dump")
+        .join(&second)
+        .join("d2/000001.sql.zst.age");
+    let whole = fs::read(&object).unwrap();
+    for cut in [true, false] {
+        if cut {
+            fs::write(&object, &whole[..whole.len() / 2]).unwrap();
+        } else {
+            fs::remove_file(&object).unwrap();
+        }
+        for dry_run in [true, false] {
+            let mut args = vec![
+                "restore",
+                "--into",
+                &into,
+                "-d",
+                "app",
+                "--target-database",
+                "other",
+            ];
+            args.extend(dry_run.then_some("--dry-run"));
+            let said = place.run(&args).expect(1).stderr;
+            assert!(
+                said.contains("lacks") && said.contains("d2/000001.sql.zst.age"),
+                "{said}"
+            );
+            assert!(
+                said.contains(&format!("hint: 'pgkeep verify {second}'")),
+                "{said}"
+            );
+        }
+        let made = "SELECT count(*) FROM pg_database WHERE datname = 'other'";
+        assert_eq!(cluster.psql("postgres", made), "0");
+    }
+    let plan = place
+        .run(&["prune", "--keep-daily", "1", "--json"])
+        .expect(0)
+        .json_lines();
+    let kept = |id: &str| plan.iter().any(|line| line["id"] == id && line["keep"] == true);
+    assert!(kept(&first), "{plan:?}");
+}
+
 /// What an encrypted manifest is can be told by opening it alone: it takes no sound dump's place.
 #[test]
 fn a_dump_whose_manifest_cannot_be_opened_pushes_no_other_out() {
@@ -205,6 +284,17 @@ fn what_a_later_version_wrote_is_left_to_it() {
     }
 }
 
+/// As whoever can write to the store does it: with the right hash in the list.
+fn replace_manifest(place: &Place, manifest: &[u8]) {
+    let sealed = seal_bytes(&Encryption::None, 3, manifest).unwrap();
+    let list = place.object("checksums.b3");
+    let text = fs::read_to_string(&list).unwrap();
+    let (others, _) = text.trim_end().rsplit_once('\n').unwrap();
+    let hash = blake3::hash(&sealed).to_hex();
+    fs::write(place.object("/manifest"), sealed).unwrap();
+    fs::write(&list, format!("{others}\n{hash}  manifest\n")).unwrap();
+}
+
 /// Everything has the right hash, and the manifest says something else: only reading the contents finds it.
 #[test]
 fn what_the_manifest_says_is_held_against_the_rows() {
@@ -221,8 +311,7 @@ fn what_the_manifest_says_is_held_against_the_rows() {
     let lie = |change: &dyn Fn(&mut Value)| {
         let mut manifest: Value = serde_json::from_slice(&original).unwrap();
         change(&mut manifest["databases"][1]);
-        let sealed = seal_bytes(&Encryption::None, 3, manifest.to_string().as_bytes()).unwrap();
-        fs::write(&path, sealed).unwrap();
+        replace_manifest(&place, manifest.to_string().as_bytes());
         assert_eq!(
             place.run(&["verify", "--stored-only"]).code,
             0,
@@ -264,7 +353,7 @@ fn what_the_manifest_says_is_held_against_the_rows() {
         database["data"].as_array_mut().unwrap().clear();
     });
     assert!(gone.contains("its blocks hold 0 in 0"), "{gone}");
-    fs::write(&path, seal_bytes(&Encryption::None, 3, &original).unwrap()).unwrap();
+    replace_manifest(&place, &original);
     place.run(&["verify"]).expect(0);
     // Damage to the manifest itself is damage, and remembered.
     flip_last_byte(&path);

@@ -43,10 +43,11 @@ pub(crate) use load::client_encoding;
 pub(crate) use mark::refuse as refuse_unfinished;
 pub(crate) use plan::choose_databases;
 pub(crate) use prepare::contents;
-pub(crate) use selection::select;
+pub(crate) use selection::{Selection, select};
 
 use crate::error::{Context, DumpError};
 use crate::manifest::{DatabaseManifest, DumpManifest};
+use crate::presence;
 use crate::progress::Progress;
 use undo::Undo;
 
@@ -110,11 +111,14 @@ pub async fn check(
     let mut planned = TargetPlan::default();
     if options.is_partial() {
         let part = part::look_for_chosen(&mut session, target, manifest, options).await?;
+        presence::require_selected(repository, id, part.database, &part.selection).await?;
         check_part(&mut session, &part).await?;
         planned.databases.push(part.describe());
         session.close().await;
         return Ok(planned);
     }
+    let databases = chosen.iter().map(|(database, _)| *database);
+    presence::require_databases(repository, id, manifest, databases).await?;
     if options.roles {
         let prefix = layout::backup_prefix(repository.cluster(), id);
         if let Some(globals) = read_globals(repository, &prefix, manifest).await? {

@@ -100,7 +100,7 @@ impl<'a> Work<'a> {
         (self.unnamed.len() + self.others.len() + data) as u64
     }
 
-    pub(super) fn stored_bytes(&self, sizes: &HashMap<String, u64>) -> u64 {
+    pub(super) fn stored_bytes(&self, sizes: &BTreeMap<String, u64>) -> u64 {
         let data = self
             .groups
             .iter()

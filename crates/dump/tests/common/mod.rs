@@ -265,14 +265,14 @@ pub async fn repository_with_faults(folder: &Path, faults: FaultPlan) -> Reposit
     repository_through(folder, options).await
 }
 
-/// Every object in the dump's folder is named by its list of checksums, beside that list and the manifest themselves.
+/// Every object in the dump's folder is named by its list of checksums, beside that list itself.
 pub async fn assert_no_strays(repository: &Repository, id: &BackupId) {
     let prefix = format!("test/dump/{id}/");
     let listed = repository.store().list(&prefix).await.unwrap();
     let stored: BTreeSet<String> = listed
         .iter()
         .map(|object| object.key[prefix.len()..].to_owned())
-        .filter(|name| name != "manifest" && name != "checksums.b3")
+        .filter(|name| name != "checksums.b3")
         .collect();
     let named: BTreeSet<String> = repository
         .checksums(id)

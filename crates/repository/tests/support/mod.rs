@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use pgkeep_base::{BackupId, BackupKind, ManualClock};
 use pgkeep_repository::encryption::Encryption;
 use pgkeep_repository::integrity::format_checksums;
+use pgkeep_repository::object::SealedObject;
 use pgkeep_repository::{Access, Repository, layout};
 use pgkeep_store::{Store, StoreOptions};
 use tempfile::TempDir;
@@ -75,6 +76,11 @@ pub async fn open(folder: &Path, now: Timestamp) -> Repository {
 
 /// Stores the objects of a backup that was begun when the repository's clock stands, and returns its id.
 pub async fn unfinished(repository: &Repository, objects: usize) -> BackupId {
+    uncommitted(repository, objects).await.0
+}
+
+/// The same, with the manifest that is still to be put.
+async fn uncommitted(repository: &Repository, objects: usize) -> (BackupId, SealedObject) {
     let id = BackupId::new(BackupKind::Dump, repository.now()).unwrap();
     let prefix = layout::backup_prefix(CLUSTER, &id);
     let mut stored = Vec::new();
@@ -87,21 +93,22 @@ pub async fn unfinished(repository: &Repository, objects: usize) -> BackupId {
                 .unwrap(),
         );
     }
+    let manifest = repository
+        .seal(Bytes::from_static(b"{\"format\":1}"))
+        .await
+        .unwrap();
+    stored.push(manifest.as_object(layout::MANIFEST));
     let checksums = format_checksums(stored.iter());
     repository
         .put_plain(&prefix, layout::CHECKSUMS, checksums)
         .await
         .unwrap();
-    id
+    (id, manifest)
 }
 
 /// A whole one.
 pub async fn backup(repository: &Repository, objects: usize) -> BackupId {
-    let id = unfinished(repository, objects).await;
-    let manifest = repository
-        .seal(Bytes::from_static(b"{\"format\":1}"))
-        .await
-        .unwrap();
+    let (id, manifest) = uncommitted(repository, objects).await;
     repository.commit(&id, manifest).await.unwrap();
     id
 }
