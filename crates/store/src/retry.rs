@@ -72,6 +72,12 @@ impl RetryBudget {
         }
         let ceiling = self.options.ceiling(self.failures);
         let pause = rand::rng().random_range(Duration::ZERO..=ceiling);
+        let in_time = pause <= self.left(contacted);
+        (in_time || self.failures < self.options.attempts_min).then_some(pause)
+    }
+
+    /// How long further attempts may still begin.
+    pub(crate) fn left(&self, contacted: bool) -> Duration {
         let limit = match contacted {
             true => self.options.elapsed_max,
             false => self
@@ -79,8 +85,7 @@ impl RetryBudget {
                 .elapsed_max
                 .min(self.options.first_contact_elapsed_max),
         };
-        let in_time = self.started.elapsed().saturating_add(pause) <= limit;
-        (in_time || self.failures < self.options.attempts_min).then_some(pause)
+        limit.saturating_sub(self.started.elapsed())
     }
 
     /// Something arrived: the budget is for failures without progress.
@@ -130,8 +135,11 @@ mod tests {
                     backoff_base: Duration::from_millis(seed_ms),
                     ..RetryOptions::default()
                 };
+                let elapsed_max = options.elapsed_max;
                 let started = Instant::now();
                 let mut budget = RetryBudget::new(options);
+                assert_eq!(budget.left(true), elapsed_max);
+                assert_eq!(budget.left(false), elapsed_max.min(options.first_contact_elapsed_max));
                 let mut attempts = 1;
                 while let Some(pause) = budget.after_failure(true) {
                     assert!(pause <= options.ceiling(attempts));

@@ -375,8 +375,9 @@ impl Store {
         cause: Cause,
         doing: &str,
     ) -> Result<(), StoreError> {
+        let contacted = self.inner.counters.contacted();
         let pause = match cause.retryable {
-            true => budget.after_failure(self.inner.counters.contacted()),
+            true => budget.after_failure(contacted),
             false => None,
         };
         let Some(pause) = pause else {
@@ -386,8 +387,9 @@ impl Store {
             );
         };
         let (attempt, pause_ms) = (budget.failures(), pause.as_millis());
-        // The first failures are everyday life of an object store.
-        if attempt < 3 {
+        let left = budget.left(contacted).as_secs();
+        // The first failures are everyday life of an object store, but not of one that never answered.
+        if contacted && attempt < 3 {
             tracing::debug!(
                 url = self.url(),
                 attempt,
@@ -396,11 +398,12 @@ impl Store {
                 cause.why
             );
         } else {
+            // Whoever prints it tells it now and then, not for each request.
             tracing::warn!(
-                url = self.url(),
                 attempt,
                 pause_ms,
-                "could not {doing}: {}; trying again",
+                "could not {doing} in {}: {}; trying again for up to {left} s, Ctrl-C ends it",
+                self.url(),
                 cause.why
             );
         }
