@@ -206,8 +206,10 @@ impl Settings {
         let identities = match keys {
             KeyUse::None => Vec::new(),
             KeyUse::Needed => self.identities()?,
+            // What takes no key is done all the same, and whoever gave one learns why it is of no use.
             KeyUse::IfThere => self.identities().unwrap_or_else(|failure| {
-                tracing::debug!(?failure, "no key");
+                let mend = failure.hint().map(|hint| format!("; {hint}")).unwrap_or_default();
+                tracing::warn!("going on without a secret key: {}{mend}", failure.text());
                 Vec::new()
             }),
         };

@@ -111,6 +111,16 @@ impl Failure {
         }
     }
 
+    /// The same, with another way out behind the hint.
+    #[must_use]
+    pub fn or_else_do(mut self, other: &str) -> Self {
+        self.hint = Some(match self.hint {
+            Some(hint) => format!("{hint}; {other}"),
+            None => other.to_owned(),
+        });
+        self
+    }
+
     /// The exit code.
     pub fn code(&self) -> u8 {
         self.code

@@ -1,7 +1,7 @@
 //! Which dump is meant by `latest`: the newest that holds what is asked for. One that can't be read is never passed over
 //! in silence: whatever is older may lack what was written since.
 
-use pgkeep_base::{BackupId, BackupKind};
+use pgkeep_base::{BackupId, BackupKind, one_line, shown_name};
 use pgkeep_repository::backups::BackupState;
 use pgkeep_repository::{Repository, RepositoryError, layout};
 
@@ -148,27 +148,42 @@ pub async fn find(repository: &Repository, text: &str, command: &str) -> Result<
 }
 
 async fn nothing(repository: &Repository, skipped: &[Skipped], wanted: &Wanted<'_>) -> DumpError {
-    let Some(newest) = skipped.first() else {
+    if skipped.is_empty() {
         // It knows best what to say of an empty repository.
         return match repository.find(BackupKind::Dump, LATEST).await {
             Err(error) => error.into(),
             Ok(id) => DumpError::Internal(format!("dump {id} came while it was looked for")),
         };
-    };
+    }
     let narrower = match wanted.command {
         "restore" => ", or choose with --database and --table",
         "export" => ", or choose with --database",
         _ => "",
     };
     DumpError::Usage {
-        message: format!(
-            "no dump holds what is asked for: the newest, {}, {}",
-            newest.id, newest.reason
-        ),
+        message: format!("no dump holds what is asked for: {}", looked_at(skipped)),
         hint: Some(format!(
             "name the dump by its id in place of 'latest'{narrower}; 'pgkeep list' shows them"
         )),
     }
+}
+
+/// Which dumps were looked at, the newest first, and what each of them lacks.
+fn looked_at(skipped: &[Skipped]) -> String {
+    const SHOWN_MAX: usize = 3;
+    let shown = skipped.iter().take(SHOWN_MAX);
+    let mut told: Vec<String> = shown
+        .map(|skipped| format!("{} {}", skipped.id, skipped.reason))
+        .collect();
+    match (skipped.len().saturating_sub(SHOWN_MAX), skipped.last()) {
+        (0, _) | (_, None) => {}
+        (1, Some(oldest)) => told.push(format!("{} {}", oldest.id, oldest.reason)),
+        (more, Some(oldest)) => told.push(format!(
+            "nor does one of the {more} before them, down to {}",
+            oldest.id
+        )),
+    }
+    told.join("; ")
 }
 
 fn newer_unreadable(
@@ -277,7 +292,8 @@ impl Known {
         } = &self.asked.filters;
         let mut options = Vec::new();
         if self.asked.narrowed.databases {
-            options.extend(self.databases.iter().map(|name| format!("--database {name}")));
+            let databases = self.databases.iter();
+            options.extend(databases.map(|name| format!("--database {}", shown_name(name))));
         }
         for (option, patterns) in [
             ("--table", tables),
@@ -286,7 +302,8 @@ impl Known {
             ("--exclude-schema", exclude_schemas),
             ("--exclude-table-data", exclude_table_data),
         ] {
-            options.extend(patterns.iter().map(|pattern| format!("{option} {pattern}")));
+            let patterns = patterns.iter();
+            options.extend(patterns.map(|pattern| format!("{option} {}", shown_name(pattern))));
         }
         options.join(" ")
     }
@@ -295,7 +312,7 @@ impl Known {
     fn lacks(&self, wanted: &Wanted<'_>) -> Option<String> {
         let has = |name: &String| self.databases.contains(name);
         if let Some(missing) = wanted.databases.iter().find(|name| !has(name)) {
-            return Some(format!("has no database '{missing}'"));
+            return Some(format!("has no database '{}'", one_line(missing)));
         }
         let narrowed = self.asked.narrowed;
         let part = || Some(format!("was made with {}", self.options()));
@@ -341,5 +358,54 @@ impl Known {
             }
         }
         Ok(lacking)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_looked_at_is_told_with_odd_names_in_one_line() {
+        let asked = Asked {
+            partial: true,
+            filters: Filters {
+                tables: vec!["s.a b".to_owned()],
+                ..Filters::default()
+            },
+            narrowed: crate::manifest::Narrowed {
+                databases: true,
+                tables: true,
+            },
+        };
+        let known = Known {
+            databases: vec!["no\nsuch".to_owned(), "app".to_owned()],
+            asked,
+            manifest: None,
+        };
+        let reason = known.lacks(&Wanted::default()).unwrap();
+        assert_eq!(
+            reason,
+            "was made with --database 'no\\nsuch' --database app --table 's.a b'"
+        );
+        let named = ["x\ty".to_owned()];
+        let wanted = Wanted {
+            databases: &named,
+            ..Wanted::default()
+        };
+        assert_eq!(known.lacks(&wanted).unwrap(), "has no database 'x\\ty'");
+
+        let skipped: Vec<Skipped> = (1..=6)
+            .map(|day| Skipped {
+                id: format!("d2026110{day}T020000Z-7f3a9c").parse().unwrap(),
+                reason: format!("lacks {day}"),
+            })
+            .collect();
+        assert_eq!(looked_at(&skipped[..1]), "d20261101T020000Z-7f3a9c lacks 1");
+        assert!(looked_at(&skipped[..4]).ends_with("lacks 3; d20261104T020000Z-7f3a9c lacks 4"));
+        assert!(
+            looked_at(&skipped)
+                .ends_with("lacks 3; nor does one of the 3 before them, down to d20261106T020000Z-7f3a9c")
+        );
     }
 }

@@ -1,6 +1,6 @@
 //! Which databases a dump reads, and which it can't.
 
-use pgkeep_base::{quote_identifier, quote_literal};
+use pgkeep_base::{list_names, one_line, quote_identifier, quote_literal};
 use pgkeep_pg::{Session, Target};
 
 use crate::error::{Context, DumpError};
@@ -115,10 +115,10 @@ pub(crate) async fn choose(
     for name in named {
         match listed.iter().find(|database| database.name == *name) {
             None => {
-                let names: Vec<&str> = listed.iter().map(|database| database.name.as_str()).collect();
+                let names = listed.iter().map(|database| &database.name);
                 return Err(DumpError::Usage {
-                    message: format!("there is no database '{name}' in the cluster"),
-                    hint: Some(format!("it has: {}", names.join(", "))),
+                    message: format!("there is no database '{}' in the cluster", one_line(name)),
+                    hint: Some(format!("it has: {}", list_names(names))),
                 });
             }
             Some(Listed {

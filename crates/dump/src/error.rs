@@ -283,6 +283,9 @@ impl Classified for DumpError {
                 "run it again at a quieter time, or leave the tables that come and go out with --exclude-table".to_owned()
             }
             Self::LockTimeout { .. } => "wait for those sessions to end, or allow more time with --lock-timeout".to_owned(),
+            Self::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
+                "the disk is full: free some space on it, or write to another one, then run it again".to_owned()
+            }
             Self::Object { .. } => "check the dump with 'pgkeep verify', and restore from another one".to_owned(),
             Self::ObjectsMissing { id, .. } => {
                 format!("'pgkeep verify {id}' says all that is wrong with it, 'pgkeep list' which others there are")

@@ -30,6 +30,7 @@ impl Partial {
     /// It exists, or its partial one does; the disk's.
     pub fn file(path: &Path) -> Result<(Self, File), DumpError> {
         let (path, partial) = names(path)?;
+        refuse_missing_folder(&path)?;
         let mut open = OpenOptions::new();
         open.write(true).create_new(true).mode(FILE_MODE);
         let file = open
@@ -113,6 +114,35 @@ pub(crate) fn refuse_existing(path: &Path) -> Result<(), DumpError> {
         });
     }
     Ok(())
+}
+
+/// A file goes where somebody has a place for it; a mistyped one isn't made.
+fn refuse_missing_folder(path: &Path) -> Result<(), DumpError> {
+    let folder = parent(path);
+    match folder.metadata() {
+        Err(error) if error.kind() == ErrorKind::NotFound => Err(DumpError::Usage {
+            message: format!(
+                "{} can't be written: there is no folder {}",
+                path.display(),
+                folder.display()
+            ),
+            hint: Some(format!(
+                "make it (mkdir -p {}), or name another place",
+                shell_word(folder)
+            )),
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// A path as a shell takes it.
+fn shell_word(path: &Path) -> String {
+    let text = path.display().to_string();
+    let is_plain = |c: char| c.is_alphanumeric() || "_-./+,:@".contains(c);
+    if text.chars().all(is_plain) {
+        return text;
+    }
+    format!("'{}'", text.replace('\'', "'\\''"))
 }
 
 fn names(path: &Path) -> Result<(PathBuf, PathBuf), DumpError> {
@@ -234,6 +264,36 @@ mod tests {
         assert_eq!(partial.finish().await.unwrap(), 3);
         assert_eq!(listed(&path), ["d1", "index"]);
         assert_eq!(listed(folder.path()), ["a file", "above"]);
+    }
+
+    #[test]
+    fn a_missing_folder_is_told_with_what_makes_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("no such/x.sql");
+        let Err(error) = Partial::file(&path) else {
+            panic!("it was begun");
+        };
+        let hint = pgkeep_base::Classified::hint(&error).unwrap().to_string();
+        assert!(matches!(error, DumpError::Usage { .. }), "{error}");
+        assert!(error.to_string().contains("there is no folder"), "{error}");
+        assert!(
+            hint.contains(&format!("mkdir -p '{}/no such'", folder.path().display())),
+            "{hint}"
+        );
+        assert!(listed(folder.path()).is_empty());
+    }
+
+    #[test]
+    fn a_full_disk_is_told_with_its_mend() {
+        let full: Result<(), DumpError> =
+            Err(io::Error::from(ErrorKind::StorageFull)).context(|| "writing x.sql.partial".to_owned());
+        let error = full.unwrap_err();
+        let hint = pgkeep_base::Classified::hint(&error).unwrap().to_string();
+        assert!(
+            error.to_string().starts_with("writing x.sql.partial: "),
+            "{error}"
+        );
+        assert!(hint.contains("the disk is full: free some space"), "{hint}");
     }
 
     /// What is there already, or comes in the meantime, is neither replaced nor removed.

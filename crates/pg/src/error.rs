@@ -29,6 +29,8 @@ pub struct ServerError {
     pub constraint: Option<String>,
     /// Where in the statement, in characters from 1.
     pub position: Option<u32>,
+    /// The server's function that found it: the same whatever language its messages are in.
+    pub routine: Option<String>,
 }
 
 /// A field longer than this is cut: a message may quote a whole row.
@@ -64,6 +66,7 @@ impl ServerError {
                 b't' => error.table = Some(text),
                 b'n' => error.constraint = Some(text),
                 b'P' => error.position = text.parse().ok(),
+                b'R' => error.routine = Some(text),
                 _ => {}
             }
         }
@@ -336,6 +339,13 @@ impl Classified for PgError {
     }
 }
 
+/// The server's function that finds a reader who may not see all rows.
+const ROW_SECURITY_ROUTINE: &str = "check_enable_rls";
+
+/// Rows that a policy hides would be missing from a dump.
+pub(crate) const ROW_SECURITY_HINT: &str = "policies hide rows from this role, and a dump without them would not be whole: let \
+     it read all (as a superuser: ALTER ROLE name BYPASSRLS), or connect as a superuser or as the owner of the tables";
+
 fn server_hint(error: &ServerError) -> Option<Hint> {
     let text = match error.sqlstate.as_str() {
         "53300" => "all connections are taken: lower --jobs, or raise max_connections",
@@ -343,6 +353,8 @@ fn server_hint(error: &ServerError) -> Option<Hint> {
             "another session holds the lock: SELECT pid, pg_blocking_pids(pid), query FROM pg_stat_activity WHERE \
              cardinality(pg_blocking_pids(pid)) > 0"
         }
+        // Its messages are in the server's language.
+        "42501" if error.routine.as_deref() == Some(ROW_SECURITY_ROUTINE) => ROW_SECURITY_HINT,
         "42501" => {
             "the role lacks a privilege: GRANT pg_read_all_data TO the role, or connect as another one"
         }
@@ -396,5 +408,22 @@ fn authentication_hint(error: &AuthenticationError) -> Hint {
             "give the password of '{}' by ~/.pgpass (host:port:database:user:password, chmod 0600) or PGPASSWORD",
             error.user
         )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// By the server's function: its messages may be in any language.
+    #[test]
+    fn hidden_rows_and_lacking_privileges_have_mends_of_their_own() {
+        let hint = |routine: &str| {
+            let body = format!("SFEHLER\0VERROR\0C42501\0MAnfrage\0R{routine}\0\0");
+            let error = PgError::Server(Box::new(ServerError::from_body(body.as_bytes())));
+            error.hint().unwrap().to_string()
+        };
+        assert!(hint("check_enable_rls").contains("ALTER ROLE name BYPASSRLS"));
+        assert!(hint("aclcheck_error").contains("GRANT pg_read_all_data"));
     }
 }

@@ -176,6 +176,7 @@ async fn libpq_programs_connect_with_the_targets_environment() {
         String::from_utf8(finished.stdout).unwrap(),
         "joe o'x|my db|a|1234kB\n"
     );
+    assert_eq!(finished.stderr, "", "libpq warns of a password file that is none");
     let mut command = psql.command(Some(&server.server.target("postgres")));
     command.args(["-XAtc", "SELECT current_user"]);
     assert_eq!(run(command, &LIMITS).await.unwrap().stdout, b"postgres\n");

@@ -147,6 +147,14 @@ pub enum KeyError {
         /// The file.
         path: PathBuf,
     },
+    /// There is no place for a key file.
+    #[error("there is no folder {} for the key file {}", folder.display(), path.display())]
+    NoFolder {
+        /// The folder.
+        folder: PathBuf,
+        /// The file.
+        path: PathBuf,
+    },
     /// The file system refused.
     #[error("could not {action} {}", path.display())]
     File {
@@ -193,6 +201,13 @@ impl Classified for KeyError {
                 "make a pair with `pgkeep key new --output FILE` and give the public key it prints"
             }
             Self::FileExists { .. } => "choose another file with `pgkeep key new --output FILE`",
+            // It isn't made: where a disk for keys isn't mounted, the key would stay on this one.
+            Self::NoFolder { folder, .. } => {
+                return Some(Hint::new(format!(
+                    "make it (mkdir -p -m 700 '{}') or mount it, or choose another file with `pgkeep key new --output FILE`",
+                    folder.display()
+                )));
+            }
             Self::NotIdentities { .. } => {
                 "an identity file holds a line that begins with AGE-SECRET-KEY-1; `pgkeep key new --output FILE` makes one"
             }
@@ -372,12 +387,14 @@ pub fn write_key_file(path: &Path, identity: &Identity, created: Timestamp) -> R
         .mode(0o600)
         .open(path)
         .map_err(|source| {
-            if source.kind() == io::ErrorKind::AlreadyExists {
-                KeyError::FileExists {
-                    path: path.to_owned(),
-                }
-            } else {
-                file_error("create the key file", source)
+            let path = path.to_owned();
+            match source.kind() {
+                io::ErrorKind::AlreadyExists => KeyError::FileExists { path },
+                io::ErrorKind::NotFound => KeyError::NoFolder {
+                    folder: parent(&path).to_owned(),
+                    path,
+                },
+                _ => file_error("create the key file", source),
             }
         })?;
     let secret = identity.0.to_string();
@@ -400,9 +417,11 @@ pub fn write_key_file(path: &Path, identity: &Identity, created: Timestamp) -> R
 
 /// Makes the file's name durable, not only its content.
 fn sync_parent(path: &Path) -> io::Result<()> {
-    let parent = path
-        .parent()
+    File::open(parent(path))?.sync_all()
+}
+
+fn parent(path: &Path) -> &Path {
+    path.parent()
         .filter(|parent| !parent.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
-    File::open(parent)?.sync_all()
+        .unwrap_or(Path::new("."))
 }

@@ -41,10 +41,17 @@ fn a_key_file_is_what_age_keygen_writes_private_and_never_overwritten() {
 
     let missing = folder.path().join("nowhere/key.txt");
     let error = write_key_file(&missing, &identity, "2026-11-22T02:00:00Z".parse().unwrap()).unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        format!("could not create the key file {}", missing.display())
+    let nowhere = folder.path().join("nowhere");
+    assert!(
+        matches!(&error, KeyError::NoFolder { folder, .. } if *folder == nowhere),
+        "{error}"
     );
+    let hint = error.hint().unwrap().to_string();
+    assert!(
+        hint.contains(&format!("mkdir -p -m 700 '{}'", nowhere.display())),
+        "{hint}"
+    );
+    assert!(!nowhere.exists());
 }
 
 #[test]

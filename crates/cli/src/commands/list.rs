@@ -54,10 +54,15 @@ pub async fn run(context: &Context, args: ListArgs) -> Result<Outcome, Failure> 
             "{unfinished} unfinished: being written, or left by a run that died; 'pgkeep list --all' shows them"
         ));
     }
-    if summaries.locked.is_some() && !context.output.is_json() {
+    if let Some(locked) = &summaries.locked
+        && !context.output.is_json()
+    {
         context
             .output
-            .note("databases and sizes are encrypted: --identity FILE shows them");
+            .note(match repository.access().identities.as_slice() {
+                [] => "databases and sizes are encrypted: --identity FILE shows them".to_owned(),
+                _ => format!("some databases and sizes are not shown: {locked}"),
+            });
     }
     let damaged = damaged(&entries, &summaries);
     damaged

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use futures::StreamExt;
-use pgkeep_base::BackupId;
+use pgkeep_base::{BackupId, Classified};
 use pgkeep_dump::DumpError;
 use pgkeep_dump::manifest::DumpSummary;
 use pgkeep_repository::{Repository, RepositoryError};
@@ -38,7 +38,10 @@ pub async fn read(repository: &Repository, ids: &[BackupId]) -> Result<Summaries
             Ok(summary) => {
                 summaries.by_id.insert(id.clone(), summary);
             }
-            Err(error) if error.is_locked() => summaries.locked = Some(error.to_string()),
+            Err(error) if error.is_locked() => {
+                let mend = error.hint().map(|hint| format!("; {hint}")).unwrap_or_default();
+                summaries.locked = Some(format!("{error}{mend}"));
+            }
             Err(DumpError::Repository(RepositoryError::Removed { .. })) => {
                 summaries.gone.insert(id.clone());
             }

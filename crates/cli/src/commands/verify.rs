@@ -65,6 +65,11 @@ pub async fn run(context: &Context, args: VerifyArgs) -> Result<Outcome, Failure
                 Failure::from(error).tell(&context.output);
                 Outcome::Failed
             }
+            Err(error) if error.is_locked() => {
+                return Err(Failure::from(error).or_else_do(
+                    "without the secret key, 'pgkeep verify --stored-only' compares what is stored with its hashes",
+                ));
+            }
             Err(error) => return Err(error.into()),
         });
     }

@@ -1,8 +1,11 @@
 //! One clear error each, that names the mend; the right exit code; no panic and no secret (`Place::run` looks for both).
 
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
+
 use pgkeep_testkit::{ClusterOptions, require, requirements};
 
-use crate::support::{Done, PASSWORD, Place, server_with};
+use crate::support::{Done, PASSWORD, Place, server, server_with};
 
 /// One error is told, with this text, and with this mend unless it is empty.
 #[track_caller]
@@ -49,6 +52,20 @@ fn the_server_s_refusals_are_told() {
         "there is no database 'nix'",
         "it has: postgres, app",
     );
+    // In one line, whatever a name holds.
+    cluster.create_database("odd\nname");
+    told(
+        place.run(&["dump", "--database", "no\nsuch"]),
+        2,
+        "there is no database 'no\\nsuch'",
+        "it has: postgres, app, 'odd\\nname'",
+    );
+    told(
+        place.run(&["dump", "--format", "plain", "--output", "nix/x.sql"]),
+        2,
+        "there is no folder nix",
+        "mkdir -p nix",
+    );
     let nobody = format!("host={host} port=1 user=postgres");
     told(
         place.run(&["dump", "--connection", &nobody]),
@@ -60,6 +77,29 @@ fn the_server_s_refusals_are_told() {
         !place.path("repository").join("main/dump").exists(),
         "nothing was begun"
     );
+}
+
+/// A dump that lacks rows without a word would be worse than none.
+#[test]
+fn rows_that_a_policy_hides_are_told() {
+    let cluster = server();
+    let place = Place::with(&cluster, None);
+    cluster.psql(
+        "app",
+        "CREATE ROLE reader LOGIN; GRANT pg_read_all_data TO reader; CREATE TABLE hidden (a int);
+         ALTER TABLE hidden ENABLE ROW LEVEL SECURITY",
+    );
+    let reader = format!("host=127.0.0.1 port={} user=reader dbname=app", cluster.port());
+    for format in [&["--format", "custom", "--output", "x.dump"][..], &[]] {
+        let args = [&["dump", "--database", "app", "--connection", &reader], format].concat();
+        let done = place.run(&args).expect(1);
+        assert!(
+            done.stderr.contains("row-level security") && done.stderr.contains("BYPASSRLS"),
+            "{}",
+            done.stderr
+        );
+        assert!(!place.path("x.dump").exists());
+    }
 }
 
 /// Runs a command line without blanks in its words, and expects exit code 2.
@@ -103,6 +143,15 @@ fn mistyped_flags_are_told_with_what_was_meant() {
         "cannot be used with '--from <TIME>'",
         "--table",
     );
+    for (from, to, error) in [
+        ("yesterday", "2026-11-02", "'yesterday' for '--from <TIME>'"),
+        ("2026-11-01", "2026-13-45", "'2026-13-45' for '--to <TIME>'"),
+        ("2026-11-08", "2026-11-01", "ends before it begins"),
+        ("-5", "-5", "ends where it begins"),
+    ] {
+        let line = format!("restore --into server:x --hypertable h --from {from} --to {to}");
+        refused(&place, &line, error, "");
+    }
     for target in ["fils:/srv/x", "flie:///srv/x"] {
         let line = format!("restore --into {target}");
         refused(
@@ -134,6 +183,14 @@ fn mistyped_repositories_keys_and_connections_are_told() {
     );
     let dump = format!("{dump} --recipient {key}");
     refused(&place, &format!("{dump} --connection hots=x"), "'hots'", "'host'");
+    let line = format!("{dump} --connection host=a,port=1");
+    refused(&place, &line, "',port=' stands in the value of 'host'", "blanks");
+    refused(
+        &place,
+        "key new --output nix/pgkeep.key",
+        "there is no folder nix",
+        "mkdir -p -m 700 'nix'",
+    );
     let uri = format!("postgres://u:{PASSWORD}@127.0.0.1:99999/x");
     refused(&place, &format!("{dump} --connection {uri}"), "port", "65535");
     let two = format!("{dump} --repository file:///srv/two");
@@ -176,24 +233,47 @@ fn programs_are_told_too() {
     assert!(error["hint"].as_str().unwrap().contains("PGKEEP_REPOSITORY"));
 }
 
+/// A store that is away, with nothing behind it.
+fn unreachable_bucket(place: &mut Place) -> Vec<String> {
+    for (name, value) in [("AWS_ACCESS_KEY_ID", "key"), ("AWS_SECRET_ACCESS_KEY", PASSWORD)] {
+        place.environment.push((name.to_owned(), value.to_owned()));
+    }
+    let line =
+        "list --repository s3://bucket/x --set s3.endpoint=http://127.0.0.1:1 --set s3.region=eu-central-1";
+    line.split(' ').map(str::to_owned).collect()
+}
+
+/// Who waits is told at once for what, and how long at most.
+#[test]
+fn that_a_bucket_does_not_answer_is_told_while_it_is_tried_again() {
+    let mut place = Place::new();
+    let line = unreachable_bucket(&mut place);
+    let words: Vec<&str> = line.iter().map(String::as_str).collect();
+    let mut command = place.command(&words);
+    let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+    let mut stderr = BufReader::new(child.stderr.take().unwrap());
+    let mut told = String::new();
+    stderr.read_line(&mut told).unwrap();
+    let running = child.try_wait().unwrap().is_none();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(running, "it goes on: {told}");
+    assert!(
+        told.starts_with("warning: could not ")
+            && told.contains(" in s3://bucket/x: ")
+            && told.contains("trying again for up to "),
+        "{told}"
+    );
+}
+
 /// It waits out a store that may only be restarting: a minute and a half.
 #[test]
 fn an_unreachable_bucket_is_told() {
     require!(requirements::long());
     let mut place = Place::new();
-    for (name, value) in [("AWS_ACCESS_KEY_ID", "key"), ("AWS_SECRET_ACCESS_KEY", PASSWORD)] {
-        place.environment.push((name.to_owned(), value.to_owned()));
-    }
-    let (endpoint, region) = ("s3.endpoint=http://127.0.0.1:1", "s3.region=eu-central-1");
-    let done = place.run(&[
-        "list",
-        "--repository",
-        "s3://bucket/x",
-        "--set",
-        endpoint,
-        "--set",
-        region,
-    ]);
+    let line = unreachable_bucket(&mut place);
+    let words: Vec<&str> = line.iter().map(String::as_str).collect();
+    let done = place.run(&words);
     told(
         done,
         1,

@@ -209,6 +209,29 @@ fn the_wrong_key_opens_nothing_and_no_key_says_which_is_wanted() {
             done.stderr
         );
     }
+    let done = place.run(&["verify", "--identity", "other.key"]).expect(2);
+    assert!(
+        done.stderr.contains("pgkeep verify --stored-only"),
+        "{}",
+        done.stderr
+    );
+    // What takes no key is told all the same.
+    let id = place.run(&["list", "--json"]).expect(0).json()["id"].clone();
+    for (key, told) in [
+        ("other.key", "none of the identities given opens"),
+        (
+            "nothing.key",
+            "going on without a secret key: could not read the identity file nothing.key",
+        ),
+    ] {
+        let done = place.run(&["list", "--identity", key]).expect(0);
+        assert!(done.stdout.contains(id.as_str().unwrap()), "{}", done.stdout);
+        assert!(
+            done.stderr.contains(told) && done.stderr.contains("--identity FILE"),
+            "{}",
+            done.stderr
+        );
+    }
     let listed = place.run(&["list", "--json"]).expect(0).json_lines();
     assert_eq!(
         listed[0]["verification"],

@@ -260,7 +260,7 @@ fn latest_is_the_same_for_every_command() {
     for command in [&["show"][..], &["verify"], &["pin", "latest"]] {
         let told = place.run(command).expect(2).stderr;
         assert!(
-            told.contains(&format!("{part}, was made with --database app")) && told.contains("by its id"),
+            told.contains(&format!("{part} was made with --database app")) && told.contains("by its id"),
             "{told}"
         );
     }

@@ -83,11 +83,36 @@ fn parse_pairs(text: &str) -> Result<Settings, ConninfoError> {
         };
         let keyword = lookup(name, !secret_seen)?;
         secret_seen |= keyword.secret;
-        let (value, after) = parse_value(value_text.trim_start_matches(is_blank), keyword.name)?;
+        let value_text = value_text.trim_start_matches(is_blank);
+        let (value, after) = parse_value(value_text, keyword.name)?;
+        if !keyword.secret && !value_text.starts_with('\'') {
+            refuse_separator(keyword.name, &value)?;
+        }
         settings.insert(keyword.name, value);
         rest = after.trim_start_matches(is_blank);
     }
     Ok(settings)
+}
+
+/// `host=a,port=1` is one host of a strange name to libpq, and nobody means that.
+fn refuse_separator(keyword: &str, value: &str) -> Result<(), ConninfoError> {
+    // What is in `options` is the server's.
+    if keyword == "options" {
+        return Ok(());
+    }
+    for (place, separator) in value.match_indices([',', ';']) {
+        let after = value.get(place + 1..).unwrap_or_default();
+        let Some((name, _)) = after.split_once('=') else {
+            return Ok(());
+        };
+        if let Some(next) = keywords::find(name) {
+            return Err(ConninfoError::Syntax(format!(
+                "'{separator}{}=' stands in the value of '{keyword}': settings are separated by blanks, as in host=a port=5432",
+                next.name
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// C's `isspace` in the C locale.

@@ -295,11 +295,14 @@ impl Target {
         if let Some((password, _)) = &self.password {
             variables.push(("PGPASSWORD", password.expose().to_owned()));
         }
-        // Without a file, libpq would read one of the home directory, which was perhaps not meant.
+        // Without a file, libpq would read one of the home directory, which was perhaps not meant. It says nothing of one
+        // that isn't there, and warns of one that is no file.
         let passfile = self
             .passfile
             .as_ref()
-            .map_or("/dev/null".to_owned(), |file| file.path.display().to_string());
+            .map_or("/dev/null/none".to_owned(), |file| {
+                file.path.display().to_string()
+            });
         variables.push(("PGPASSFILE", passfile));
         self.tls_environment(&mut variables);
         variables.push(("PGGSSENCMODE", "disable".to_owned()));

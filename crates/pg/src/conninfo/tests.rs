@@ -447,3 +447,28 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn settings_with_commas_between_are_told() {
+    for (text, told) in [
+        ("host=a,port=1", "',port=' stands in the value of 'host'"),
+        (
+            "host=a,b,user=u dbname=d",
+            "',user=' stands in the value of 'host'",
+        ),
+        ("dbname=d;host=a", "';host=' stands in the value of 'dbname'"),
+    ] {
+        let error = Conninfo::parse(text).unwrap_err();
+        assert!(error.to_string().contains(told), "{text}: {error}");
+        assert!(error.to_string().contains("separated by blanks"), "{error}");
+    }
+    for text in [
+        "host=a,b port=1,2",
+        "dbname='d,host=a'",
+        "options=-csearch_path=a,user=b",
+        "password=x,host=y",
+        "dbname=a,b=c",
+    ] {
+        Conninfo::parse(text).unwrap();
+    }
+}

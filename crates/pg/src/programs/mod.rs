@@ -105,6 +105,18 @@ fn stderr_text(stderr: &str) -> String {
     }
 }
 
+/// The mend, by what a program said. (They run with `LC_ALL=C`.)
+fn failed_hint(stderr: &str) -> Option<&'static str> {
+    if stderr.contains("No space left on device") {
+        return Some(
+            "the disk that is written to is full: free some space, or write to another one, then run it again",
+        );
+    }
+    stderr
+        .contains("affected by row-level security policy")
+        .then_some(crate::error::ROW_SECURITY_HINT)
+}
+
 impl Classified for ProgramError {
     fn retry_class(&self) -> RetryClass {
         match self {
@@ -117,6 +129,9 @@ impl Classified for ProgramError {
     }
 
     fn hint(&self) -> Option<Hint> {
+        if let Self::Failed { stderr, .. } = self {
+            return failed_hint(stderr).map(Hint::new);
+        }
         let Self::NotFound {
             program, major_min, ..
         } = self
@@ -136,5 +151,29 @@ impl Classified for ProgramError {
             "install it (Debian, Ubuntu: apt-get install {package}, from apt.postgresql.org if the distribution has an \
              older one), or name the directory it is in by pg_bin or PGKEEP_PG_BIN"
         )))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+
+    use super::*;
+
+    #[test]
+    fn failures_are_told_with_their_mend() {
+        let hint = |stderr: &str| {
+            let failed = ProgramError::Failed {
+                program: "pg_dump".to_owned(),
+                status: ExitStatus::from_raw(256),
+                stderr: stderr.to_owned(),
+            };
+            failed.hint().map(|hint| hint.to_string()).unwrap_or_default()
+        };
+        let full = "pg_dump: error: could not write to file \"x/1.dat\": No space left on device";
+        assert!(hint(full).contains("full: free some space"));
+        let policy = "pg_dump: error: query failed: ERROR:  query would be affected by row-level security policy for table \"t\"";
+        assert!(hint(policy).contains("BYPASSRLS"));
+        assert_eq!(hint("pg_dump: error: something else"), "");
     }
 }
