@@ -22,6 +22,7 @@ use crate::roles;
 use crate::run::{Run, sealed_suffix};
 use crate::schema;
 use crate::snapshot::{self, LockedSnapshot};
+use crate::unfit::{self, Exclusion};
 use crate::way_out;
 
 /// pg_dump takes locks of its own on tables that the holder has locked already; it waits only when somebody has
@@ -37,6 +38,8 @@ pub(crate) struct Dumped {
     pub manifest: DatabaseManifest,
     /// Objects that the manifest doesn't name: the scripts for restoring without pgkeep.
     pub other_objects: Vec<ObjectRef>,
+    /// Patterns of what to leave out that fit nothing in it.
+    pub unfit: Vec<Exclusion>,
 }
 
 pub(crate) async fn dump(run: &Run<'_>, name: &str, folder: &str) -> Result<Dumped, DumpError> {
@@ -46,6 +49,7 @@ pub(crate) async fn dump(run: &Run<'_>, name: &str, folder: &str) -> Result<Dump
     let (mut snapshot, schema, excluded) = snapshot_and_schema(run, &target, folder).await?;
     let timescaledb = inventory(&mut snapshot.session, name).await?;
     let relations = ordered_relations(&mut snapshot, timescaledb.as_ref(), run.options.text_only).await?;
+    let unfit = unfit::in_database(&mut snapshot.session, &run.options.filters, name).await?;
     phase("reading the catalog");
     let excluded_relations = excluded.as_ref().map_or(&[][..], |excluded| &excluded.relations);
     let catalog = read_catalog(
@@ -92,6 +96,7 @@ pub(crate) async fn dump(run: &Run<'_>, name: &str, folder: &str) -> Result<Dump
     Ok(Dumped {
         manifest,
         other_objects,
+        unfit,
     })
 }
 

@@ -26,6 +26,7 @@ use crate::run::{PASSWORDS_OMITTED, check_server, not_in_the_dump};
 use crate::schema::{self, ClientPrograms, PROGRAM_DEADLINE, ProgramOutput};
 use crate::snapshot::{self, LockedSnapshot};
 use crate::sql;
+use crate::unfit::{self, Exclusion};
 
 /// A format of pg_dump.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,6 +70,8 @@ pub struct FileReport {
     pub output: String,
     /// The databases in it.
     pub databases: Vec<String>,
+    /// Whether the roles are in it, too.
+    pub with_roles: bool,
     /// Its size, in bytes.
     pub bytes: u64,
     /// What needs attention, in plain words.
@@ -102,20 +105,7 @@ pub async fn write_files(
         databases::choose(&mut session, target, &options.databases).await?;
     let settings_for_all = sql::settings_for_all(&catalog::settings_for_all(&mut session).await?);
     session.close().await;
-    if options.format != FileFormat::Plain && databases.len() != 1 {
-        return Err(DumpError::Usage {
-            message: "the custom and the directory format hold one database, and several would be dumped"
-                .to_owned(),
-            hint: Some(format!("choose one with --database: {}", databases.join(", "))),
-        });
-    }
-    if !options.filters.schemas.is_empty() && !options.filters.tables.is_empty() {
-        return Err(DumpError::Usage {
-            message: "pg_dump takes --schema or --table, and ignores the one when the other is there"
-                .to_owned(),
-            hint: Some("give one of them, or use the repository format".to_owned()),
-        });
-    }
+    refuse_what_pg_dump_lacks(options, &databases)?;
     let programs = ClientPrograms::find(server_version_num, &options.programs).await?;
     let mut writing = Writing {
         target,
@@ -128,6 +118,8 @@ pub async fn write_files(
             .map(|omission| not_in_the_dump(omission))
             .collect(),
         written: Vec::new(),
+        unfit: Vec::new(),
+        with_roles: false,
         half_restored: None,
     };
     let work = async {
@@ -143,13 +135,35 @@ pub async fn write_files(
         bytes = work => bytes?,
         () = cancelled => return Err(DumpError::Interrupted),
     };
+    let unfit = writing.unfit.iter().map(Vec::as_slice);
+    let unfit = unfit::attention(writing.written.iter().map(String::as_str).zip(unfit));
+    writing.attention.extend(unfit);
     Ok(FileReport {
         output: options.output.clone(),
         databases: writing.written,
+        with_roles: writing.with_roles,
         bytes,
         attention: writing.attention,
         elapsed: begun.elapsed(),
     })
+}
+
+fn refuse_what_pg_dump_lacks(options: &FileOptions, databases: &[String]) -> Result<(), DumpError> {
+    if options.format != FileFormat::Plain && databases.len() != 1 {
+        return Err(DumpError::Usage {
+            message: "the custom and the directory format hold one database, and several would be dumped"
+                .to_owned(),
+            hint: Some(format!("choose one with --database: {}", databases.join(", "))),
+        });
+    }
+    if !options.filters.schemas.is_empty() && !options.filters.tables.is_empty() {
+        return Err(DumpError::Usage {
+            message: "pg_dump takes --schema or --table, and ignores the one when the other is there"
+                .to_owned(),
+            hint: Some("give one of them, or use the repository format".to_owned()),
+        });
+    }
+    Ok(())
 }
 
 struct Writing<'a> {
@@ -161,15 +175,21 @@ struct Writing<'a> {
     attention: Vec<String>,
     /// The databases that are in it.
     written: Vec<String>,
+    /// Of each of them, the patterns of what to leave out that fit nothing.
+    unfit: Vec<Vec<Exclusion>>,
+    with_roles: bool,
     /// Why the first of those that were left out was.
     half_restored: Option<DumpError>,
 }
 
 impl Writing<'_> {
-    async fn snapshot(&self, name: &str) -> Result<(Target, LockedSnapshot), DumpError> {
+    async fn snapshot(&mut self, name: &str) -> Result<(Target, LockedSnapshot), DumpError> {
         self.progress.set_phase(format!("{name}: locking tables"));
         let target = self.target.with_database(name);
-        let snapshot = snapshot::take(&target, &self.options.filters, self.options.lock_timeout).await?;
+        let filters = &self.options.filters;
+        let mut snapshot = snapshot::take(&target, filters, self.options.lock_timeout).await?;
+        let unfit = unfit::in_database(&mut snapshot.session, filters, name).await?;
+        self.unfit.push(unfit);
         self.progress.set_phase(format!("{name}: reading with pg_dump"));
         Ok((target, snapshot))
     }
@@ -222,7 +242,7 @@ impl Writing<'_> {
         command
     }
 
-    async fn directory(&self, databases: &[String]) -> Result<u64, DumpError> {
+    async fn directory(&mut self, databases: &[String]) -> Result<u64, DumpError> {
         // Before the snapshot, so that it is gone after it.
         let partial = Partial::directory(&local_directory(&self.options.output)?)?;
         let name = databases.first().map_or("postgres", String::as_str);
@@ -255,6 +275,7 @@ impl Writing<'_> {
             Output::create(&options.output, &options.store, compression, &options.encryption).await?;
         let cluster =
             options.format == FileFormat::Plain && (options.databases.is_empty() || databases.len() > 1);
+        self.with_roles = cluster;
         if cluster {
             self.progress.set_phase("roles and other globals");
             let (globals, with_passwords) = schema::globals(&self.programs, self.target).await?;

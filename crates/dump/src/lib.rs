@@ -30,6 +30,7 @@ mod run;
 mod schema;
 mod snapshot;
 mod sql;
+mod unfit;
 pub mod verify;
 mod way_out;
 

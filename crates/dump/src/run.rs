@@ -24,7 +24,7 @@ use crate::manifest::{
 };
 use crate::progress::Progress;
 use crate::schema::{self, ClientPrograms};
-use crate::{sql, way_out};
+use crate::{sql, unfit, way_out};
 
 /// Tasks that were told to end do so at their next wait, which is never long.
 const TASKS_END_MAX: Duration = Duration::from_secs(10);
@@ -33,7 +33,8 @@ const TASKS_END_MAX: Duration = Duration::from_secs(10);
 pub const SERVER_VERSION_NUM_MIN: u32 = 150_000;
 
 /// What a role that may not see passwords leaves out.
-pub(crate) const PASSWORDS_OMITTED: &str = "the roles' passwords: reading them needs a superuser";
+pub(crate) const PASSWORDS_OMITTED: &str =
+    "the roles' passwords: reading them takes a superuser or pg_read_all_data";
 
 /// What is said of an omission right after the dump.
 pub(crate) fn not_in_the_dump(omission: &str) -> String {
@@ -258,6 +259,8 @@ async fn give_up(repository: &Repository, id: &BackupId) -> Option<GivenUp> {
 struct Ready {
     manifest: DumpManifest,
     sealed: SealedObject,
+    /// What needs attention besides the omissions.
+    attention: Vec<String>,
 }
 
 impl Run<'_> {
@@ -275,6 +278,11 @@ impl Run<'_> {
         let globals = self.repository.put_contents(&self.prefix, &name, globals).await?;
         let dumped = self.databases(&chosen.databases, lease, &mut omissions).await?;
         refuse_empty_selection(&dumped, &self.options.filters)?;
+        let attention = unfit::attention(
+            dumped
+                .iter()
+                .map(|dumped| (dumped.manifest.name.as_str(), dumped.unfit.as_slice())),
+        );
         let mut manifest = DumpManifest {
             format: MANIFEST_FORMAT,
             id: self.id.to_string(),
@@ -297,7 +305,11 @@ impl Run<'_> {
         let mut objects = object_refs(&manifest);
         objects.extend(dumped.into_iter().flat_map(|dumped| dumped.other_objects));
         let sealed = self.describe(&mut manifest, objects).await?;
-        Ok(Ready { manifest, sealed })
+        Ok(Ready {
+            manifest,
+            sealed,
+            attention,
+        })
     }
 
     /// One after another. One that is half-restored is an omission where everything was asked for, and refused where it
@@ -347,7 +359,8 @@ impl Run<'_> {
             return Err(error.into());
         }
         let omissions = ready.manifest.omissions.iter();
-        let attention = omissions.map(|omission| not_in_the_dump(omission)).collect();
+        let omissions = omissions.map(|omission| not_in_the_dump(omission));
+        let attention = omissions.chain(ready.attention).collect();
         Ok((ready.manifest, attention))
     }
 

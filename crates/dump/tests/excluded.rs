@@ -210,3 +210,53 @@ async fn an_older_dump_says_which_tables_are_empty() {
         ["public.b in database 'app' is empty: the dump was made without its rows (--exclude-table)"]
     );
 }
+
+/// Of several databases, only what fits in none of them is worth a word.
+#[tokio::test(flavor = "multi_thread")]
+async fn patterns_that_leave_nothing_out_are_told() {
+    let source = require!(Cluster::start(ClusterOptions::default()));
+    source.create_database("app");
+    source.psql("app", TABLES);
+    source.psql("app", "CREATE SCHEMA empty_one");
+    let folder = tempfile::tempdir().unwrap();
+    let repository = common::repository(folder.path(), false).await;
+    let mut options = common::dump_options(&source);
+    let patterns = |patterns: &[&str]| patterns.iter().map(ToString::to_string).collect();
+    options.filters = Filters {
+        exclude_tables: patterns(&["big", "bgi", "pg_class", "parts"]),
+        exclude_schemas: patterns(&["empty_one", "nix*"]),
+        exclude_table_data: patterns(&["public.kept_empty", "s.kept_empty"]),
+        ..Filters::default()
+    };
+    let told = |databases: &str| {
+        [
+            format!("--exclude-table 'bgi' leaves nothing out: it fits no table of {databases}"),
+            format!("--exclude-table 'pg_class' leaves nothing out: it fits no table of {databases}"),
+            format!("--exclude-schema 'nix*' leaves nothing out: it fits no schema of {databases}"),
+            format!(
+                "--exclude-table-data 's.kept_empty' leaves nothing out: it fits no table of {databases}"
+            ),
+        ]
+    };
+    let report = common::dump(&repository, &source, &options).await.unwrap();
+    assert_eq!(report.attention, told("databases 'postgres', 'app'"));
+
+    let options = pgkeep_dump::FileOptions {
+        format: pgkeep_dump::FileFormat::Plain,
+        output: folder.path().join("app.sql").display().to_string(),
+        databases: vec!["app".to_owned()],
+        filters: options.filters,
+        jobs: 1,
+        lock_timeout: options.lock_timeout,
+        encryption: pgkeep_repository::encryption::Encryption::None,
+        store: pgkeep_store::StoreOptions::default(),
+        programs: options.programs,
+    };
+    let target = common::target(&source, "postgres");
+    let never = std::future::pending();
+    let report = pgkeep_dump::write_files(&target, &options, &std::sync::Arc::default(), never)
+        .await
+        .unwrap();
+    assert_eq!(report.attention, told("database 'app'"));
+    assert!(!report.with_roles);
+}

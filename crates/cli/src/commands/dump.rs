@@ -187,11 +187,16 @@ async fn files(
 
 fn tell_files(context: &Context, report: &FileReport, encrypted: bool) -> Outcome {
     let output = &context.output;
+    let roles = match report.with_roles {
+        true => "",
+        false => "not in it, as with pg_dump: pg_dumpall --roles-only writes them",
+    };
     if !output.is_quiet() {
         output.line(format!("{} is written.\n", styled(ACCENT, &report.output)));
         output.facts(&[
             ("databases", report.databases.join(", ")),
             ("size", ByteCount(report.bytes).to_string()),
+            ("roles", roles.to_owned()),
             ("encrypted", if encrypted { "yes" } else { "no" }.to_owned()),
             ("time", duration(report.elapsed)),
         ]);
@@ -200,6 +205,7 @@ fn tell_files(context: &Context, report: &FileReport, encrypted: bool) -> Outcom
         "output": report.output,
         "databases": report.databases,
         "bytes": report.bytes,
+        "with_roles": report.with_roles,
         "encrypted": encrypted,
         "attention": report.attention,
         "elapsed_seconds": report.elapsed.as_secs_f64(),
