@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::builder::styling::{Effects, Styles};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use pgkeep_base::ByteCount;
+use pgkeep_dump::restore::RangeBound;
 
 use crate::output::ACCENT;
 
@@ -235,12 +236,24 @@ pub struct RestoreArgs {
     /// Restore only this hypertable.
     #[arg(long, value_name = "NAME", conflicts_with = "tables")]
     pub hypertable: Option<String>,
-    /// The hypertable's rows from this time on.
-    #[arg(long, value_name = "TIME", requires = "hypertable", conflicts_with = "tables")]
-    pub from: Option<String>,
-    /// The hypertable's rows before this time.
-    #[arg(long, value_name = "TIME", requires = "hypertable", conflicts_with = "tables")]
-    pub to: Option<String>,
+    /// The hypertable's rows from this time on: 2026-11-01, 2026-11-01T02:00:00+01:00 (without an offset UTC), or a number.
+    #[arg(
+        long,
+        value_name = "TIME",
+        requires = "hypertable",
+        conflicts_with = "tables",
+        allow_negative_numbers = true
+    )]
+    pub from: Option<RangeBound>,
+    /// The hypertable's rows before this time, as absolute as --from.
+    #[arg(
+        long,
+        value_name = "TIME",
+        requires = "hypertable",
+        conflicts_with = "tables",
+        allow_negative_numbers = true
+    )]
+    pub to: Option<RangeBound>,
     /// Name of the database in the target, where one is restored.
     #[arg(long, value_name = "NAME")]
     pub target_database: Option<String>,

@@ -10,7 +10,7 @@
 mod common;
 
 use pgkeep_base::BackupId;
-use pgkeep_dump::restore::{HypertableRange, RestoreOptions};
+use pgkeep_dump::restore::RestoreOptions;
 use pgkeep_dump::{DumpError, read_manifest};
 use pgkeep_repository::Repository;
 use pgkeep_testkit::{Cluster, ClusterOptions, require};
@@ -183,11 +183,11 @@ async fn hypertable(source: &Cluster, compressed: bool) {
     source.psql("m", &format!("DELETE FROM s.metrics WHERE {range}"));
     assert_ne!(source.psql("m", hash), before);
     let mut options = common::restore_options(source);
-    options.hypertable = Some(HypertableRange {
-        pattern: "s.metrics".to_owned(),
-        from: Some("2026-01-02 12:00+00".to_owned()),
-        to: Some("2026-01-04 06:00+00".to_owned()),
-    });
+    options.hypertable = Some(common::range(
+        "s.metrics",
+        "2026-01-02 12:00+00",
+        "2026-01-04 06:00+00",
+    ));
     let restored = common::restore(&repository, &report.id, source, &options)
         .await
         .unwrap();

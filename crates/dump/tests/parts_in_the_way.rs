@@ -11,7 +11,7 @@
 mod common;
 
 use pgkeep_base::{BackupId, Classified};
-use pgkeep_dump::restore::{HypertableRange, RestoreOptions, TableAction};
+use pgkeep_dump::restore::{RestoreOptions, TableAction};
 use pgkeep_dump::{DumpError, read_manifest};
 use pgkeep_repository::Repository;
 use pgkeep_testkit::{Cluster, ClusterOptions, require};
@@ -97,11 +97,32 @@ async fn keys_and_sequences_of_single_tables_come_back_or_are_told() {
     cluster.psql("shop", statement);
     assert_eq!(cluster.psql("shop", key).trim(), "t");
 
-    // Elsewhere there is no such table.
+    // Whether they agree, a dry run can't know; that there is no such table, it can.
+    let dry = RestoreOptions {
+        overwrite: true,
+        ..options.clone()
+    };
+    let plan = common::check(&repository, &id, &cluster, &dry).await.unwrap();
+    assert!(plan.attention.is_empty(), "{:?}", plan.attention);
+    assert!(
+        plan.notes.len() == 1 && plan.notes[0].contains("if shop.customers has all rows"),
+        "{:?}",
+        plan.notes
+    );
     let elsewhere = RestoreOptions {
         target_database: Some("elsewhere".to_owned()),
         ..options
     };
+    let plan = common::check(&repository, &id, &cluster, &elsewhere)
+        .await
+        .unwrap();
+    assert!(
+        plan.attention.len() == 1
+            && plan.attention[0].contains("database 'elsewhere' has no table shop.customers")
+            && plan.attention[0].contains("ADD CONSTRAINT to_customers FOREIGN KEY"),
+        "{:?}",
+        plan.attention
+    );
     let restored = common::restore(&repository, &id, &cluster, &elsewhere)
         .await
         .unwrap();
@@ -269,12 +290,102 @@ const SCRATCH: &str = "SELECT count(*) FROM pg_database WHERE datname LIKE 'pgke
 
 fn range(cluster: &Cluster) -> RestoreOptions {
     RestoreOptions {
-        hypertable: Some(HypertableRange {
-            pattern: "s.metrics".to_owned(),
-            from: Some("2026-01-03".to_owned()),
-            to: Some("2026-01-05".to_owned()),
-        }),
+        hypertable: Some(common::range("s.metrics", "2026-01-03", "2026-01-05")),
         ..common::restore_options(cluster)
+    }
+}
+
+/// Nobody's rows are deleted for a range of which the dump has nothing, whether by its chunks or only by its rows.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_range_that_holds_nothing_is_told_and_deletes_nothing() {
+    let cluster = require!(Cluster::start(ClusterOptions::new(17).timescaledb()));
+    let (_folder, repository, id) = dumped(&cluster, "m", METRICS).await;
+    cluster.psql(
+        "m",
+        "CREATE TABLE s.days (at timestamptz PRIMARY KEY); INSERT INTO s.days SELECT DISTINCT at FROM s.metrics;
+         INSERT INTO s.days VALUES ('2027-01-05 00:00+00'), ('2026-01-03 00:15+00');
+         INSERT INTO s.metrics SELECT at, -1, 'kept' FROM s.days WHERE at > '2027-01-01' OR at = '2026-01-03 00:15+00';
+         ALTER TABLE s.metrics ADD CONSTRAINT to_days FOREIGN KEY (at) REFERENCES s.days",
+    );
+    let manifest = read_manifest(&repository, &id).await.unwrap();
+    for (from, to, by_chunks) in [
+        ("2027-01-01", "2027-02-01", true),
+        ("2026-01-03T02:10+02", "2026-01-03 00:20", false),
+    ] {
+        let mut options = range(&cluster);
+        options.hypertable = Some(common::range("s.metrics", from, to));
+        options.overwrite = true;
+        let plan = pgkeep_dump::restore::plan(&id, &manifest, &options).unwrap();
+        assert_eq!(
+            plan.attention.len(),
+            usize::from(by_chunks),
+            "{:?}",
+            plan.attention
+        );
+        let checked = common::check(&repository, &id, &cluster, &options).await.unwrap();
+        assert_eq!(
+            checked.databases[0].tables[0].action,
+            TableAction::Fill { deletes: !by_chunks }
+        );
+        assert!(checked.notes[0].contains("to_days"), "{:?}", checked.notes);
+        let restored = common::restore(&repository, &id, &cluster, &options)
+            .await
+            .unwrap();
+        assert_eq!(restored.databases[0].rows, 0);
+        let [told] = restored.attention.as_slice() else {
+            panic!("{:?}", restored.attention);
+        };
+        assert!(
+            told.starts_with("the dump has no rows of s.metrics from 2")
+                && told.contains("nothing in it was changed"),
+            "{told}"
+        );
+    }
+    let kept = "SELECT count(*) FROM s.metrics WHERE note = 'kept'";
+    assert_eq!(cluster.psql("m", kept).trim(), "2");
+}
+
+/// What is announced is the part, and where it goes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plan_of_a_part_counts_the_part() {
+    let cluster = require!(Cluster::start(ClusterOptions::new(17).timescaledb()));
+    let sql = format!("{METRICS} {TABLES}");
+    let (_folder, repository, id) = dumped(&cluster, "m", &sql).await;
+    let manifest = read_manifest(&repository, &id).await.unwrap();
+    let mut options = range(&cluster);
+    options.target_database = Some("copy".to_owned());
+    let plan = |options: &RestoreOptions| {
+        pgkeep_dump::restore::plan(&id, &manifest, options)
+            .unwrap()
+            .databases
+    };
+    let [part] = plan(&options).try_into().unwrap();
+    assert_eq!(
+        (
+            part.name.as_str(),
+            part.target_name.as_str(),
+            part.relations,
+            part.rows
+        ),
+        ("m", "copy", 2, 48)
+    );
+    assert_eq!(
+        part.ranges[0].words,
+        "from 2026-01-03 00:00:00 UTC on and before 2026-01-05 00:00:00 UTC"
+    );
+    let [table] = plan(&orders(&cluster)).try_into().unwrap();
+    assert_eq!((table.relations, table.rows), (1, 500));
+    let [whole] = plan(&common::restore_options(&cluster)).try_into().unwrap();
+    assert!(
+        whole.rows > 840 && whole.stored_bytes > part.stored_bytes,
+        "{whole:?}"
+    );
+    assert!(table.objects < whole.objects && table.plain_bytes < whole.plain_bytes);
+
+    for pattern in ["s.metrics", "shop.orders"] {
+        options.hypertable = Some(common::range(pattern, "1", "2"));
+        let usage = pgkeep_dump::restore::plan(&id, &manifest, &options).unwrap_err();
+        assert!(matches!(usage, DumpError::Usage { .. }), "{usage}");
     }
 }
 

@@ -29,7 +29,7 @@ pub async fn restore(
     let connecting = async { Ok(Engine::connect(|name| std::env::var(name).ok()).await?) };
     let engine = context.cancellation.or(connecting).await?;
     if args.dry_run {
-        return check(context, &engine, &options).await;
+        return check(context, work, &engine, &options).await;
     }
     let mut server = start(context, &engine, options, args.resume).await?;
     let (repository, id, manifest) = (&work.repository, &work.id, &work.manifest);
@@ -85,7 +85,12 @@ fn options(work: &Work, image: ImageName, args: &RestoreArgs) -> ServerOptions {
     }
 }
 
-async fn check(context: &Context, engine: &Engine, options: &ServerOptions) -> Result<Outcome, Failure> {
+async fn check(
+    context: &Context,
+    work: &Work,
+    engine: &Engine,
+    options: &ServerOptions,
+) -> Result<Outcome, Failure> {
     let checking = async { Ok(ServerContainer::check(engine, options).await?) };
     let present = context.cancellation.or(checking).await?;
     let pulled = if present {
@@ -97,7 +102,7 @@ async fn check(context: &Context, engine: &Engine, options: &ServerOptions) -> R
         "\nA new server would be made in the container {}, from the image {}{pulled}. Nothing was done.",
         options.name, options.image
     ));
-    Ok(Outcome::Done)
+    Ok(work.foreseen(context))
 }
 
 async fn start(

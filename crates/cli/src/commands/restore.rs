@@ -9,7 +9,7 @@ use pgkeep_docker::ImageName;
 use pgkeep_dump::manifest::DumpManifest;
 use pgkeep_dump::memory;
 use pgkeep_dump::restore::{
-    self, HypertableRange, PlannedTable, RestoreOptions, RestorePlan, RestoreReport, TargetPlan,
+    self, HypertableRange, PlannedRange, PlannedTable, RestoreOptions, RestorePlan, RestoreReport, TargetPlan,
 };
 use pgkeep_dump::{Chosen, ExportFormat, ExportOptions, Progress, Skipped, Wanted};
 use pgkeep_pg::Target;
@@ -105,6 +105,13 @@ pub(super) struct Work {
     plan: RestorePlan,
 }
 
+impl Work {
+    /// What a dry run that looks into no target says that needs attention.
+    pub(super) fn foreseen(&self, context: &Context) -> Outcome {
+        foreseen(context, &self.plan.attention)
+    }
+}
+
 /// `pgkeep restore`
 pub async fn run(context: &Context, args: RestoreArgs) -> Result<Outcome, Failure> {
     let into = args.into.as_deref().map(Into::parse).transpose()?;
@@ -125,14 +132,21 @@ pub async fn run(context: &Context, args: RestoreArgs) -> Result<Outcome, Failur
     // With a server to look into, there is more to say.
     let into_server = matches!(into, Some(Into::Server(_)));
     tell_plan(context, &work, args.dry_run && !into_server);
+    if !args.dry_run {
+        // The restore says it again at its end; here it can still be stopped.
+        work.plan
+            .attention
+            .iter()
+            .for_each(|text| context.output.note(text));
+    }
     match into {
-        None => Ok(Outcome::Done),
+        None => Ok(work.foreseen(context)),
         Some(Into::Files(path)) if args.dry_run => {
             context.output.summary(format!(
                 "\nIt would be written to {}. Nothing was done.",
                 path.display()
             ));
-            Ok(Outcome::Done)
+            Ok(work.foreseen(context))
         }
         Some(Into::Files(path)) => {
             let options = ExportOptions {
@@ -151,7 +165,7 @@ pub async fn run(context: &Context, args: RestoreArgs) -> Result<Outcome, Failur
                 "\nA new server would be made in {}. Nothing was done.",
                 path.display()
             ));
-            Ok(Outcome::Done)
+            Ok(work.foreseen(context))
         }
         Some(Into::Server(target)) => {
             let report = restore(context, &work, &target).await?;
@@ -169,6 +183,8 @@ pub async fn run(context: &Context, args: RestoreArgs) -> Result<Outcome, Failur
 }
 
 async fn prepare(context: &Context, args: &RestoreArgs) -> Result<Work, Failure> {
+    let range = |pattern| HypertableRange::new(pattern, args.from, args.to);
+    let hypertable = args.hypertable.clone().map(range).transpose()?;
     let settings = context.settings(Overrides {
         jobs: args.jobs,
         ..Overrides::default()
@@ -185,7 +201,7 @@ async fn prepare(context: &Context, args: &RestoreArgs) -> Result<Work, Failure>
         manifest,
         skipped,
     } = pgkeep_dump::choose(&repository, &args.backup, &wanted).await?;
-    let options = options(context, &settings, args);
+    let options = options(context, &settings, args, hypertable);
     let plan = restore::plan(&id, &manifest, &options)?;
     Ok(Work {
         settings,
@@ -198,12 +214,12 @@ async fn prepare(context: &Context, args: &RestoreArgs) -> Result<Work, Failure>
     })
 }
 
-fn options(context: &Context, settings: &Settings, args: &RestoreArgs) -> RestoreOptions {
-    let hypertable = args.hypertable.clone().map(|pattern| HypertableRange {
-        pattern,
-        from: args.from.clone(),
-        to: args.to.clone(),
-    });
+fn options(
+    context: &Context,
+    settings: &Settings,
+    args: &RestoreArgs,
+    hypertable: Option<HypertableRange>,
+) -> RestoreOptions {
     RestoreOptions {
         databases: args.databases.clone(),
         tables: args.tables.clone(),
@@ -252,17 +268,25 @@ fn tell_plan(context: &Context, work: &Work, as_json: bool) {
     ])
     .dispensable("SIZE");
     for database in &plan.databases {
+        let most = if database.ranges.is_empty() {
+            ""
+        } else {
+            "at most "
+        };
         table.row(vec![
             database.name.clone(),
             database.target_name.clone(),
             count(database.relations),
-            count(database.rows),
+            format!("{most}{}", count(database.rows)),
             ByteCount(database.plain_bytes).to_string(),
             ByteCount(database.stored_bytes).to_string(),
             database.timescaledb.clone().unwrap_or_default(),
         ]);
     }
     output.table(&table);
+    for range in plan.databases.iter().flat_map(|database| &database.ranges) {
+        output.prose(format!("Of {} the rows {}", range.name, range.words));
+    }
     latest::tell_omissions(output, &plan.omissions);
     for line in plan.databases.iter().flat_map(|database| &database.left_out) {
         output.prose(line);
@@ -270,6 +294,14 @@ fn tell_plan(context: &Context, work: &Work, as_json: bool) {
 }
 
 fn plan_json(plan: &RestorePlan, skipped: &[Skipped]) -> Value {
+    let range_json = |range: &PlannedRange| {
+        json!({
+            "schema": range.name.schema,
+            "name": range.name.name,
+            "from": range.from,
+            "to": range.to,
+        })
+    };
     let databases = plan.databases.iter().map(|database| {
         json!({
             "name": database.name,
@@ -280,6 +312,7 @@ fn plan_json(plan: &RestorePlan, skipped: &[Skipped]) -> Value {
             "stored_bytes": database.stored_bytes,
             "objects": database.objects,
             "timescaledb": database.timescaledb,
+            "ranges": database.ranges.iter().map(range_json).collect::<Vec<_>>(),
             "left_out": database.left_out,
         })
     });
@@ -291,6 +324,7 @@ fn plan_json(plan: &RestorePlan, skipped: &[Skipped]) -> Value {
         "skipped": latest::skipped_json(skipped),
         "databases": databases.collect::<Vec<_>>(),
         "omissions": plan.omissions,
+        "attention": plan.attention,
     })
 }
 
@@ -303,7 +337,19 @@ async fn check(context: &Context, work: &Work, target: &Target) -> Result<Outcom
         "\n{} would take it. Nothing was done.",
         target.endpoint()
     ));
-    Ok(Outcome::Done)
+    planned.notes.iter().for_each(|text| context.output.note(text));
+    let attention = work.plan.attention.iter().chain(&planned.attention);
+    Ok(foreseen(context, attention))
+}
+
+/// What a dry run says that needs attention.
+fn foreseen<'a>(context: &Context, attention: impl IntoIterator<Item = &'a String>) -> Outcome {
+    let mut outcome = Outcome::Done;
+    for text in attention {
+        context.output.attention(text);
+        outcome = Outcome::Attention;
+    }
+    outcome
 }
 
 /// What would be done in the target.
@@ -369,6 +415,8 @@ fn target_json(planned: &TargetPlan) -> Value {
         "databases": databases.collect::<Vec<_>>(),
         "roles": planned.roles,
         "roles_left_out": planned.roles_left_out,
+        "attention": planned.attention,
+        "notes": planned.notes,
     })
 }
 
@@ -428,6 +476,7 @@ pub(super) fn tell(
 ) -> Outcome {
     let output = &context.output;
     let rows: u64 = report.databases.iter().map(|database| database.rows).sum();
+    let relations: u64 = report.databases.iter().map(|database| database.relations).sum();
     let counted_again: u64 = report.databases.iter().map(|database| database.counted).sum();
     let names: Vec<&str> = report
         .databases
@@ -441,12 +490,21 @@ pub(super) fn tell(
     if !output.is_quiet() {
         output.facts(&[
             ("databases", names.join(", ")),
-            ("rows", count(rows)),
+            (
+                "rows",
+                format!("{} in {}", count(rows), counted(relations, "table", "tables")),
+            ),
             (
                 "checked",
                 format!(
-                    "{}, all as in the dump",
-                    counted(counted_again, "table", "tables")
+                    "{} counted again{}, all as in the dump",
+                    counted(counted_again, "table", "tables"),
+                    // Chunks are tables above.
+                    if counted_again == relations {
+                        ""
+                    } else {
+                        " (hypertables as a whole)"
+                    }
                 ),
             ),
             ("roles", report.roles_created.join(", ")),

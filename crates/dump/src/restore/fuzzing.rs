@@ -4,22 +4,19 @@
 use std::collections::HashSet;
 
 use pgkeep_base::{BackupId, quote_identifier};
+use pgkeep_pg::programs::ProgramSearch;
 use pgkeep_pg::script;
 
-use crate::manifest::{DataObject, DatabaseManifest, DumpManifest, QualifiedName, Relation};
+use crate::manifest::{DataObject, DumpManifest, QualifiedName, Relation};
 use crate::restore::archive::parse_entries;
+use crate::restore::options::RestoreOptions;
 use crate::restore::roles::{Statement, classify};
 use crate::restore::selection::{Picker, Selection, select, user_hypertables};
 use crate::restore::{counts, plan};
 
 /// What is planned by a manifest that was found right.
 pub(crate) fn planned(id: &BackupId, manifest: &DumpManifest) {
-    let all = plan::choose_databases(manifest, &[]).unwrap();
-    let chosen: Vec<(&DatabaseManifest, String)> = all
-        .into_iter()
-        .map(|database| (database, database.name.clone()))
-        .collect();
-    let planned = plan::plan(id, manifest, &chosen);
+    let planned = plan(id, manifest, &options(&[])).unwrap();
     let total = |part: fn(&plan::PlannedDatabase) -> u64| planned.databases.iter().map(part).sum::<u64>();
     let _ = (
         total(|database| database.rows),
@@ -42,8 +39,31 @@ pub(crate) fn planned(id: &BackupId, manifest: &DumpManifest) {
         for pattern in ["*", "public.*", "\"games\""] {
             if let Ok(selection) = select(database, &[pattern.to_owned()]) {
                 let _ = counts::expectations(database, Some(&selection.places));
+                let _ = plan(id, manifest, &options(&[pattern]));
             }
         }
+    }
+}
+
+fn options(tables: &[&str]) -> RestoreOptions {
+    RestoreOptions {
+        databases: Vec::new(),
+        tables: tables.iter().map(ToString::to_string).collect(),
+        hypertable: None,
+        target_database: None,
+        overwrite: false,
+        resume: false,
+        jobs: 1,
+        roles: true,
+        all_roles: false,
+        owners: true,
+        privileges: true,
+        analyze: true,
+        enable_jobs: false,
+        update_extensions: false,
+        programs: ProgramSearch::default(),
+        silence_max: None,
+        work_directory: None,
     }
 }
 

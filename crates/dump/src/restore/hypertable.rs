@@ -8,27 +8,25 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use pgkeep_base::{quote_identifier, quote_literal};
-use pgkeep_pg::{Session, Target};
+use pgkeep_pg::{PgError, Session, Target};
 use pgkeep_repository::object::BLOCK_BYTES;
-use pgkeep_timescale::{Dimension, Hypertable};
+use pgkeep_timescale::Hypertable;
 
 use crate::catalog;
 use crate::columns::{self, Present};
 use crate::error::{Context, DumpError};
-use crate::manifest::{ColumnType, DatabaseManifest, QualifiedName, RelationKind};
+use crate::manifest::{ColumnType, DatabaseManifest, QualifiedName, Relation, RelationKind};
 use crate::progress::Progress;
 use crate::restore::archive::Entry;
 use crate::restore::load::{self, LoadPhase, client_encoding, loading_session};
-use crate::restore::options::{HypertableRange, RestoreOptions, RestoredDatabase};
+use crate::restore::options::RestoredDatabase;
 use crate::restore::part::PartPlan;
+use crate::restore::range::Range;
 use crate::restore::selection::{Picker, Selection};
 use crate::restore::{Restore, connect, foreign_keys, left_out, mark, scratch, tables};
 
 /// Jobs refer to roles, which may be missing here, and are of no use in a scratch database.
 const CONFIGURATION_NOT_NEEDED: [&str; 2] = ["bgw_job", "bgw_policy_chunk_stats"];
-
-/// A bound of the range without a zone means UTC, in every session that reads it.
-const ONE_TIME_ZONE: &str = "SET timezone = 'UTC'";
 
 /// Triggers that TimescaleDB makes itself.
 const OWN_TRIGGERS: [&str; 2] = ["ts_insert_blocker", "ts_cagg_invalidation_trigger"];
@@ -41,13 +39,14 @@ pub(crate) async fn restore(
     attention: &mut Vec<String>,
 ) -> Result<RestoredDatabase, DumpError> {
     let (database, target) = (plan.database, restore.target.with_database(&plan.target_name));
+    let hypertable = find(database, name)?;
     let one = One {
         restore,
         database,
         target: &target,
         name,
-        hypertable: find(database, name)?,
-        range: &range(restore.options),
+        hypertable,
+        range: Range::of(hypertable, name, restore.options.hypertable.as_ref())?,
         fills: plan.filled.contains(name),
     };
     let scratch = scratch::make(restore, outside, database).await?;
@@ -59,16 +58,14 @@ pub(crate) async fn restore(
     Ok(restored)
 }
 
-/// The range that was asked for: all without one.
-pub(crate) fn range(options: &RestoreOptions) -> HypertableRange {
-    options.hypertable.clone().unwrap_or(HypertableRange {
-        pattern: String::new(),
-        from: None,
-        to: None,
-    })
-}
-
-fn find<'a>(database: &'a DatabaseManifest, name: &QualifiedName) -> Result<&'a Hypertable, DumpError> {
+/// A hypertable in the inventory.
+///
+/// # Errors
+/// It isn't there.
+pub(crate) fn find<'a>(
+    database: &'a DatabaseManifest,
+    name: &QualifiedName,
+) -> Result<&'a Hypertable, DumpError> {
     let mut hypertables = database
         .timescaledb
         .iter()
@@ -79,26 +76,24 @@ fn find<'a>(database: &'a DatabaseManifest, name: &QualifiedName) -> Result<&'a 
 }
 
 /// What the dump holds of the range, at most: whole chunks are counted.
-///
-/// # Errors
-/// A bound isn't a value of the time dimension; PostgreSQL's.
-pub(crate) async fn rows_at_most(
-    session: &mut Session,
-    database: &DatabaseManifest,
-    name: &QualifiedName,
-    range: &HypertableRange,
-) -> Result<u64, DumpError> {
-    let places = places(session, database, find(database, name)?, name, range).await?;
-    let relations = places
-        .iter()
-        .filter_map(|place| database.relations.get(*place as usize));
-    Ok(relations
+pub(crate) fn rows_at_most(database: &DatabaseManifest, hypertable: &Hypertable, range: &Range) -> u64 {
+    chunks(database, &places(database, hypertable, range))
         .map(|relation| match relation.kind {
             RelationKind::Chunk => relation.rows,
             RelationKind::CompressedChunk => relation.compressed_rows.unwrap_or(0),
             _ => 0,
         })
-        .sum())
+        .sum()
+}
+
+/// Those of the relations that hold the hypertable's rows.
+fn chunks<'a>(
+    database: &'a DatabaseManifest,
+    places: &'a BTreeSet<u32>,
+) -> impl Iterator<Item = &'a Relation> {
+    let relation = |place: &u32| database.relations.get(*place as usize);
+    let relations = places.iter().filter_map(relation);
+    relations.filter(|relation| relation.kind != RelationKind::Configuration)
 }
 
 /// Whether rows of a hypertable that is there are in the way, which `--overwrite` deletes.
@@ -109,7 +104,7 @@ pub(crate) async fn look_into(
     session: &mut Session,
     database: &DatabaseManifest,
     name: &QualifiedName,
-    range: &HypertableRange,
+    range: &Range,
     overwrite: bool,
 ) -> Result<bool, DumpError> {
     let context = || format!("looking at table {name} in the target");
@@ -120,14 +115,10 @@ pub(crate) async fn look_into(
     if !dumped.is_empty() {
         refuse_misfit(dumped, &present, name, session.target().database())?;
     }
-    session.execute(ONE_TIME_ZONE).await.context(context)?;
-    let filter = condition(find(database, name)?, range)
-        .map(|condition| format!(" WHERE {condition}"))
-        .unwrap_or_default();
-    let exists = format!("SELECT EXISTS (SELECT FROM {}{filter})", name.quoted());
-    let rows = session.query(&exists).await.context(context)?;
-    let any: Option<bool> = rows.first().map(|row| row.get(0)).transpose().context(context)?;
-    if any == Some(true) && !overwrite {
+    let any = holds_any(session, name, range.condition().as_deref())
+        .await
+        .context(context)?;
+    if any && !overwrite {
         return Err(DumpError::Refused {
             message: format!(
                 "table {name} in database '{}' has rows in that range",
@@ -138,7 +129,28 @@ pub(crate) async fn look_into(
                     .to_owned(),
         });
     }
-    Ok(any == Some(true))
+    Ok(any)
+}
+
+/// Whether a table has rows that fit.
+async fn holds_any(
+    session: &mut Session,
+    name: &QualifiedName,
+    condition: Option<&str>,
+) -> Result<bool, PgError> {
+    let sql = format!(
+        "SELECT EXISTS (SELECT FROM {}{})",
+        name.quoted(),
+        filter(condition)
+    );
+    let rows = session.query(&sql).await?;
+    Ok(rows.first().map(|row| row.get(0)).transpose()?.unwrap_or(false))
+}
+
+fn filter(condition: Option<&str>) -> String {
+    condition
+        .map(|condition| format!(" WHERE {condition}"))
+        .unwrap_or_default()
 }
 
 fn refuse_misfit(
@@ -160,39 +172,11 @@ fn refuse_misfit(
     }
 }
 
-/// `WHERE` for the range.
-fn condition(hypertable: &Hypertable, range: &HypertableRange) -> Option<String> {
-    let column = quote_identifier(&hypertable.dimensions.first()?.column);
-    let from = range.from.as_ref();
-    let from = from.map(|from| format!("{column} >= {}", quote_literal(from)));
-    let to = range.to.as_ref();
-    let to = to.map(|to| format!("{column} < {}", quote_literal(to)));
-    let parts: Vec<String> = from.into_iter().chain(to).collect();
-    (!parts.is_empty()).then(|| parts.join(" AND "))
-}
-
 /// The chunks that the range touches, their compressed relations, and the catalog.
-async fn places(
-    session: &mut Session,
-    database: &DatabaseManifest,
-    hypertable: &Hypertable,
-    name: &QualifiedName,
-    range: &HypertableRange,
-) -> Result<BTreeSet<u32>, DumpError> {
-    let context = || "setting the time zone".to_owned();
-    session.execute(ONE_TIME_ZONE).await.context(context)?;
-    let dimension = hypertable.dimensions.first();
-    let from = internal_time(session, name, dimension, range.from.as_deref()).await?;
-    let to = internal_time(session, name, dimension, range.to.as_deref()).await?;
+pub(crate) fn places(database: &DatabaseManifest, hypertable: &Hypertable, range: &Range) -> BTreeSet<u32> {
     let mut wanted: BTreeSet<QualifiedName> = BTreeSet::new();
     for chunk in &hypertable.chunks {
-        let before = to
-            .zip(chunk.range_start_internal)
-            .is_some_and(|(to, start)| start >= to);
-        let after = from
-            .zip(chunk.range_end_internal)
-            .is_some_and(|(from, end)| end <= from);
-        if before || after {
+        if !range.touches(chunk.range_start_internal, chunk.range_end_internal) {
             continue;
         }
         wanted.insert(QualifiedName {
@@ -210,30 +194,7 @@ async fn places(
             RelationKind::Configuration => !CONFIGURATION_NOT_NEEDED.contains(&relation.name.name.as_str()),
             _ => wanted.contains(&relation.name),
         });
-    Ok(needed.map(|(place, _)| place).collect())
-}
-
-/// A bound of the range as TimescaleDB has it inside: microseconds since 1970, or the integer itself.
-async fn internal_time(
-    session: &mut Session,
-    name: &QualifiedName,
-    dimension: Option<&Dimension>,
-    text: Option<&str>,
-) -> Result<Option<i64>, DumpError> {
-    let (Some(text), Some(dimension)) = (text, dimension) else {
-        return Ok(None);
-    };
-    let kind = dimension.column_type.as_str();
-    let sql = if kind.starts_with("timestamp with time zone") {
-        "SELECT (extract(epoch FROM $1::timestamptz) * 1000000)::bigint"
-    } else if kind.starts_with("timestamp") || kind == "date" {
-        "SELECT (extract(epoch FROM $1::timestamp) * 1000000)::bigint"
-    } else {
-        "SELECT $1::bigint"
-    };
-    let context = || format!("reading '{text}' as a value of {name}.{}", dimension.column);
-    let rows = session.query_params(sql, &[Some(text)]).await.context(context)?;
-    rows.first().map(|row| row.get(0)).transpose().context(context)
+    needed.map(|(place, _)| place).collect()
 }
 
 struct One<'a> {
@@ -242,7 +203,7 @@ struct One<'a> {
     target: &'a Target,
     name: &'a QualifiedName,
     hypertable: &'a Hypertable,
-    range: &'a HypertableRange,
+    range: Range,
     /// The table is there and takes the rows as it is.
     fills: bool,
 }
@@ -254,8 +215,7 @@ impl One<'_> {
         attention: &mut Vec<String>,
     ) -> Result<RestoredDatabase, DumpError> {
         let mut inside = connect(self.target).await?;
-        let places = places(&mut inside, self.database, self.hypertable, self.name, self.range).await?;
-        let condition = condition(self.hypertable, self.range);
+        let places = places(self.database, self.hypertable, &self.range);
         self.fill_scratch(scratch, &places).await?;
         if self.fills {
             let mut session = connect(scratch).await?;
@@ -266,7 +226,7 @@ impl One<'_> {
             refuse_misfit(&dumped, &present, self.name, self.target.database())?;
         }
         inside.close().await;
-        let filled = self.fill_table(scratch, condition.as_deref(), attention).await;
+        let filled = self.fill_table(scratch, attention).await;
         if filled.is_err() && !self.fills {
             // A table without its indexes would be taken for a good one by the next attempt.
             let mut session = connect(self.target).await?;
@@ -279,21 +239,16 @@ impl One<'_> {
         Ok(RestoredDatabase {
             name: self.database.name.clone(),
             target_name: self.target.database().to_owned(),
-            relations: places.len() as u64,
+            relations: chunks(self.database, &places).count() as u64,
             rows: filled?,
             counted: 1,
         })
     }
 
     /// The rows, and where there is no table yet, the table with all that belongs to it.
-    async fn fill_table(
-        &self,
-        scratch: &Target,
-        condition: Option<&str>,
-        attention: &mut Vec<String>,
-    ) -> Result<u64, DumpError> {
+    async fn fill_table(&self, scratch: &Target, attention: &mut Vec<String>) -> Result<u64, DumpError> {
         if self.fills {
-            return self.flow(scratch, condition).await;
+            return self.flow(scratch, attention).await;
         }
         let archive = tables::fetch_archive(self.restore, self.database).await?;
         let mut selection = Selection::default();
@@ -308,7 +263,7 @@ impl One<'_> {
         made.await?.context(context)?;
         self.make_hypertable(&mut session, attention).await?;
         session.close().await;
-        let rows = self.flow(scratch, condition).await?;
+        let rows = self.flow(scratch, attention).await?;
         let own = |text: &str| {
             OWN_TRIGGERS.iter().any(|trigger| {
                 text.starts_with(&format!(
@@ -435,18 +390,11 @@ impl One<'_> {
     }
 
     /// Rows from the scratch database, read by TimescaleDB, into the table: all of them or none.
-    async fn flow(&self, scratch: &Target, condition: Option<&str>) -> Result<u64, DumpError> {
+    async fn flow(&self, scratch: &Target, attention: &mut Vec<String>) -> Result<u64, DumpError> {
         let restore = self.restore;
         restore.progress.set_phase(format!("{}: loading rows", self.name));
         let context = || format!("loading rows of {}", self.name);
-        let columns = self
-            .database
-            .relations
-            .iter()
-            .find(|relation| relation.name == *self.name);
-        let columns = columns
-            .map(|relation| relation.columns.clone())
-            .unwrap_or_default();
+        let columns = self.columns();
         let encoding = client_encoding(self.database);
         let mut source = connect(scratch).await?;
         let settings = format!(
@@ -455,11 +403,16 @@ impl One<'_> {
             catalog::READ_SETTINGS
         );
         source.execute(&settings).await.context(context)?;
+        let condition = self.range.condition();
+        let filter = filter(condition.as_deref());
+        let sought = condition.as_deref();
+        // Rows that are there aren't given up for nothing.
+        if sought.is_some() && !holds_any(&mut source, self.name, sought).await.context(context)? {
+            attention.push(self.nothing_in_range());
+            source.close().await;
+            return Ok(0);
+        }
         let mut sink = loading_session(self.target, encoding).await?;
-        sink.execute(ONE_TIME_ZONE).await.context(context)?;
-        let filter = condition
-            .map(|condition| format!(" WHERE {condition}"))
-            .unwrap_or_default();
         let table = self.name.quoted();
         sink.execute("BEGIN").await.context(context)?;
         if restore.options.overwrite {
@@ -503,6 +456,26 @@ impl One<'_> {
         Ok(found)
     }
 
+    /// Its columns, as SQL lists them.
+    fn columns(&self) -> &str {
+        let mut relations = self.database.relations.iter();
+        let relation = relations.find(|relation| relation.name == *self.name);
+        relation.map_or("", |relation| relation.columns.as_str())
+    }
+
+    fn nothing_in_range(&self) -> String {
+        let left = if self.fills {
+            "and nothing in it was changed"
+        } else {
+            "and it was made empty"
+        };
+        format!(
+            "{}, {left} in database '{}'",
+            nothing_in_range(self.name, &self.range),
+            self.target.database()
+        )
+    }
+
     fn compare_with_manifest(&self, found: u64) -> Result<(), DumpError> {
         let of = |schema: &str, name: &str| {
             self.database
@@ -534,6 +507,11 @@ impl One<'_> {
         }
         Ok(())
     }
+}
+
+/// For the user.
+pub(crate) fn nothing_in_range(name: &QualifiedName, range: &Range) -> String {
+    format!("the dump has no rows of {name} {range}")
 }
 
 /// A chunk's length: microseconds for times, the column's own unit for integers.

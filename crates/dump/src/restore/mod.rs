@@ -5,6 +5,7 @@ mod complaints;
 mod counts;
 mod database;
 mod foreign_keys;
+mod foresee;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
 mod hypertable;
@@ -16,6 +17,7 @@ mod part;
 mod plan;
 mod prepare;
 mod properties;
+mod range;
 mod roles;
 pub(crate) mod scratch;
 mod secrets;
@@ -33,7 +35,10 @@ use pgkeep_repository::{Repository, layout};
 use pgkeep_timescale::Severity;
 
 pub use options::{HypertableRange, RestoreOptions, RestoreReport, RestoredDatabase};
-pub use plan::{PlannedDatabase, PlannedTable, RestorePlan, TableAction, TargetDatabase, TargetPlan};
+pub use plan::{
+    PlannedDatabase, PlannedRange, PlannedTable, RestorePlan, TableAction, TargetDatabase, TargetPlan, plan,
+};
+pub use range::RangeBound;
 
 pub(crate) use archive::{Archive, ArchiveOptions};
 pub(crate) use complaints::without_refused_settings;
@@ -49,6 +54,7 @@ use crate::error::{Context, DumpError};
 use crate::manifest::{DatabaseManifest, DumpManifest};
 use crate::presence;
 use crate::progress::Progress;
+use tables::SchemaReader;
 use undo::Undo;
 
 /// Roles of a cluster with a hundred thousand of them.
@@ -71,19 +77,6 @@ pub(crate) struct Restore<'a> {
     undo: Mutex<Undo>,
 }
 
-/// What a restore with these options would do. Reads only the manifest.
-///
-/// # Errors
-/// The dump can't be read, or doesn't have what was asked for.
-pub fn plan(
-    id: &BackupId,
-    manifest: &DumpManifest,
-    options: &RestoreOptions,
-) -> Result<RestorePlan, DumpError> {
-    let chosen = plan::choose(manifest, options)?;
-    Ok(plan::plan(id, manifest, &chosen))
-}
-
 /// Looks whether the target would take the restore, without changing anything: its version, TimescaleDB, what is in
 /// the way. Returns what would be done there.
 ///
@@ -95,6 +88,18 @@ pub async fn check(
     manifest: &DumpManifest,
     target: &Target,
     options: &RestoreOptions,
+) -> Result<TargetPlan, DumpError> {
+    examine(repository, id, manifest, target, options, true).await
+}
+
+/// The same; `foresees` what otherwise shows at the end of the restore, for which the schema has to be fetched.
+async fn examine(
+    repository: &Repository,
+    id: &BackupId,
+    manifest: &DumpManifest,
+    target: &Target,
+    options: &RestoreOptions,
+    foresees: bool,
 ) -> Result<TargetPlan, DumpError> {
     let chosen = plan::choose(manifest, options)?;
     let outside = outside(manifest, target, options)?;
@@ -109,11 +114,17 @@ pub async fn check(
             .context(context)?;
     }
     let mut planned = TargetPlan::default();
+    let schemas = foresees.then(|| SchemaReader {
+        repository,
+        prefix: layout::backup_prefix(repository.cluster(), id),
+        manifest,
+        options,
+        server_major: session.server_version_num() / 10_000,
+    });
     if options.is_partial() {
         let part = part::look_for_chosen(&mut session, target, manifest, options).await?;
         presence::require_selected(repository, id, part.database, &part.selection).await?;
-        check_part(&mut session, &part).await?;
-        planned.databases.push(part.describe());
+        plan_part(&mut session, &part, schemas.as_ref(), target, &mut planned).await?;
         session.close().await;
         return Ok(planned);
     }
@@ -131,8 +142,7 @@ pub async fn check(
     for (database, target_name) in &chosen {
         if database.filters.selects_a_part() {
             let part = part::look_for_filtered(&mut session, target, database, target_name, options).await?;
-            check_part(&mut session, &part).await?;
-            planned.databases.push(part.describe());
+            plan_part(&mut session, &part, schemas.as_ref(), target, &mut planned).await?;
             continue;
         }
         check_timescaledb(&mut session, database, options.roles).await?;
@@ -146,6 +156,22 @@ pub async fn check(
     }
     session.close().await;
     Ok(planned)
+}
+
+/// What of a part is done, and what of it can be foreseen to fail.
+async fn plan_part(
+    session: &mut Session,
+    part: &part::PartPlan<'_>,
+    schemas: Option<&SchemaReader<'_>>,
+    target: &Target,
+    planned: &mut TargetPlan,
+) -> Result<(), DumpError> {
+    check_part(session, part).await?;
+    planned.databases.push(part.describe());
+    if let Some(schemas) = schemas {
+        foresee::foreign_keys(schemas, part, target, planned).await?;
+    }
+    Ok(())
 }
 
 /// A hypertable goes through a scratch database, which has TimescaleDB in the dumped version, and no jobs.
@@ -172,7 +198,7 @@ pub async fn restore(
 ) -> Result<RestoreReport, DumpError> {
     let begun = Instant::now();
     progress.set_phase("checking the target");
-    check(repository, id, manifest, target, options).await?;
+    examine(repository, id, manifest, target, options, false).await?;
     let outside = outside(manifest, target, options)?;
     let mut session = connect(&outside).await?;
     let restore = Restore {
@@ -267,6 +293,17 @@ async fn everything(
 }
 
 impl Restore<'_> {
+    /// How to read the schema.
+    pub(crate) fn schemas(&self) -> SchemaReader<'_> {
+        SchemaReader {
+            repository: self.repository,
+            prefix: self.prefix.clone(),
+            manifest: self.manifest,
+            options: self.options,
+            server_major: self.server_major,
+        }
+    }
+
     /// Notes what goes when the user gives up.
     pub(crate) fn note_undo(&self, change: impl FnOnce(&mut Undo)) {
         change(&mut self.undo.lock().unwrap_or_else(PoisonError::into_inner));

@@ -4,6 +4,8 @@ use std::time::Duration;
 use pgkeep_base::BackupId;
 use pgkeep_pg::programs::ProgramSearch;
 
+use crate::restore::range::RangeBound;
+
 /// What to restore, and how.
 #[derive(Debug, Clone)]
 pub struct RestoreOptions {
@@ -50,15 +52,15 @@ impl RestoreOptions {
     }
 }
 
-/// A hypertable, or a part of it.
+/// A hypertable, or a part of it; made by [`HypertableRange::new`], which refuses ranges that can hold nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HypertableRange {
     /// `schema.name` or `name`, as a pattern.
-    pub pattern: String,
-    /// From this value of the time dimension on, as the server reads it.
-    pub from: Option<String>,
+    pub(crate) pattern: String,
+    /// From this value of its first dimension on.
+    pub(crate) from: Option<RangeBound>,
     /// Up to, and without, this value.
-    pub to: Option<String>,
+    pub(crate) to: Option<RangeBound>,
 }
 
 /// What a restore did.

@@ -11,6 +11,7 @@ use crate::manifest::{DatabaseManifest, DumpManifest, QualifiedName};
 use crate::restore::mark::{self, Mark};
 use crate::restore::options::{RestoreOptions, RestoredDatabase};
 use crate::restore::plan::{PlannedTable, TableAction, TargetDatabase};
+use crate::restore::range::Range;
 use crate::restore::selection::{Selection, select};
 use crate::restore::undo::MadeTables;
 use crate::restore::{Restore, connect, hypertable, plan, prepare, properties, tables};
@@ -148,7 +149,7 @@ async fn look<'a>(
         refuse_losing_others(inside, target_name, &in_the_way).await?;
     }
     part.tables = ordinary_tables(&part, &existing);
-    let hypertables = hypertables(outside, inside.as_mut(), &part, options).await?;
+    let hypertables = hypertables(inside.as_mut(), &part, options).await?;
     part.tables.extend(hypertables);
     if let Some(inside) = inside {
         inside.close().await;
@@ -158,20 +159,24 @@ async fn look<'a>(
 
 /// The hypertables, with what the dump has of the range; those that are there are looked into.
 async fn hypertables(
-    outside: &mut Session,
     mut inside: Option<&mut Session>,
     part: &PartPlan<'_>,
     options: &RestoreOptions,
 ) -> Result<Vec<PlannedTable>, DumpError> {
-    let range = hypertable::range(options);
     let mut planned = Vec::new();
     for name in &part.selection.hypertables {
-        let rows = hypertable::rows_at_most(outside, part.database, name, &range).await?;
+        let dumped = hypertable::find(part.database, name)?;
+        let range = Range::of(dumped, name, options.hypertable.as_ref())?;
+        let rows = hypertable::rows_at_most(part.database, dumped, &range);
         let action = match &mut inside {
             Some(inside) if part.filled.contains(name) => {
-                let overwrite = options.overwrite;
-                let deletes = hypertable::look_into(inside, part.database, name, &range, overwrite).await?;
-                TableAction::Fill { deletes }
+                // Where the dump has nothing, nothing is deleted.
+                let nothing = rows == 0 && !range.is_all();
+                let overwrite = options.overwrite || nothing;
+                let found = hypertable::look_into(inside, part.database, name, &range, overwrite).await?;
+                TableAction::Fill {
+                    deletes: found && !nothing,
+                }
             }
             _ if part.dropped.contains(name) => TableAction::Replace,
             _ => TableAction::Make,
@@ -179,7 +184,7 @@ async fn hypertables(
         planned.push(PlannedTable {
             name: name.clone(),
             rows,
-            is_range: range.from.is_some() || range.to.is_some(),
+            is_range: !range.is_all(),
             action,
         });
     }
@@ -395,7 +400,10 @@ async fn clear_the_way(
 }
 
 /// The one database that has what was asked for.
-fn choose<'a>(
+///
+/// # Errors
+/// [`DumpError::Usage`]: there is none, or several; a range is none of its hypertable.
+pub(crate) fn choose<'a>(
     manifest: &'a DumpManifest,
     options: &RestoreOptions,
 ) -> Result<(&'a DatabaseManifest, Selection), DumpError> {
@@ -435,6 +443,13 @@ fn choose<'a>(
             ),
             hint: Some("restore an ordinary table with --table".to_owned()),
         });
+    }
+    for name in &selection.hypertables {
+        Range::of(
+            hypertable::find(database, name)?,
+            name,
+            options.hypertable.as_ref(),
+        )?;
     }
     Ok((database, selection))
 }

@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use pgkeep_base::BackupId;
+use pgkeep_base::{BackupId, list_names, one_line};
 
 use crate::error::DumpError;
-use crate::manifest::{DataObject, DatabaseManifest, DumpManifest, QualifiedName};
-use crate::restore::left_out;
+use crate::manifest::{DataObject, DatabaseManifest, DumpManifest, QualifiedName, RelationKind};
 use crate::restore::options::RestoreOptions;
+use crate::restore::range::Range;
+use crate::restore::selection::Selection;
+use crate::restore::{hypertable, left_out, part};
 
 /// One database of the plan.
 #[derive(Debug, Clone)]
@@ -16,9 +18,9 @@ pub struct PlannedDatabase {
     pub name: String,
     /// Its name in the target.
     pub target_name: String,
-    /// Tables, partitions and chunks with rows.
+    /// Tables, partitions and chunks with rows, of those that are asked for.
     pub relations: u64,
-    /// Rows.
+    /// Their rows; of ranges at most so many, because whole chunks are counted.
     pub rows: u64,
     /// Bytes to fetch.
     pub stored_bytes: u64,
@@ -28,8 +30,23 @@ pub struct PlannedDatabase {
     pub objects: u64,
     /// TimescaleDB's version, where the database has it.
     pub timescaledb: Option<String>,
+    /// The ranges of hypertables that are asked for.
+    pub ranges: Vec<PlannedRange>,
     /// What the dump's filters left out of it, in plain words, but for the excluded tables themselves.
     pub left_out: Vec<String>,
+}
+
+/// A range of a hypertable, in absolute terms.
+#[derive(Debug, Clone)]
+pub struct PlannedRange {
+    /// The hypertable.
+    pub name: QualifiedName,
+    /// The first value; none for the very first.
+    pub from: Option<String>,
+    /// The first value that isn't in it; none for no end.
+    pub to: Option<String>,
+    /// Both in words.
+    pub words: String,
 }
 
 /// The whole plan.
@@ -45,6 +62,8 @@ pub struct RestorePlan {
     pub databases: Vec<PlannedDatabase>,
     /// What the dump doesn't hold, in plain words.
     pub omissions: Vec<String>,
+    /// What of the request comes to nothing, in plain words.
+    pub attention: Vec<String>,
 }
 
 /// What becomes of a table in the target.
@@ -108,6 +127,10 @@ pub struct TargetPlan {
     pub roles: Vec<String>,
     /// Roles of the dump that are missing and aren't made, because the databases don't use them.
     pub roles_left_out: Vec<String>,
+    /// What the restore would say at its end that needs attention.
+    pub attention: Vec<String>,
+    /// What depends on rows, and shows only when they are there.
+    pub notes: Vec<String>,
 }
 
 /// The databases of those names; all for none.
@@ -125,8 +148,8 @@ pub fn choose_databases<'a>(
         .collect();
     if let Some(missing) = named.iter().find(|name| !names.contains(&name.as_str())) {
         return Err(DumpError::Usage {
-            message: format!("dump {} has no database '{missing}'", manifest.id),
-            hint: Some(format!("it has: {}", names.join(", "))),
+            message: format!("dump {} has no database '{}'", manifest.id, one_line(missing)),
+            hint: Some(format!("it has: {}", list_names(names))),
         });
     }
     let chosen = manifest.databases.iter();
@@ -153,11 +176,9 @@ pub fn choose<'a>(
         });
     }
     if options.is_partial() {
-        // The one database that has the tables is found later.
-        return Ok(chosen
-            .into_iter()
-            .map(|database| (database, database.name.clone()))
-            .collect());
+        let (database, _) = part::choose(manifest, options)?;
+        let name = options.target_database.as_ref().unwrap_or(&database.name);
+        return Ok(vec![(database, name.clone())]);
     }
     match (&options.target_database, chosen.as_slice()) {
         (Some(name), [database]) => Ok(vec![(database, name.clone())]),
@@ -173,45 +194,127 @@ pub fn choose<'a>(
 }
 
 /// Sums up what is to be done.
-pub fn plan(id: &BackupId, manifest: &DumpManifest, chosen: &[(&DatabaseManifest, String)]) -> RestorePlan {
-    let databases = chosen.iter().map(|(database, target_name)| {
-        let objects = database
-            .data
-            .iter()
-            .map(|data| &data.object)
-            .chain(&database.schema)
-            .chain(&database.large_objects);
-        PlannedDatabase {
-            name: database.name.clone(),
-            target_name: target_name.clone(),
-            relations: database.relations.len() as u64,
-            rows: database.relations.iter().map(|relation| relation.rows).sum(),
-            stored_bytes: objects.clone().map(|object| object.stored_bytes).sum(),
-            plain_bytes: database
-                .relations
-                .iter()
-                .map(|relation| relation.plain_bytes)
-                .sum(),
-            objects: objects.count() as u64,
-            timescaledb: database
-                .timescaledb
-                .as_ref()
-                .map(|inventory| inventory.version.clone()),
-            left_out: left_out::notes(database),
-        }
-    });
+///
+/// # Errors
+/// As [`choose`].
+pub fn plan(
+    id: &BackupId,
+    manifest: &DumpManifest,
+    options: &RestoreOptions,
+) -> Result<RestorePlan, DumpError> {
+    let chosen = choose(manifest, options)?;
+    let mut attention = Vec::new();
+    let databases = if options.is_partial() {
+        let (database, selection) = part::choose(manifest, options)?;
+        let mut planned = whole(
+            database,
+            &options.target_database.clone().unwrap_or(database.name.clone()),
+        );
+        narrow(&mut planned, database, &selection, options, &mut attention)?;
+        vec![planned]
+    } else {
+        let databases = chosen.iter();
+        databases
+            .map(|(database, target_name)| whole(database, target_name))
+            .collect()
+    };
     let taken_at = chosen
         .iter()
         .map(|(database, _)| database.snapshot_at)
         .min()
         .unwrap_or(manifest.started_at);
-    RestorePlan {
+    Ok(RestorePlan {
         id: id.clone(),
         taken_at,
         server_version: manifest.server_version.clone(),
-        databases: databases.collect(),
+        databases,
         omissions: manifest.omissions.clone(),
+        attention,
+    })
+}
+
+/// All of a database.
+fn whole(database: &DatabaseManifest, target_name: &str) -> PlannedDatabase {
+    let objects = database
+        .data
+        .iter()
+        .map(|data| &data.object)
+        .chain(&database.schema)
+        .chain(&database.large_objects);
+    PlannedDatabase {
+        name: database.name.clone(),
+        target_name: target_name.to_owned(),
+        relations: database.relations.len() as u64,
+        rows: database.relations.iter().map(|relation| relation.rows).sum(),
+        stored_bytes: objects.clone().map(|object| object.stored_bytes).sum(),
+        plain_bytes: database
+            .relations
+            .iter()
+            .map(|relation| relation.plain_bytes)
+            .sum(),
+        objects: objects.count() as u64,
+        timescaledb: database
+            .timescaledb
+            .as_ref()
+            .map(|inventory| inventory.version.clone()),
+        ranges: Vec::new(),
+        left_out: left_out::notes(database),
     }
+}
+
+/// Only what was chosen of it. Objects are fetched whole, and so hold more than that.
+fn narrow(
+    planned: &mut PlannedDatabase,
+    database: &DatabaseManifest,
+    selection: &Selection,
+    options: &RestoreOptions,
+    attention: &mut Vec<String>,
+) -> Result<(), DumpError> {
+    let mut places = selection.places.clone();
+    let mut rows_of_hypertables: u64 = 0;
+    for name in &selection.hypertables {
+        let hypertable = hypertable::find(database, name)?;
+        let range = Range::of(hypertable, name, options.hypertable.as_ref())?;
+        let rows = hypertable::rows_at_most(database, hypertable, &range);
+        // A manifest may give two of them the same chunks.
+        rows_of_hypertables = rows.saturating_add(rows_of_hypertables);
+        places.extend(hypertable::places(database, hypertable, &range));
+        if range.is_all() {
+            continue;
+        }
+        if rows == 0 {
+            attention.push(hypertable::nothing_in_range(name, &range));
+        }
+        planned.ranges.push(PlannedRange {
+            name: name.clone(),
+            from: range.from().map(str::to_owned),
+            to: range.to().map(str::to_owned),
+            words: range.to_string(),
+        });
+    }
+    let relations = || {
+        let relation = |place: &u32| database.relations.get(*place as usize);
+        let relations = places.iter().filter_map(relation);
+        relations.filter(|relation| relation.kind != RelationKind::Configuration)
+    };
+    let tables = relations().filter(|relation| relation.kind == RelationKind::Table);
+    let rows: u64 = tables.map(|relation| relation.rows).sum();
+    planned.rows = rows.saturating_add(rows_of_hypertables);
+    planned.relations = relations().count() as u64;
+    planned.plain_bytes = relations().map(|relation| relation.plain_bytes).sum();
+    let wanted = |data: &&DataObject| {
+        let mut segments = data.segments.iter();
+        segments.any(|segment| places.contains(&segment.relation))
+    };
+    let objects = database
+        .data
+        .iter()
+        .filter(wanted)
+        .map(|data| &data.object)
+        .chain(&database.schema);
+    planned.stored_bytes = objects.clone().map(|object| object.stored_bytes).sum();
+    planned.objects = objects.count() as u64;
+    Ok(())
 }
 
 /// Objects that one worker loads one after the other, because a relation goes on from one to the next.

@@ -4,13 +4,15 @@ use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
 use pgkeep_pg::{Session, Target};
+use pgkeep_repository::Repository;
+use pgkeep_repository::object::ObjectRef;
 
 use crate::error::{Context, DumpError};
-use crate::manifest::{DatabaseManifest, QualifiedName};
+use crate::manifest::{DatabaseManifest, DumpManifest, QualifiedName};
 use crate::restore::archive::{Archive, ArchiveOptions, Entry};
 use crate::restore::database::archive_major;
 use crate::restore::load::{self, LoadPhase, client_encoding, loading_session};
-use crate::restore::options::RestoredDatabase;
+use crate::restore::options::{RestoreOptions, RestoredDatabase};
 use crate::restore::part::PartPlan;
 use crate::restore::selection::{Picker, Selection};
 use crate::restore::{Restore, connect, counts, foreign_keys, left_out};
@@ -121,39 +123,64 @@ pub(crate) async fn fetch_archive_as(
     database: &DatabaseManifest,
     with_roles: bool,
 ) -> Result<Archive, DumpError> {
-    let options = &restore.options;
-    let mut archive = Archive::fetch(
-        restore.repository,
-        &restore.prefix,
-        &database.schema,
-        archive_major(database, restore.manifest.server_version_num / 10_000),
-        &options.programs,
-        options.work_directory.as_deref(),
-        ArchiveOptions {
-            owners: options.owners && with_roles,
-            privileges: options.privileges && with_roles,
-            tablespaces: false,
-            server_major: restore.server_major,
-        },
-    )
-    .await?;
-    archive.left_out = left_out::lines(database, &archive.entries);
-    Ok(archive)
+    restore.schemas().archive(database, with_roles).await
 }
 
-pub(crate) async fn read_text(
-    restore: &Restore<'_>,
-    object: &pgkeep_repository::object::ObjectRef,
-) -> Result<String, DumpError> {
-    let key = format!("{}{}", restore.prefix, object.name);
-    let contents = restore
-        .repository
-        .contents(&key, object.plain_bytes, Some(&object.hash))
+pub(crate) async fn read_text(restore: &Restore<'_>, object: &ObjectRef) -> Result<String, DumpError> {
+    restore.schemas().text(object).await
+}
+
+/// What is needed to read of a dump what isn't rows.
+pub(crate) struct SchemaReader<'a> {
+    pub repository: &'a Repository,
+    pub prefix: String,
+    pub manifest: &'a DumpManifest,
+    pub options: &'a RestoreOptions,
+    /// The target's major version.
+    pub server_major: u32,
+}
+
+impl SchemaReader<'_> {
+    /// The schema's archive.
+    ///
+    /// # Errors
+    /// As [`Archive::fetch`].
+    pub async fn archive(&self, database: &DatabaseManifest, with_roles: bool) -> Result<Archive, DumpError> {
+        let options = self.options;
+        let mut archive = Archive::fetch(
+            self.repository,
+            &self.prefix,
+            &database.schema,
+            archive_major(database, self.manifest.server_version_num / 10_000),
+            &options.programs,
+            options.work_directory.as_deref(),
+            ArchiveOptions {
+                owners: options.owners && with_roles,
+                privileges: options.privileges && with_roles,
+                tablespaces: false,
+                server_major: self.server_major,
+            },
+        )
         .await?;
-    String::from_utf8(contents.collect(&key, TEXT_BYTES_MAX).await?).map_err(|_| DumpError::Object {
-        name: object.name.clone(),
-        reason: "it isn't UTF-8".to_owned(),
-    })
+        archive.left_out = left_out::lines(database, &archive.entries);
+        Ok(archive)
+    }
+
+    /// An object that is text.
+    ///
+    /// # Errors
+    /// The store's, the key's; it isn't UTF-8.
+    pub async fn text(&self, object: &ObjectRef) -> Result<String, DumpError> {
+        let key = format!("{}{}", self.prefix, object.name);
+        let contents = self
+            .repository
+            .contents(&key, object.plain_bytes, Some(&object.hash))
+            .await?;
+        String::from_utf8(contents.collect(&key, TEXT_BYTES_MAX).await?).map_err(|_| DumpError::Object {
+            name: object.name.clone(),
+            reason: "it isn't UTF-8".to_owned(),
+        })
+    }
 }
 
 pub(crate) async fn missing_schemas(

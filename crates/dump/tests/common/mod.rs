@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use pgkeep_base::{BackupId, BackupKind};
 use pgkeep_dump::manifest::{Filters, Narrowed};
-use pgkeep_dump::restore::{RestoreOptions, RestoreReport, TargetPlan};
+use pgkeep_dump::restore::{HypertableRange, RestoreOptions, RestoreReport, TargetPlan};
 use pgkeep_dump::verify::{self, VerifyDepth, VerifyOptions};
 use pgkeep_dump::{DumpError, DumpOptions, DumpReport, Progress, read_manifest};
 use pgkeep_pg::programs::ProgramSearch;
@@ -114,6 +114,11 @@ pub fn restore_options(cluster: &Cluster) -> RestoreOptions {
         silence_max: None,
         work_directory: None,
     }
+}
+
+pub fn range(pattern: &str, from: &str, to: &str) -> HypertableRange {
+    let (from, to) = (from.parse().unwrap(), to.parse().unwrap());
+    HypertableRange::new(pattern.to_owned(), Some(from), Some(to)).unwrap()
 }
 
 pub async fn dump(
