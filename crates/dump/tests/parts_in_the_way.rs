@@ -345,6 +345,62 @@ async fn a_range_that_holds_nothing_is_told_and_deletes_nothing() {
     assert_eq!(cluster.psql("m", kept).trim(), "2");
 }
 
+/// Dimensions of every type that ranges are known of, in a database whose own settings read dates the other way round.
+#[tokio::test(flavor = "multi_thread")]
+async fn ranges_of_numbers_dates_and_local_times_come_back() {
+    const TYPES: [(&str, &str, &str, &str); 5] = [
+        ("int", "i - 120", "-5", "7"),
+        ("bigint", "i - 120", "-5", "7"),
+        ("date", "'2026-01-01'::date + i", "2026-02-03", "2026-02-15"),
+        (
+            "timestamp",
+            "'2026-01-01'::timestamp + i * interval '1 day'",
+            "2026-02-03",
+            "2026-02-15",
+        ),
+        (
+            "timestamptz",
+            "'2026-01-01 00:00+00'::timestamptz + i * interval '1 day'",
+            "2026-02-03",
+            "2026-02-14T20:00-04",
+        ),
+    ];
+    let cluster = require!(Cluster::start(ClusterOptions::new(17).timescaledb()));
+    let mut sql = "CREATE EXTENSION timescaledb; ALTER DATABASE m SET datestyle = 'SQL, DMY';
+        ALTER DATABASE m SET timezone = 'America/New_York';"
+        .to_owned();
+    for (kind, value, _, _) in TYPES {
+        let interval = if value.starts_with('i') {
+            "50"
+        } else {
+            "interval '7 days'"
+        };
+        sql.push_str(&format!(
+            "CREATE TABLE of_{kind} (at {kind} NOT NULL, n int);
+             SELECT create_hypertable('of_{kind}', 'at', chunk_time_interval => {interval});
+             INSERT INTO of_{kind} SELECT {value}, i FROM generate_series(0, 239) i;"
+        ));
+    }
+    let (_folder, repository, id) = dumped(&cluster, "m", &sql).await;
+    for (kind, _, from, to) in TYPES {
+        let first = if kind.ends_with("int") { 115 } else { 33 };
+        let deleted = cluster.psql(
+            "m",
+            &format!("WITH gone AS (DELETE FROM of_{kind} WHERE n BETWEEN {first} AND {first} + 11 RETURNING 1) SELECT count(*) FROM gone"),
+        );
+        assert_eq!(deleted.trim(), "12");
+        let mut options = range(&cluster);
+        options.hypertable = Some(common::range(&format!("public.of_{kind}"), from, to));
+        let restored = common::restore(&repository, &id, &cluster, &options)
+            .await
+            .unwrap();
+        assert_eq!(restored.databases[0].rows, 12, "{kind}");
+        assert!(restored.attention.is_empty(), "{:?}", restored.attention);
+        let whole = cluster.psql("m", &format!("SELECT count(DISTINCT n) FROM of_{kind}"));
+        assert_eq!(whole.trim(), "240", "{kind}");
+    }
+}
+
 /// What is announced is the part, and where it goes.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_plan_of_a_part_counts_the_part() {

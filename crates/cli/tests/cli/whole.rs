@@ -185,6 +185,51 @@ fn restored(cluster: &Cluster, place: &Place) {
     assert!(refused.stderr.contains("--overwrite"), "{}", refused.stderr);
 }
 
+/// It is about the part that is asked for, and where that goes, and it knows what will need attention.
+#[test]
+fn a_dry_run_of_a_part_tells_what_the_restore_will() {
+    let cluster = server();
+    let place = Place::with(&cluster, None);
+    place.dump();
+    let into = cluster.tcp_conninfo("postgres");
+    let args = [
+        "restore",
+        "--into",
+        &into,
+        "--table",
+        "scores",
+        "--target-database",
+        "copy",
+    ];
+    let dry = [&args[..], &["--dry-run"]].concat();
+    let told = place.run(&dry).expect(3);
+    let line = |text: &str| {
+        text.lines()
+            .find(|line| line.starts_with("app "))
+            .map(str::to_owned)
+    };
+    let row = line(&told.stdout).unwrap();
+    let cells: Vec<&str> = row.split_whitespace().collect();
+    assert_eq!(cells[..4], ["app", "copy", "1", "5,000"], "{}", told.stdout);
+    assert!(
+        told.stderr
+            .contains("database 'copy' has no table public.players"),
+        "{}",
+        told.stderr
+    );
+    let done = place.run(&args).expect(3);
+    assert!(
+        done.stderr.contains("\"public.players\" does not exist") && done.stdout.contains("5,000 in 1 table"),
+        "{done:?}"
+    );
+    let document = place
+        .run(&[&dry[..], &["--overwrite", "--json"]].concat())
+        .expect(3)
+        .json();
+    assert_eq!(document["databases"][0]["target_name"], "copy");
+    assert_eq!(document["target"]["attention"].as_array().unwrap().len(), 1);
+}
+
 #[test]
 fn a_new_server_is_made_for_a_restore() {
     use std::os::unix::fs::PermissionsExt;
