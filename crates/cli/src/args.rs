@@ -163,6 +163,12 @@ pub struct DumpArgs {
     /// Note to keep with the dump; may be repeated.
     #[arg(long = "annotate", value_name = "KEY=VALUE", value_parser = parse_pair)]
     pub annotations: Vec<(String, String)>,
+    /// Don't store rows again that the dump before holds unchanged (setting: dump.incremental).
+    #[arg(long, conflicts_with = "full")]
+    pub incremental: bool,
+    /// Store everything, whatever the settings say.
+    #[arg(long)]
+    pub full: bool,
     /// Write under this cluster's name although another database cluster did before.
     #[arg(long)]
     pub accept_new_identity: bool,
@@ -184,6 +190,8 @@ impl DumpArgs {
             compression_level: None,
             upload_limit: None,
             lock_timeout: LOCK_TIMEOUT_DEFAULT,
+            incremental: false,
+            full: false,
             annotations: Vec::new(),
             accept_new_identity: false,
         }

@@ -1,5 +1,6 @@
 //! From settings to things: the store, the repository, the server.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use pgkeep_base::{ByteCount, Secret};
@@ -262,6 +263,19 @@ impl Settings {
         let by_cpus =
             || std::thread::available_parallelism().map_or(2, |cpus| cpus.get().clamp(2, JOBS_DEFAULT_MAX));
         self.cluster.dump.jobs.map_or_else(by_cpus, |jobs| jobs as usize)
+    }
+
+    /// Where what can be lost is kept; none on a host where nobody has a home.
+    pub fn cache_directory(&self) -> Option<PathBuf> {
+        let absolute = |path: PathBuf| path.is_absolute().then_some(path);
+        let caches = std::env::var_os("XDG_CACHE_HOME")
+            .map(PathBuf::from)
+            .and_then(absolute);
+        let caches = caches.or_else(|| Some(std::env::home_dir().and_then(absolute)?.join(".cache")));
+        self.cluster
+            .cache_directory
+            .clone()
+            .or_else(|| Some(caches?.join("pgkeep")))
     }
 
     /// The same, as far as `limits.memory` permits; `jobs_max` tells how many jobs fit.

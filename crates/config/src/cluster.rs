@@ -36,6 +36,8 @@ pub struct Cluster {
     pub limits: Limits,
     /// Where PostgreSQL's programs are, such as `/usr/lib/postgresql/17/bin`.
     pub pg_bin: Option<PathBuf>,
+    /// Where what can be lost is kept; unset: where the user's caches are.
+    pub cache_directory: Option<PathBuf>,
     /// S3 and compatibles.
     pub s3: S3,
     /// Google Cloud Storage.
@@ -63,6 +65,7 @@ impl Default for Cluster {
             keep: Keep::default(),
             limits: Limits::default(),
             pg_bin: None,
+            cache_directory: None,
             s3: S3::default(),
             gcs: Gcs::default(),
             azure: Azure::default(),
@@ -158,6 +161,10 @@ pub struct Dump {
     pub format: DumpFormat,
     /// How rows are written into the repository.
     pub row_format: RowFormatChoice,
+    /// Whether rows that an earlier dump holds are stored again.
+    pub incremental: bool,
+    /// Objects stored longer ago aren't taken over; unset: a week.
+    pub reuse_max_age: Option<SignedDuration>,
 }
 
 /// Which databases are dumped.

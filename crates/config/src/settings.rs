@@ -131,6 +131,13 @@ pub const SETTINGS: &[Setting] = &[
         |cluster, input| cluster.pg_bin = Some(input.path()?)
     ),
     setting!(
+        "cache_directory",
+        "path",
+        "`$XDG_CACHE_HOME/pgkeep` or `~/.cache/pgkeep`",
+        "Where the last dump's manifest is kept for the next incremental one. It may be deleted at any time.",
+        |cluster, input| cluster.cache_directory = Some(input.path()?)
+    ),
+    setting!(
         "timezone",
         "time zone",
         "`UTC`",
@@ -207,6 +214,20 @@ pub const SETTINGS: &[Setting] = &[
         "`auto`",
         "`auto`: chunks and large tables in COPY's binary format, which loads in half the time. `text`: everything as SQL scripts.",
         |cluster, input| cluster.dump.row_format = input.choice(ROW_FORMATS)?
+    ),
+    setting!(
+        "dump.incremental",
+        "`true` or `false`",
+        "`false`",
+        "Chunks and large tables whose rows haven't changed since the dump before aren't stored again ([how](design-incremental.md)).",
+        |cluster, input| cluster.dump.incremental = input.boolean()?
+    ),
+    setting!(
+        "dump.reuse_max_age",
+        "duration",
+        "`7d`",
+        "Objects stored longer ago are stored anew. Rules that delete by age must leave objects for `keep.window` and this time together.",
+        |cluster, input| cluster.dump.reuse_max_age = Some(input.duration()?)
     ),
     // Base backups, WAL, drills.
     setting!(

@@ -14,7 +14,10 @@ die() { say "restore.sh: $*"; exit 1; }
 # broken object look like the end of the rows.
 open_into() {
   source=$here/$1
-  [ -f "$source" ] || die "$1 is missing: the dump is not whole"
+  if [ ! -f "$source" ]; then
+    case $1 in ../*) die "$1 is missing: bring that folder, too, beside this one" ;; esac
+    die "$1 is missing: the dump is not whole"
+  fi
   case $1 in
     *.zst.age)
       command -v age >/dev/null || die "age is not installed, and the dump is encrypted"
@@ -78,10 +81,10 @@ if [ "${1:-}" = load ]; then
   (open_object "$2" "$work/rows") || exit 255
   export PGOPTIONS="${PGOPTIONS:-} -c synchronous_commit=off -c row_security=off -c search_path= -c statement_timeout=0"
   # Rows in COPY's binary format have their statement in the index; the others are scripts.
-  statement=$(printf '%b.' "$(objects "${2%%.*}" copy)")
+  statement=$(printf '%b.' "$(objects "$2" copy)")
   statement=${statement%.}
   if [ -n "$statement" ]; then
-    export PGCLIENTENCODING="$(objects "${2%%/*}" encoding)"
+    export PGCLIENTENCODING="$3"
     psql --no-psqlrc --quiet --set ON_ERROR_STOP=1 --command "$statement" < "$work/rows"
   else
     run_script "$work/rows"
@@ -234,7 +237,10 @@ for folder in $folders; do
     sh "$0" load "$object" || die "cannot load the extensions' configuration of '$database'"
   done
   objects "$folder" data > "$work/data"
-  [ ! -s "$work/data" ] || xargs -P "$jobs" -n 1 sh "$0" load < "$work/data" || die "cannot load the rows of '$database'"
+  encoding=$(objects "$folder" encoding)
+  # shellcheck disable=SC2016 # The inner shell's words.
+  [ ! -s "$work/data" ] \
+    || xargs -P "$jobs" -n 1 sh -c 'exec sh "$0" load "$2" "$1"' "$0" "$encoding" < "$work/data" || die "cannot load the rows of '$database'"
   for object in $(objects "$folder" sequences); do sh "$0" load "$object" || die "cannot set the sequences"; done
   restore --section=post-data --use-list "$work/list" --jobs "$jobs" "$work/schema.dump" \
     || die "cannot make the indexes and constraints of '$database'"

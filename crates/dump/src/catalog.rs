@@ -275,7 +275,8 @@ pub async fn configuration_order(session: &mut Session) -> Result<Vec<u32>, Dump
         .collect()
 }
 
-/// The sizes of relations on disk, in bytes, by oid. Asked for relations that are locked, so it doesn't wait.
+/// The sizes of relations' rows on disk, in bytes, by oid: without what vacuum keeps of them, so that they stay as they are
+/// when the rows do. Asked for relations that are locked, so it doesn't wait.
 ///
 /// # Errors
 /// PostgreSQL's.
@@ -285,7 +286,9 @@ pub async fn sizes(session: &mut Session, relations: &[CatalogRelation]) -> Resu
     for batch in relations.chunks(BATCH) {
         let oids: Vec<String> = batch.iter().map(|relation| relation.oid.to_string()).collect();
         let sql = format!(
-            "SELECT coalesce(pg_catalog.pg_table_size(o), 0)
+            "SELECT coalesce(pg_catalog.pg_relation_size(o), 0)
+               + coalesce((SELECT pg_catalog.pg_relation_size(NULLIF(reltoastrelid, 0)) FROM pg_catalog.pg_class
+                   WHERE pg_class.oid = o), 0)
              FROM pg_catalog.unnest('{{{}}}'::pg_catalog.oid[]) WITH ORDINALITY AS t(o, place) ORDER BY place",
             oids.join(",")
         );

@@ -3,7 +3,7 @@
 //! Each worker has a session, a packer thread and an uploader; bounded channels between them. What a worker may not
 //! lock at once is handed back and read by the holder of the snapshot, which has the lock already.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -17,8 +17,9 @@ use crate::blocks::{copy_in_statement, copy_out_statement};
 use crate::catalog::CatalogRelation;
 use crate::error::{Context, DumpError};
 use crate::manifest::{DataObject, RelationKind, RowFormat, Segment};
-use crate::pack::{self, PackInput, PackOutput, PartLimits};
+use crate::pack::{self, PackInput, PackOutput, PartLimits, RowDigest};
 use crate::progress::Progress;
+use crate::reuse::Held;
 use crate::snapshot::{self, LockedSnapshot, SQLSTATE_LOCK_NOT_AVAILABLE};
 
 /// A table of at least this size on disk gets objects of its own, in bytes.
@@ -55,6 +56,8 @@ pub struct DataPhase {
     pub sizes: Vec<u64>,
     /// The encoding of the rows.
     pub client_encoding: String,
+    /// What an earlier dump holds of them, by their place.
+    pub held: HashMap<u32, Held>,
     /// How many read at once.
     pub jobs: usize,
     /// Counters for the screen.
@@ -295,23 +298,84 @@ async fn read_relations(
 ) -> Result<(), TaskError> {
     for place in task {
         let relation = shared.relation(*place)?;
-        let copy_line = copy_in_line(relation);
-        pipeline
-            .send(PackInput::Begin {
-                relation: *place,
-                format: relation.format,
-                copy_line,
-            })
-            .await?;
-        let rows = read_relation(shared, session, pipeline, relation).await?;
-        pipeline.send(PackInput::End).await?;
-        pipeline.counted.insert(*place, rows);
+        let size = shared.phase.sizes.get(*place as usize).copied().unwrap_or(0);
+        let rows = match take_over(shared, session, pipeline, *place, size).await? {
+            Some(rows) => rows,
+            None => {
+                pipeline
+                    .send(PackInput::Begin {
+                        relation: *place,
+                        format: relation.format,
+                        copy_line: copy_in_line(relation),
+                    })
+                    .await?;
+                let rows = read_relation(shared, session, pipeline, relation).await?;
+                pipeline.send(PackInput::End).await?;
+                pipeline.counted.insert(*place, rows);
+                rows
+            }
+        };
         Progress::add(&shared.phase.progress.relations_done, 1);
         Progress::add(&shared.phase.progress.rows, rows);
-        let size = shared.phase.sizes.get(*place as usize).copied().unwrap_or(0);
         Progress::add(&shared.phase.progress.bytes_done, size);
     }
     pipeline.send(PackInput::Cut).await
+}
+
+/// Reads and hashes a relation that seems unchanged, under the same snapshot. If an earlier dump holds just these rows, its
+/// objects are taken over, and the number of rows is returned; otherwise all is to be read again.
+async fn take_over(
+    shared: &Shared,
+    session: &mut Session,
+    pipeline: &mut Pipeline,
+    place: u32,
+    size: u64,
+) -> Result<Option<u64>, TaskError> {
+    let Some(held) = shared
+        .phase
+        .held
+        .get(&place)
+        .filter(|held| held.seems_unchanged(size))
+    else {
+        return Ok(None);
+    };
+    let relation = shared.relation(place)?;
+    let context = || {
+        format!(
+            "comparing table {} of database '{}' with the dump before",
+            relation.name,
+            shared.phase.target.database()
+        )
+    };
+    let mut copy = session
+        .copy_out(&reading_statement(relation))
+        .await
+        .context(context)?;
+    let mut digest = RowDigest::new(relation.format);
+    let mut buffer = pipeline.buffer();
+    loop {
+        buffer.clear();
+        let more = copy.read_into(&mut buffer, BLOCK_BYTES).await.context(context)?;
+        digest.add(&buffer).map_err(DumpError::from)?;
+        if !more {
+            break;
+        }
+    }
+    let counted = copy.finish().await.context(context)?;
+    let read = digest.finish().map_err(DumpError::from)?;
+    if read.rows != counted {
+        return Err(TaskError::Failed(DumpError::CountMismatch {
+            what: format!("rows compared of table {}", relation.name),
+            found: read.rows,
+            expected: counted,
+        }));
+    }
+    let Some(objects) = held.take_over(&read, place) else {
+        return Ok(None);
+    };
+    pipeline.reused.objects.extend(objects);
+    pipeline.reused.relations.insert(place, read);
+    Ok(Some(counted))
 }
 
 async fn read_relation(
@@ -374,6 +438,8 @@ struct Pipeline {
     uploader: JoinSet<Result<DataRead, DumpError>>,
     /// What the server says it sent, by the relation's place.
     counted: BTreeMap<u32, u64>,
+    /// What needn't be stored.
+    reused: DataRead,
 }
 
 impl Pipeline {
@@ -393,6 +459,7 @@ impl Pipeline {
             buffers,
             uploader,
             counted: BTreeMap::new(),
+            reused: DataRead::default(),
         }
     }
 
@@ -430,8 +497,9 @@ impl Pipeline {
     }
 
     /// Waits for everything to be stored, and compares what the server counted with what was packed.
-    async fn finish(self) -> Result<DataRead, DumpError> {
-        let (read, counted) = self.uploaded().await?;
+    async fn finish(mut self) -> Result<DataRead, DumpError> {
+        let reused = std::mem::take(&mut self.reused);
+        let (mut read, counted) = self.uploaded().await?;
         for (place, expected) in &counted {
             let found = read.relations.get(place).map(|relation| relation.rows);
             if found != Some(*expected) {
@@ -443,6 +511,8 @@ impl Pipeline {
                 });
             }
         }
+        read.relations.extend(reused.relations);
+        read.objects.extend(reused.objects);
         Ok(read)
     }
 }
@@ -457,12 +527,9 @@ async fn upload(shared: Arc<Shared>, mut objects: mpsc::Receiver<PackOutput>) ->
             }
             PackOutput::RelationDone {
                 relation,
-                rows,
-                bytes,
-                hash,
+                read: found,
             } => {
-                read.relations
-                    .insert(relation, RelationRead { rows, bytes, hash });
+                read.relations.insert(relation, found);
             }
             PackOutput::Failed(error) => return Err(error.into()),
         }

@@ -399,6 +399,8 @@ async fn read_data(
         .parameter("client_encoding")
         .unwrap_or("UTF8")
         .to_owned();
+    let base = run.base.as_ref();
+    let base = base.map(|base| base.held(target.database(), &encoding, &relations, &sizes));
     let phase = DataPhase {
         repository: run.repository.clone(),
         prefix: run.prefix.clone(),
@@ -408,6 +410,7 @@ async fn read_data(
         relations,
         sizes,
         client_encoding: encoding,
+        held: base.unwrap_or_default(),
         jobs: run.options.jobs,
         progress: std::sync::Arc::clone(progress),
         alive: run.alive.clone(),
@@ -430,7 +433,7 @@ async fn describe(
         .map(|(relation, _)| relation.oid)
         .collect();
     let mut column_types = columns::of_relations(session, &oids).await?;
-    for (place, (relation, _)) in (0_u32..).zip(relations) {
+    for (place, (relation, size)) in (0_u32..).zip(relations) {
         let found = read.relations.get(&place);
         if found.is_none() && !relation.data_excluded {
             return Err(DumpError::Internal(format!(
@@ -460,6 +463,7 @@ async fn describe(
                 .to_hex()
                 .to_string(),
             plain_bytes: found.map_or(0, |found| found.bytes),
+            disk_bytes: data::has_own_objects(relation, *size).then_some(*size),
             data_excluded: relation.data_excluded,
         });
     }

@@ -3,7 +3,6 @@ use pgkeep_pg::PgError;
 use pgkeep_pg::programs::ProgramError;
 use pgkeep_repository::RepositoryError;
 use pgkeep_repository::encryption::EncryptionError;
-use pgkeep_store::StoreErrorKind;
 use pgkeep_timescale::TimescaleError;
 
 /// What can go wrong while dumping or restoring.
@@ -221,16 +220,9 @@ impl DumpError {
             Self::Repository(RepositoryError::Open { source, .. }) => {
                 !matches!(source, EncryptionError::Read(_))
             }
-            Self::Repository(RepositoryError::Store(error)) => matches!(
-                error.kind(),
-                StoreErrorKind::NotFound | StoreErrorKind::ShortBody | StoreErrorKind::TooLarge
-            ),
-            Self::Repository(error) => matches!(
-                error,
-                RepositoryError::Malformed { .. }
-                    | RepositoryError::NewerFormat { .. }
-                    | RepositoryError::HashMismatch { .. }
-            ),
+            Self::Repository(error) => {
+                error.is_damage() || matches!(error, RepositoryError::NewerFormat { .. })
+            }
             _ => false,
         }
     }

@@ -64,13 +64,12 @@ pub async fn export(
     progress: &Arc<Progress>,
     cancelled: impl Future<Output = ()>,
 ) -> Result<u64, DumpError> {
-    let prefix = layout::backup_prefix(repository.cluster(), id);
     let exporting = Exporting {
         repository,
         manifest,
         options,
         progress,
-        prefix,
+        id,
     };
     progress
         .bytes_total
@@ -92,7 +91,7 @@ struct Exporting<'a> {
     manifest: &'a DumpManifest,
     options: &'a ExportOptions,
     progress: &'a Arc<Progress>,
-    prefix: String,
+    id: &'a BackupId,
 }
 
 /// A path inside the folder, whatever an object is called.
@@ -227,11 +226,7 @@ impl Exporting<'_> {
 
     async fn write_object(&self, folder: &mut Folder, object: &ObjectRef) -> Result<(), DumpError> {
         let mut writing = folder.begin(opened_name(&object.name))?;
-        let key = format!("{}{}", self.prefix, object.name);
-        let mut contents = self
-            .repository
-            .contents(&key, object.plain_bytes, Some(&object.hash))
-            .await?;
+        let mut contents = self.repository.contents(self.id, object).await?;
         let mut bytes = 0;
         while let Some(block) = contents.next().await? {
             writing.take(&block).await?;
@@ -326,7 +321,7 @@ impl Exporting<'_> {
         };
         Archive::fetch(
             self.repository,
-            &self.prefix,
+            self.id,
             pieces,
             major,
             &self.options.programs,
@@ -337,11 +332,7 @@ impl Exporting<'_> {
     }
 
     async fn copy_object(&self, object: &ObjectRef, output: &mut Output) -> Result<(), DumpError> {
-        let key = format!("{}{}", self.prefix, object.name);
-        let mut contents = self
-            .repository
-            .contents(&key, object.plain_bytes, Some(&object.hash))
-            .await?;
+        let mut contents = self.repository.contents(self.id, object).await?;
         while let Some(block) = contents.next().await? {
             Progress::add(&self.progress.bytes_done, block.len() as u64);
             output.write(block).await?;

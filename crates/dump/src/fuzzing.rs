@@ -64,6 +64,7 @@ fn relation(name: &str, columns: &str) -> Relation {
         format: RowFormat::Text,
         hash: String::new(),
         plain_bytes: 0,
+        disk_bytes: None,
         data_excluded: false,
     }
 }

@@ -40,6 +40,9 @@ pub struct DumpManifest {
     /// Whether the globals hold the roles' password hashes (reading them needs superuser).
     #[serde(default)]
     pub globals_have_passwords: bool,
+    /// The public keys that its objects are encrypted for; empty without encryption, unknown of older dumps.
+    #[serde(default)]
+    pub recipients: Option<Vec<String>>,
     /// Which part of the cluster was asked for; unknown of older dumps.
     #[serde(default)]
     pub asked: Option<Asked>,
@@ -65,6 +68,12 @@ pub struct Totals {
     pub relations: u64,
     /// Rows read.
     pub rows: u64,
+    /// Of the objects, those of earlier dumps, whose rows haven't changed since.
+    #[serde(default)]
+    pub reused_objects: u64,
+    /// Their size as stored, in bytes.
+    #[serde(default)]
+    pub reused_bytes: u64,
 }
 
 /// Small enough to be read for every line of `pgkeep list`.
@@ -378,6 +387,10 @@ pub struct Relation {
     pub hash: String,
     /// The size of the rows in that format, in bytes.
     pub plain_bytes: u64,
+    /// The size on disk when it was dumped, in bytes, of relations with objects of their own; unknown of older dumps. The
+    /// next dump tries first what this makes likely.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_bytes: Option<u64>,
     /// The rows were left out on request (`--exclude-table-data`).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub data_excluded: bool,

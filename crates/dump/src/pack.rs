@@ -5,6 +5,7 @@ use pgkeep_repository::{Access, RepositoryError};
 use tokio::sync::mpsc;
 
 use crate::binary::{self, RowStream};
+use crate::data::RelationRead;
 use crate::manifest::{RowFormat, Segment};
 
 /// What a reader hands to its packer.
@@ -39,12 +40,8 @@ pub enum PackOutput {
     RelationDone {
         /// Its place in the manifest's list.
         relation: u32,
-        /// Its rows, counted in what the server sent.
-        rows: u64,
-        /// Their size.
-        bytes: u64,
-        /// BLAKE3 of them.
-        hash: blake3::Hash,
+        /// Its rows, in what the server sent.
+        read: RelationRead,
     },
     /// The packer failed.
     Failed(RepositoryError),
@@ -74,11 +71,83 @@ pub struct PartLimits {
 struct Current {
     relation: u32,
     copy_line: String,
+    digest: RowDigest,
+}
+
+/// What the rows of a relation are known by: their number, size and hash.
+pub struct RowDigest {
     /// For the binary format.
     stream: Option<RowStream>,
     hasher: blake3::Hasher,
     rows: u64,
     bytes: u64,
+}
+
+/// Rows out of what the server sent.
+struct Rows<'a> {
+    bytes: &'a [u8],
+    count: u64,
+    /// Whether they end where a row does.
+    are_whole: bool,
+}
+
+impl RowDigest {
+    /// Of no rows yet.
+    pub fn new(format: RowFormat) -> Self {
+        Self {
+            stream: (format == RowFormat::Binary).then(RowStream::default),
+            hasher: blake3::Hasher::new(),
+            rows: 0,
+            bytes: 0,
+        }
+    }
+
+    /// Adds what the server sent.
+    ///
+    /// # Errors
+    /// It isn't what COPY sends.
+    pub fn add(&mut self, messages: &[u8]) -> Result<(), RepositoryError> {
+        self.rows_in(messages).map(drop)
+    }
+
+    fn rows_in<'a>(&mut self, messages: &'a [u8]) -> Result<Rows<'a>, RepositoryError> {
+        let rows = match &mut self.stream {
+            Some(stream) => {
+                let rows = stream.rows(messages);
+                let (bytes, count) = rows.map_err(|error| internal(&error.to_string()))?;
+                let are_whole = stream.is_between_rows();
+                Rows {
+                    bytes,
+                    count,
+                    are_whole,
+                }
+            }
+            None => Rows {
+                bytes: messages,
+                count: binary::text_rows(messages),
+                are_whole: messages.ends_with(b"\n"),
+            },
+        };
+        self.hasher.update(rows.bytes);
+        self.rows += rows.count;
+        self.bytes += rows.bytes.len() as u64;
+        Ok(rows)
+    }
+
+    /// All of them.
+    ///
+    /// # Errors
+    /// The binary stream has no end.
+    pub fn finish(self) -> Result<RelationRead, RepositoryError> {
+        if self.stream.is_some_and(|stream| !stream.is_whole()) {
+            return Err(internal("the server's binary rows have no end"));
+        }
+        Ok(RelationRead {
+            rows: self.rows,
+            bytes: self.bytes,
+            hash: self.hasher.finalize(),
+        })
+    }
 }
 
 struct Packer {
@@ -129,14 +198,10 @@ impl Packer {
                 format,
                 copy_line,
             } => {
-                let hasher = blake3::Hasher::new();
                 self.current = Some(Current {
                     relation,
                     copy_line,
-                    stream: (format == RowFormat::Binary).then(RowStream::default),
-                    hasher,
-                    rows: 0,
-                    bytes: 0,
+                    digest: RowDigest::new(format),
                 });
                 Ok(())
             }
@@ -153,15 +218,9 @@ impl Packer {
                     .current
                     .take()
                     .ok_or_else(|| internal("a relation ends that never began"))?;
-                if current.stream.is_some_and(|stream| !stream.is_whole()) {
-                    return Err(internal("the server's binary rows have no end"));
-                }
-                let (rows, bytes, hash) = (current.rows, current.bytes, current.hasher.finalize());
                 self.send(PackOutput::RelationDone {
                     relation: current.relation,
-                    rows,
-                    bytes,
-                    hash,
+                    read: current.digest.finish()?,
                 })
             }
             PackInput::Cut => self.cut(),
@@ -173,40 +232,29 @@ impl Packer {
             .current
             .as_mut()
             .ok_or_else(|| internal("rows of no relation"))?;
-        let (rows, count, whole) = match &mut current.stream {
-            Some(stream) => {
-                let rows = stream.rows(messages);
-                let (rows, count) = rows.map_err(|error| internal(&error.to_string()))?;
-                (rows, count, stream.is_between_rows())
-            }
-            None => (messages, binary::text_rows(messages), messages.ends_with(b"\n")),
-        };
-        if rows.is_empty() {
+        let rows = current.digest.rows_in(messages)?;
+        if rows.bytes.is_empty() {
             return Ok(());
         }
         self.open_block()?;
-        let bytes = rows.len() as u64;
-        let current = self
-            .current
-            .as_mut()
-            .ok_or_else(|| internal("rows of no relation"))?;
-        current.hasher.update(rows);
-        current.rows += count;
-        current.bytes += bytes;
         let (sealer, segments) = self
             .object
             .as_mut()
             .ok_or_else(|| internal("rows outside an object"))?;
-        sealer.write(rows)?;
+        sealer.write(rows.bytes)?;
         let segment = segments
             .last_mut()
             .ok_or_else(|| internal("rows outside a block"))?;
-        segment.rows += count;
-        segment.bytes += bytes;
+        segment.rows += rows.count;
+        segment.bytes += rows.bytes.len() as u64;
         let full = sealer.sealed_bytes() >= self.limits.stored_bytes_max
             || sealer.plain_bytes() >= self.limits.plain_bytes_max;
         // An object ends where a row does.
-        if full && whole { self.cut() } else { Ok(()) }
+        if full && rows.are_whole {
+            self.cut()
+        } else {
+            Ok(())
+        }
     }
 
     /// Begins a block of the current relation, and an object where there is none. Only when there are rows: an empty
@@ -221,7 +269,7 @@ impl Packer {
             .ok_or_else(|| internal("a block of no relation"))?;
         if self.object.is_none() {
             let mut sealer = Sealer::new(&self.access)?;
-            if current.stream.is_none() {
+            if current.digest.stream.is_none() {
                 sealer.write(self.preamble.as_bytes())?;
             }
             self.object = Some((sealer, Vec::new()));
@@ -230,7 +278,7 @@ impl Packer {
             .object
             .as_mut()
             .ok_or_else(|| internal("a block outside an object"))?;
-        match current.stream {
+        match current.digest.stream {
             Some(_) if !segments.is_empty() => {
                 return Err(internal("binary rows in an object that holds others"));
             }
@@ -253,7 +301,7 @@ impl Packer {
             let binary = self
                 .current
                 .as_ref()
-                .is_some_and(|current| current.stream.is_some());
+                .is_some_and(|current| current.digest.stream.is_some());
             sealer.write(if binary { binary::TRAILER } else { BLOCK_END })?;
         }
         self.block_open = false;

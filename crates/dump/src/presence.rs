@@ -51,7 +51,8 @@ pub(crate) async fn require_selected(
 }
 
 async fn require(repository: &Repository, id: &BackupId, objects: &[ObjectRef]) -> Result<(), DumpError> {
-    let sizes = repository.stored_sizes(id).await?;
+    let names = objects.iter().map(|object| object.name.as_str());
+    let sizes = repository.stored_sizes(id, names).await?;
     let mut missing = objects
         .iter()
         .filter(|object| sizes.get(&object.name) != Some(&object.stored_bytes));

@@ -1,7 +1,7 @@
 //! Reading what a dump says of itself.
 
 use pgkeep_base::BackupId;
-use pgkeep_repository::integrity::is_object_name;
+use pgkeep_repository::integrity::{is_object_name, is_own_object_name};
 use pgkeep_repository::object::ObjectRef;
 use pgkeep_repository::{Repository, RepositoryError, layout};
 use serde::Deserialize;
@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 
 use crate::error::DumpError;
 use crate::manifest::{DatabaseManifest, DumpManifest, DumpSummary, MANIFEST_FORMAT};
-use crate::run::object_refs;
+use crate::run::{object_refs, other_refs};
 
 /// A relation takes some 500 bytes of a manifest: a quarter of a million of them fit.
 const MANIFEST_BYTES_MAX: u64 = 128 << 20;
@@ -27,8 +27,7 @@ struct FormatOnly {
 /// # Errors
 /// The store's; a missing or wrong key; [`RepositoryError::NewerFormat`]; [`DumpError::Manifest`].
 pub async fn read_manifest(repository: &Repository, id: &BackupId) -> Result<DumpManifest, DumpError> {
-    let key = layout::backup_object(repository.cluster(), id, layout::MANIFEST);
-    let text = read_whole(repository, &key, MANIFEST_BYTES_MAX).await?;
+    let text = read_whole(repository, id, layout::MANIFEST, MANIFEST_BYTES_MAX).await?;
     let FormatOnly { format } = parse(id, &text)?;
     if format > MANIFEST_FORMAT {
         let what = format!("the dump {id}");
@@ -52,15 +51,19 @@ pub async fn read_manifest(repository: &Repository, id: &BackupId) -> Result<Dum
 /// # Errors
 /// The store's; a missing or wrong key; [`DumpError::Manifest`].
 pub async fn read_summary(repository: &Repository, id: &BackupId) -> Result<DumpSummary, DumpError> {
-    let key = layout::backup_object(repository.cluster(), id, layout::SUMMARY);
-    let text = read_whole(repository, &key, SUMMARY_BYTES_MAX).await?;
+    let text = read_whole(repository, id, layout::SUMMARY, SUMMARY_BYTES_MAX).await?;
     parse(id, &text)
 }
 
-async fn read_whole(repository: &Repository, key: &str, bytes_max: u64) -> Result<Vec<u8>, DumpError> {
-    let contents = repository.contents(key, bytes_max, None).await?;
+async fn read_whole(
+    repository: &Repository,
+    id: &BackupId,
+    name: &str,
+    bytes_max: u64,
+) -> Result<Vec<u8>, DumpError> {
+    let contents = repository.contents_unchecked(id, name, bytes_max).await?;
     Ok(contents
-        .collect(key, usize::try_from(bytes_max).unwrap_or(usize::MAX))
+        .collect(usize::try_from(bytes_max).unwrap_or(usize::MAX))
         .await?)
 }
 
@@ -76,7 +79,10 @@ pub(crate) fn check(manifest: &DumpManifest, id: &BackupId) -> Result<(), String
         return Err(format!("it belongs to {}", manifest.id));
     }
     for object in object_refs(manifest) {
-        check_object(&object)?;
+        check_object(&object, true)?;
+    }
+    for object in other_refs(manifest) {
+        check_object(&object, false)?;
     }
     manifest.databases.iter().try_for_each(check_database)?;
     check_sums(manifest)
@@ -107,9 +113,14 @@ fn check_sums(manifest: &DumpManifest) -> Result<(), String> {
     Ok(())
 }
 
-/// Names become keys of the store, and hashes file contents: neither may be just anything.
-fn check_object(object: &ObjectRef) -> Result<(), String> {
-    if !is_object_name(&object.name) {
+/// Names become keys of the store, and hashes file contents: neither may be just anything. Rows may lie in the folder of an
+/// earlier dump.
+fn check_object(object: &ObjectRef, is_data: bool) -> Result<(), String> {
+    let named = match is_data {
+        true => is_object_name(&object.name),
+        false => is_own_object_name(&object.name),
+    };
+    if !named {
         return Err(format!(
             "'{}' is no name of an object",
             object.name.escape_debug()
@@ -189,14 +200,17 @@ mod tests {
 
     #[test]
     fn names_that_lead_out_of_the_folder_are_refused() {
-        assert_eq!(check_object(&object("d1/000001.sql.zst")), Ok(()));
+        assert_eq!(check_object(&object("d1/000001.sql.zst"), false), Ok(()));
         for bad in ["", "/x", "../manifest", "d1//x", "d1/./x", "d1/..", "d1\n"] {
-            assert!(check_object(&object(bad)).is_err(), "{bad}");
+            assert!(check_object(&object(bad), true).is_err(), "{bad}");
         }
+        let earlier = object("../d20261122T020000Z-7f3a9c/d1/000001.copy.zst");
+        assert_eq!(check_object(&earlier, true), Ok(()));
+        assert!(check_object(&earlier, false).is_err());
         let short = ObjectRef {
             hash: "00".to_owned(),
             ..object("x")
         };
-        assert!(check_object(&short).is_err());
+        assert!(check_object(&short, true).is_err());
     }
 }

@@ -22,7 +22,9 @@ use crate::manifest::{
     Asked, DatabaseManifest, DumpManifest, DumpSummary, Filters, MANIFEST_FORMAT, Narrowed, RelationKind,
     Totals,
 };
+use crate::presence;
 use crate::progress::Progress;
+use crate::reuse::{self, Base, ReuseOptions};
 use crate::schema::{self, ClientPrograms};
 use crate::{sql, unfit, way_out};
 
@@ -56,6 +58,8 @@ pub struct DumpOptions {
     pub jobs: usize,
     /// How long to wait for the tables' locks.
     pub lock_timeout: Duration,
+    /// Whether objects of earlier dumps are taken over where rows haven't changed; none for a full dump.
+    pub reuse: Option<ReuseOptions>,
     /// The user's notes.
     pub annotations: BTreeMap<String, String>,
     /// Take the cluster's data under this name although another database cluster wrote here before.
@@ -112,6 +116,8 @@ pub(crate) struct Run<'a> {
     pub server_version_num: u32,
     pub system_identifier: u64,
     pub settings_for_all: Vec<String>,
+    /// The earlier dump whose objects may be taken over.
+    pub base: Option<Base>,
     /// Held by every task that stores objects, so that a failed dump is swept when none of them is left.
     pub alive: mpsc::Sender<()>,
 }
@@ -152,6 +158,7 @@ pub async fn dump(
     let swept = sweep_quietly(repository).await;
     let id = next_id(repository).await?;
     let prefix = layout::backup_prefix(repository.cluster(), &id);
+    let base = base(repository, options, system_identifier).await?;
     let (alive, mut ended) = mpsc::channel(1);
     let run = Run {
         repository,
@@ -165,6 +172,7 @@ pub async fn dump(
         server_version_num,
         system_identifier,
         settings_for_all,
+        base,
         alive,
     };
     // From here to the manifest the user may interrupt; the commit itself is one request, and then either true or not.
@@ -244,6 +252,18 @@ fn cause(id: &BackupId, error: DumpError, given_up: Option<GivenUp>) -> DumpErro
     }
 }
 
+/// The earlier dump whose objects may be taken over.
+async fn base(
+    repository: &Repository,
+    options: &DumpOptions,
+    system_identifier: u64,
+) -> Result<Option<Base>, DumpError> {
+    match &options.reuse {
+        Some(reuse) => Base::find(repository, reuse, &options.asked(), system_identifier).await,
+        None => Ok(None),
+    }
+}
+
 /// Sweeps what a failed dump stored. Best effort: what stays is an orphan, and the next run sweeps it.
 async fn give_up(repository: &Repository, id: &BackupId) -> Option<GivenUp> {
     match repository.sweep_own(id, "the dump failed").await {
@@ -296,6 +316,7 @@ impl Run<'_> {
             annotations: self.options.annotations.clone(),
             globals: Some(globals),
             globals_have_passwords: with_passwords,
+            recipients: Some(reuse::recipients(self.repository)),
             asked: Some(self.options.asked()),
             databases: dumped.iter().map(|dumped| dumped.manifest.clone()).collect(),
             omissions,
@@ -358,10 +379,28 @@ impl Run<'_> {
         {
             return Err(error.into());
         }
+        self.look_again(&ready.manifest).await?;
+        if let Some(reuse) = &self.options.reuse {
+            reuse::remember(self.repository, reuse, &ready.manifest);
+        }
         let omissions = ready.manifest.omissions.iter();
         let omissions = omissions.map(|omission| not_in_the_dump(omission));
         let attention = omissions.chain(ready.attention).collect();
         Ok((ready.manifest, attention))
+    }
+
+    /// Whether the objects of earlier dumps are there, now that nobody removes them any more. A prune on a host that took the
+    /// lease for expired may have been faster than the manifest, which then goes again.
+    async fn look_again(&self, manifest: &DumpManifest) -> Result<(), DumpError> {
+        if manifest.totals.reused_objects == 0 {
+            return Ok(());
+        }
+        let looked = presence::require_all(self.repository, &self.id, manifest).await;
+        if let Err(DumpError::ObjectsMissing { .. }) = looked {
+            let mut references = self.repository.references(BackupKind::Dump).await?;
+            self.repository.remove(&self.id, &mut references).await?;
+        }
+        looked
     }
 
     /// Everything that says what the dump is, and the manifest, which is not put yet.
@@ -434,24 +473,39 @@ pub fn object_refs(manifest: &DumpManifest) -> Vec<ObjectRef> {
         .collect()
 }
 
+/// Those without rows.
+pub(crate) fn other_refs(manifest: &DumpManifest) -> Vec<ObjectRef> {
+    let others = manifest.databases.iter().flat_map(other_refs_of);
+    manifest.globals.iter().chain(others).cloned().collect()
+}
+
 /// Every object of one database.
 pub(crate) fn database_refs(database: &DatabaseManifest) -> Vec<ObjectRef> {
-    let single = [Some(&database.dependents), database.sequences.as_ref()]
-        .into_iter()
-        .flatten();
-    let several = database.schema.iter().chain(&database.large_objects);
     let data = database.data.iter().map(|data| &data.object);
-    single.chain(several).chain(data).cloned().collect()
+    other_refs_of(database).chain(data).cloned().collect()
+}
+
+fn other_refs_of(database: &DatabaseManifest) -> impl Iterator<Item = &ObjectRef> {
+    let single = [Some(&database.dependents), database.sequences.as_ref()];
+    let several = database.schema.iter().chain(&database.large_objects);
+    single.into_iter().flatten().chain(several)
 }
 
 pub(crate) fn totals(manifest: &DumpManifest, objects: &[ObjectRef]) -> Totals {
     let relations = || manifest.databases.iter().flat_map(|database| &database.relations);
+    let reused = || {
+        objects
+            .iter()
+            .filter(|object| layout::reference(&object.name).is_some())
+    };
     Totals {
         objects: objects.len() as u64,
         stored_bytes: objects.iter().map(|object| object.stored_bytes).sum(),
         plain_bytes: objects.iter().map(|object| object.plain_bytes).sum(),
         relations: relations().count() as u64,
         rows: relations().map(|relation| relation.rows).sum(),
+        reused_objects: reused().count() as u64,
+        reused_bytes: reused().map(|object| object.stored_bytes).sum(),
     }
 }
 

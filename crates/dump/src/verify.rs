@@ -195,7 +195,7 @@ async fn stored(
     let Some(checksums) = checksums(repository, id, findings).await? else {
         return Ok(());
     };
-    let sizes = repository.stored_sizes(id).await?;
+    let sizes = repository.stored_sizes(id, names(&checksums)).await?;
     let size = |checksum: &Checksum| sizes.get(&checksum.name).copied().unwrap_or(0);
     let mut chosen = choose(&checksums.iter().map(size).collect::<Vec<_>>(), options.sample);
     // No dump without its manifest: a sample always has it. It is the last.
@@ -216,6 +216,10 @@ async fn stored(
         findings.fail(format!("{}: {}", damage.name, damage.reason));
     }
     Ok(())
+}
+
+fn names(checksums: &[Checksum]) -> impl Iterator<Item = &str> {
+    checksums.iter().map(|checksum| checksum.name.as_str())
 }
 
 /// The list of checksums; `None` if there is none that can be read, which is damage.
@@ -257,7 +261,7 @@ async fn contents(
         compare_sums(database, findings);
         findings.relations_total += database.relations.len() as u64;
     }
-    let sizes = repository.stored_sizes(id).await?;
+    let sizes = repository.stored_sizes(id, names(&checksums)).await?;
     let work = Work::choose(&manifest, &checksums, options.sample);
     progress
         .bytes_total
@@ -268,7 +272,7 @@ async fn contents(
     progress.set_phase("reading schemas and lists");
     let check = Check {
         repository,
-        prefix: layout::backup_prefix(repository.cluster(), id),
+        id,
         progress,
     };
     let damages = repository
@@ -380,18 +384,14 @@ struct GroupOutcome {
 
 struct Check<'a> {
     repository: &'a Repository,
-    prefix: String,
+    id: &'a BackupId,
     progress: &'a Progress,
 }
 
 impl Check<'_> {
     /// Opens an object without rows and measures its contents.
     async fn whole(&self, object: &ObjectRef) -> Result<(), DumpError> {
-        let key = format!("{}{}", self.prefix, object.name);
-        let mut contents = self
-            .repository
-            .contents(&key, object.plain_bytes, Some(&object.hash))
-            .await?;
+        let mut contents = self.repository.contents(self.id, object).await?;
         let mut found = 0;
         while let Some(block) = contents.next().await? {
             found += block.len() as u64;
@@ -451,11 +451,7 @@ impl Check<'_> {
             name: data.object.name.clone(),
             reason,
         };
-        let key = format!("{}{}", self.prefix, data.object.name);
-        let contents = self
-            .repository
-            .contents(&key, data.object.plain_bytes, Some(&data.object.hash))
-            .await?;
+        let contents = self.repository.contents(self.id, &data.object).await?;
         let mut reader = BlockReader::new(data, &database.relations, contents);
         let (mut rows, mut count, mut current) = (0, RowCount::default(), None);
         while let Some(piece) = reader.next().await? {

@@ -1,6 +1,9 @@
 //! What lies beside the data for whoever restores it without pgkeep.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
+
+use pgkeep_repository::layout;
 
 use crate::blocks::copy_in_statement;
 use crate::database::split_data;
@@ -18,9 +21,16 @@ const README: &str = include_str!("../assets/RESTORE.md");
 pub const OPENED: &str = "";
 
 /// An object's name without what tells which tools open it.
-pub fn opened_name(name: &str) -> &str {
+fn bare_name(name: &str) -> &str {
     let name = name.strip_suffix(".age").unwrap_or(name);
     name.strip_suffix(".zst").unwrap_or(name)
+}
+
+/// The name of its file in a folder of opened files, which holds the objects of earlier dumps, too: those have folders of
+/// their own there, named as the dumps.
+pub fn opened_name(name: &str) -> &str {
+    let name = bare_name(name);
+    name.strip_prefix("../").unwrap_or(name)
 }
 
 /// What `restore.sh` runs before and after a database's rows: the step, and the script.
@@ -56,8 +66,16 @@ impl Index {
         self.lines += 1;
     }
 
+    /// The name of an object where the script lies.
+    fn name(&self, name: &str) -> String {
+        match self.suffix {
+            OPENED => opened_name(name).to_owned(),
+            suffix => format!("{}{suffix}", bare_name(name)),
+        }
+    }
+
     fn object(&mut self, folder: &str, step: &str, name: &str, bytes: u64) {
-        let name = format!("{}{}\t{bytes}", opened_name(name), self.suffix);
+        let name = format!("{}\t{bytes}", self.name(name));
         self.line(folder, step, &name);
     }
 
@@ -86,7 +104,8 @@ impl Index {
             if let Some(relation) = relation.filter(|relation| relation.format == RowFormat::Binary) {
                 let statement =
                     copy_in_statement(relation.target(), &relation.columns, relation.format, false);
-                self.line(stem(&object.name), "copy", &escape(&statement));
+                let name = self.name(&object.name);
+                self.line(&name, "copy", &escape(&statement));
             }
         }
         if let Some(object) = &database.sequences {
@@ -121,11 +140,6 @@ pub fn index(manifest: &DumpManifest, suffix: &'static str) -> String {
     let lines = index.lines.to_string();
     index.line("all", "end", &lines);
     index.text
-}
-
-/// An object's name up to its first dot: `d1/000001`.
-fn stem(name: &str) -> &str {
-    name.split_once('.').map_or(name, |(stem, _)| stem)
 }
 
 /// For `printf %b`, so that a name may hold tabs and line feeds.
@@ -176,23 +190,8 @@ pub fn readme(manifest: &DumpManifest, suffix: &str) -> String {
         .max();
     let program_major = program_major.unwrap_or(server_major).to_string();
     let major = server_major.to_string();
-    let versions: Vec<String> = manifest
-        .databases
-        .iter()
-        .filter_map(|database| database.timescaledb.as_ref())
-        .map(|inventory| inventory.version.clone())
-        .collect();
-    let (timescaledb_server, timescaledb_note) = match versions.first() {
-        Some(version) => (
-            format!(" with TimescaleDB {version} installed and in shared_preload_libraries"),
-            format!(
-                "\n## TimescaleDB\nThe extension is made at version {version}, the one that was dumped; later \
-                 `ALTER EXTENSION timescaledb UPDATE` works. All jobs stay off, because an overdue retention policy would \
-                 delete what was just restored. Check the data, then `SELECT alter_job(ID, scheduled => true)`.\n"
-            ),
-        ),
-        None => (String::new(), String::new()),
-    };
+    let (timescaledb_server, timescaledb_note) = timescaledb_notes(manifest);
+    let others = other_folders(manifest, suffix);
     let values = [
         ("{{version}}", manifest.pgkeep_version.as_str()),
         ("{{started_at}}", &manifest.started_at.to_string()),
@@ -207,10 +206,47 @@ pub fn readme(manifest: &DumpManifest, suffix: &str) -> String {
         ("{{suffix}}", suffix),
         ("{{timescaledb_server}}", &timescaledb_server),
         ("{{timescaledb_note}}", &timescaledb_note),
+        ("{{others}}", &others),
     ];
     values
         .iter()
         .fold(README.to_owned(), |text, (name, value)| text.replace(name, value))
+}
+
+/// What the server needs, and what is to be done afterwards.
+fn timescaledb_notes(manifest: &DumpManifest) -> (String, String) {
+    let versions: Vec<String> = manifest
+        .databases
+        .iter()
+        .filter_map(|database| database.timescaledb.as_ref())
+        .map(|inventory| inventory.version.clone())
+        .collect();
+    match versions.first() {
+        Some(version) => (
+            format!(" with TimescaleDB {version} installed and in shared_preload_libraries"),
+            format!(
+                "\n## TimescaleDB\nThe extension is made at version {version}, the one that was dumped; later \
+                 `ALTER EXTENSION timescaledb UPDATE` works. All jobs stay off, because an overdue retention policy would \
+                 delete what was just restored. Check the data, then `SELECT alter_job(ID, scheduled => true)`.\n"
+            ),
+        ),
+        None => (String::new(), String::new()),
+    }
+}
+
+/// Where else rows lie.
+fn other_folders(manifest: &DumpManifest, suffix: &str) -> String {
+    let data = manifest.databases.iter().flat_map(|database| &database.data);
+    let owners: BTreeSet<String> = data
+        .filter_map(|data| layout::reference(&data.object.name).map(|(owner, _)| owner.to_string()))
+        .collect();
+    if owners.is_empty() || suffix == OPENED {
+        return String::new();
+    }
+    format!(
+        " Rows that haven't changed since earlier dumps lie in those dumps' folders: bring them, too, beside this one ({}).",
+        owners.into_iter().collect::<Vec<_>>().join(", ")
+    )
 }
 
 #[cfg(test)]

@@ -3,7 +3,8 @@
 //! - **Commit**: the manifest is put last, create-only. It exists, so the backup exists.
 //! - **Tombstone**: before an orphan (a folder without a manifest) is swept, a tombstone is put in the manifest's place,
 //!   create-only. Its writer, if it still lives, finds its commit refused.
-//! - **Removal**: the manifest goes first, then the rest. Killed half-way, an orphan remains, never a torn backup.
+//! - **Removal**: the manifest goes first, then the rest. Killed half-way, an orphan remains, never a torn backup. Objects
+//!   that other backups refer to stay, under a tombstone, until the last of those goes.
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -17,6 +18,7 @@ use crate::error::RepositoryError;
 use crate::layout;
 use crate::object::SealedObject;
 use crate::records::{Evidence, Pin};
+use crate::references::References;
 use crate::repo::{Repository, to_json};
 
 /// A backup is committed within this time of its start, or not at all; so that a tombstone may go some time later.
@@ -157,10 +159,9 @@ impl Repository {
     }
 
     /// Why an object of a backup couldn't be read: one that isn't there may have gone with its backup.
-    pub(crate) async fn unread(&self, key: &str, error: StoreError) -> RepositoryError {
+    pub(crate) async fn unread(&self, id: &BackupId, error: StoreError) -> RepositoryError {
         if error.kind() == StoreErrorKind::NotFound
-            && let Some(id) = layout::backup_of(&self.cluster, BackupKind::Dump, key)
-            && self.state(&id).await.is_ok_and(|state| !state.is_there())
+            && self.state(id).await.is_ok_and(|state| !state.is_there())
         {
             return RepositoryError::Removed { id: id.to_string() };
         }
@@ -231,29 +232,37 @@ impl Repository {
         }
     }
 
-    /// Removes a backup: its manifest first, then all the rest, then its pins and evidence.
+    /// Removes a backup: its manifest first, then all the rest that no other backup needs, then its pins and evidence.
+    /// Returns the number of objects that went.
     ///
     /// # Errors
     /// Whatever the store says; what remains is an orphan, which a sweep removes.
-    pub async fn remove(&self, id: &BackupId) -> Result<u64, RepositoryError> {
+    pub async fn remove(&self, id: &BackupId, references: &mut References) -> Result<u64, RepositoryError> {
         self.store
             .delete(&layout::backup_object(&self.cluster, id, layout::MANIFEST))
             .await?;
-        let mut keys = Vec::new();
+        references.forget(id);
+        let objects = self.store.list(&layout::backup_prefix(&self.cluster, id)).await?;
+        let needed = objects.iter().any(|object| references.need(id, &object.key));
+        let mut removed = 1;
+        if needed {
+            removed += self
+                .sweep_one(id, "removed; other backups need what is left", references)
+                .await?
+                .objects();
+        } else {
+            let keys = objects.into_iter().map(|object| object.key);
+            removed += self.store.delete_all(keys.collect()).await?;
+        }
         for prefix in [
-            layout::backup_prefix(&self.cluster, id),
             layout::pin_prefix(&self.cluster, id),
             layout::backup_evidence_prefix(&self.cluster, id),
         ] {
-            keys.extend(
-                self.store
-                    .list(&prefix)
-                    .await?
-                    .into_iter()
-                    .map(|object| object.key),
-            );
+            let objects = self.store.list(&prefix).await?;
+            let keys = objects.into_iter().map(|object| object.key);
+            removed += self.store.delete_all(keys.collect()).await?;
         }
-        Ok(1 + self.store.delete_all(keys).await?)
+        Ok(removed)
     }
 
     /// Removes what unfinished backups left. The caller holds the cluster's lease, so no backup of ours is running;
@@ -271,6 +280,7 @@ impl Repository {
         ] {
             swept.objects += self.store.remove_leftovers(&prefix, idle).await?;
         }
+        let mut gone = Vec::new();
         for name in self
             .store
             .list_directories(&layout::kind_prefix(&self.cluster, kind))
@@ -282,14 +292,22 @@ impl Repository {
             match self.state(&id).await? {
                 BackupState::Complete | BackupState::Damaged => {}
                 BackupState::Incomplete if self.is_empty(&id).await? => {}
-                BackupState::Incomplete => {
-                    let given_up = self.sweep_one(&id, "orphan").await?;
-                    swept.objects += given_up.objects();
-                    if given_up != GivenUp::Committed {
-                        swept.backups.push(id);
-                    }
-                }
-                BackupState::Swept => swept.objects += self.finish_sweep(&id).await?,
+                state => gone.push((id, state)),
+            }
+        }
+        if gone.is_empty() {
+            return Ok(swept);
+        }
+        let references = self.references(kind).await?;
+        for (id, state) in gone {
+            if state == BackupState::Swept {
+                swept.objects += self.finish_sweep(&id, &references).await?;
+                continue;
+            }
+            let given_up = self.sweep_one(&id, "orphan", &references).await?;
+            swept.objects += given_up.objects();
+            if given_up != GivenUp::Committed {
+                swept.backups.push(id);
             }
         }
         Ok(swept)
@@ -310,7 +328,9 @@ impl Repository {
     /// # Errors
     /// Whatever the store says.
     pub async fn sweep_own(&self, id: &BackupId, reason: &str) -> Result<GivenUp, RepositoryError> {
-        match self.sweep_one(id, reason).await {
+        // It doesn't exist, so nobody refers to it.
+        let none = References::default();
+        match self.sweep_one(id, reason, &none).await {
             Err(RepositoryError::Store(error)) if error.kind() == StoreErrorKind::NoSpace => {
                 if self.state(id).await?.is_there() {
                     return Ok(GivenUp::Committed);
@@ -318,7 +338,7 @@ impl Repository {
                 let objects = self.store.list(&layout::backup_prefix(&self.cluster, id)).await?;
                 let keys = objects.into_iter().map(|object| object.key);
                 self.store.delete_all(keys.collect()).await?;
-                self.sweep_one(id, reason).await
+                self.sweep_one(id, reason, &none).await
             }
             given_up => given_up,
         }
@@ -328,32 +348,47 @@ impl Repository {
     ///
     /// # Errors
     /// Whatever the store says.
-    pub async fn sweep_one(&self, id: &BackupId, reason: &str) -> Result<GivenUp, RepositoryError> {
+    pub async fn sweep_one(
+        &self,
+        id: &BackupId,
+        reason: &str,
+        references: &References,
+    ) -> Result<GivenUp, RepositoryError> {
+        match self.put_tombstone(id, reason).await? {
+            PutOutcome::Created => self.finish_sweep(id, references).await.map(GivenUp::Now),
+            PutOutcome::AlreadyExists if self.state(id).await?.is_there() => Ok(GivenUp::Committed),
+            PutOutcome::AlreadyExists => self.finish_sweep(id, references).await.map(GivenUp::Before),
+        }
+    }
+
+    /// Puts a tombstone where the manifest would be, create-only.
+    pub(crate) async fn put_tombstone(
+        &self,
+        id: &BackupId,
+        reason: &str,
+    ) -> Result<PutOutcome, RepositoryError> {
         let key = layout::backup_object(&self.cluster, id, layout::MANIFEST);
         let tombstone = Tombstone {
             swept_at: self.now(),
             reason: reason.to_owned(),
         };
-        match self.store.put_new(&key, to_json(&tombstone)?).await? {
-            PutOutcome::Created => self.finish_sweep(id).await.map(GivenUp::Now),
-            PutOutcome::AlreadyExists if self.state(id).await?.is_there() => Ok(GivenUp::Committed),
-            PutOutcome::AlreadyExists => self.finish_sweep(id).await.map(GivenUp::Before),
-        }
+        Ok(self.store.put_new(&key, to_json(&tombstone)?).await?)
     }
 
-    async fn finish_sweep(&self, id: &BackupId) -> Result<u64, RepositoryError> {
+    async fn finish_sweep(&self, id: &BackupId, references: &References) -> Result<u64, RepositoryError> {
         let manifest = layout::backup_object(&self.cluster, id, layout::MANIFEST);
         let prefix = layout::backup_prefix(&self.cluster, id);
         let objects = self.store.list(&prefix).await?;
-        let keys: Vec<String> = objects
+        let (needed, keys): (Vec<String>, Vec<String>) = objects
             .into_iter()
             .map(|object| object.key)
             .filter(|key| *key != manifest)
-            .collect();
+            .partition(|key| references.need(id, key));
         let mut removed = self.store.delete_all(keys).await?;
         // Whoever still writes here is fenced off, so half-written files have no future either.
         removed += self.store.remove_leftovers(&prefix, Duration::ZERO).await?;
-        if self.now().duration_since(id.started_at()) > TOMBSTONE_LIFETIME {
+        // As long as something is left, it says why.
+        if needed.is_empty() && self.now().duration_since(id.started_at()) > TOMBSTONE_LIFETIME {
             self.store.delete(&manifest).await?;
         }
         Ok(removed)

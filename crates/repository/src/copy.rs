@@ -8,7 +8,7 @@
 //! committing after somebody else swept its objects is the destination's lease, the tombstone in the manifest's place,
 //! and a last look at the objects after the manifest is there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use futures::StreamExt;
@@ -96,16 +96,7 @@ impl CopyError {
             Self::SameRepository { .. } => return false,
             Self::Differs { .. } => return true,
         };
-        match cause {
-            RepositoryError::HashMismatch { .. }
-            | RepositoryError::Malformed { .. }
-            | RepositoryError::Removed { .. } => true,
-            RepositoryError::Store(error) => matches!(
-                error.kind(),
-                StoreErrorKind::NotFound | StoreErrorKind::ShortBody | StoreErrorKind::TooLarge
-            ),
-            _ => false,
-        }
+        cause.is_damage() || matches!(cause, RepositoryError::Removed { .. })
     }
 
     /// Whether the backup went at the source, so that there is nothing to copy.
@@ -169,8 +160,10 @@ pub async fn copy(
     }
     claim_identities(source, destination).await?;
     let checksums = source.checksums(id).await.map_err(from)?;
-    let sizes = source.stored_sizes(id).await.map_err(from)?;
-    let present = destination.stored_sizes(id).await.map_err(to)?;
+    let names = || checksums.iter().map(|checksum| checksum.name.as_str());
+    let sizes = source.stored_sizes(id, names()).await.map_err(from)?;
+    let present = destination.stored_sizes(id, names()).await.map_err(to)?;
+    make_room(destination, &checksums).await.map_err(to)?;
     let copying = Copying {
         source,
         destination,
@@ -207,13 +200,15 @@ pub async fn copy(
 /// # Errors
 /// Whatever the store says.
 pub async fn size(source: &Repository, id: &BackupId) -> Result<CopySize, CopyError> {
-    let sizes = source
-        .stored_sizes(id)
-        .await
-        .map_err(|error| from_source(source, error))?;
+    let from = |error| from_source(source, error);
+    let checksums = source.checksums(id).await.map_err(from)?;
+    let names = checksums.iter().map(|checksum| checksum.name.as_str());
+    let sizes = source.stored_sizes(id, names.clone()).await.map_err(from)?;
+    let names: BTreeSet<&str> = names.chain([layout::CHECKSUMS]).collect();
+    let sizes = || sizes.iter().filter(|(name, _)| names.contains(name.as_str()));
     Ok(CopySize {
-        objects: sizes.len() as u64,
-        bytes: sizes.values().sum(),
+        objects: sizes().count() as u64,
+        bytes: sizes().map(|(_, bytes)| bytes).sum(),
     })
 }
 
@@ -244,6 +239,24 @@ async fn give_back(destination: &Repository, lease: &Lease, id: &BackupId) -> Re
     lease.check()?;
     let key = layout::backup_object(destination.cluster(), id, layout::MANIFEST);
     Ok(destination.store().delete(&key).await?)
+}
+
+/// Objects of earlier backups lie in those backups' folders, also where the backups themselves aren't copied: then a
+/// tombstone says that these are no unfinished backups.
+async fn make_room(destination: &Repository, checksums: &[Checksum]) -> Result<(), RepositoryError> {
+    let owners: BTreeSet<BackupId> = checksums
+        .iter()
+        .filter_map(|checksum| layout::reference(&checksum.name).map(|(owner, _)| owner))
+        .collect();
+    for owner in owners {
+        if destination.state(&owner).await? == BackupState::Incomplete {
+            // Somebody else's says the same.
+            let _ = destination
+                .put_tombstone(&owner, "not here; other backups need what is")
+                .await?;
+        }
+    }
+    Ok(())
 }
 
 /// The destination must be free, or belong to the same database cluster.
@@ -321,7 +334,7 @@ impl Copying<'_> {
         let key = self.source_key(name);
         let body = match self.source.store().get(&key, OBJECT_BYTES_MAX).await {
             Ok(body) => body,
-            Err(error) => return Err(from_source(self.source, self.source.unread(&key, error).await)),
+            Err(error) => return Err(from_source(self.source, self.source.unread(self.id, error).await)),
         };
         let found = blake3::hash(&body).to_hex();
         match checksum {
@@ -401,7 +414,8 @@ impl Copying<'_> {
     /// enough for another one to sweep the copy, the manifest goes again.
     async fn look_again(&self, checksums: &[Checksum]) -> Result<(), CopyError> {
         let to = |error| to_destination(self.destination, error);
-        let there = self.destination.stored_sizes(self.id).await.map_err(to)?;
+        let names = checksums.iter().map(|checksum| checksum.name.as_str());
+        let there = self.destination.stored_sizes(self.id, names).await.map_err(to)?;
         let whole = checksums
             .iter()
             .all(|checksum| there.get(&checksum.name) == self.sizes.get(&checksum.name));

@@ -1,5 +1,5 @@
 use pgkeep_base::{Classified, Hint, RetryClass};
-use pgkeep_store::StoreError;
+use pgkeep_store::{StoreError, StoreErrorKind};
 
 use crate::encryption::EncryptionError;
 
@@ -137,6 +137,20 @@ pub enum RepositoryError {
     /// The operating system's random source failed.
     #[error("the system's random source failed: {0}")]
     Random(#[from] getrandom::Error),
+}
+
+impl RepositoryError {
+    /// Whether an object of a backup is missing, or isn't what was written.
+    pub fn is_damage(&self) -> bool {
+        match self {
+            Self::Malformed { .. } | Self::HashMismatch { .. } => true,
+            Self::Store(error) => matches!(
+                error.kind(),
+                StoreErrorKind::NotFound | StoreErrorKind::ShortBody | StoreErrorKind::TooLarge
+            ),
+            _ => false,
+        }
+    }
 }
 
 impl Classified for RepositoryError {

@@ -316,7 +316,9 @@ async fn work(repository: &Repository) {
             repository.now(),
         )
         .await;
-        let _ = repository.remove(&id).await;
+        let _ = repository
+            .remove(&id, &mut crate::references::References::default())
+            .await;
     }
 }
 

@@ -2,7 +2,7 @@
 //! text. A host without the private key verifies with it what the store holds. The last line is the manifest's: a list
 //! without it is cut short.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 use bytes::Bytes;
@@ -27,9 +27,14 @@ const HASH_HEX_LENGTH: usize = 64;
 /// Of a wrong line this much is shown, in characters.
 const SHOWN_LENGTH_MAX: usize = 200;
 
-/// Whether it can be the name of an object in a backup's folder: it doesn't lead out of the folder, and can be shown on
-/// a terminal.
+/// Whether it can be the name of an object of a backup: it doesn't lead out of the backup's folder, unless it is a
+/// [`layout::reference`] into another one's, and can be shown on a terminal.
 pub fn is_object_name(name: &str) -> bool {
+    is_own_object_name(layout::reference(name).map_or(name, |(_, name)| name))
+}
+
+/// The same, in the backup's own folder.
+pub fn is_own_object_name(name: &str) -> bool {
     let inside = name.split('/').all(|part| !matches!(part, "" | "." | ".."));
     inside && !name.chars().any(char::is_control)
 }
@@ -96,7 +101,7 @@ impl Repository {
         let key = layout::backup_object(&self.cluster, id, layout::CHECKSUMS);
         let body = match self.store.get(&key, CHECKSUMS_BYTES_MAX).await {
             Ok(body) => body,
-            Err(error) => return Err(self.unread(&key, error).await),
+            Err(error) => return Err(self.unread(id, error).await),
         };
         let malformed = |reason: String| RepositoryError::Malformed {
             key: key.clone(),
@@ -111,18 +116,35 @@ impl Repository {
         Ok(checksums)
     }
 
-    /// The objects that lie in a backup's folder: their size as stored, in bytes, by their name in the folder.
+    /// The objects that lie in a backup's folder, and in those of other backups to which names among `names` refer: their
+    /// size as stored, in bytes, by their name in this backup.
     ///
     /// # Errors
     /// Whatever the store says.
-    pub async fn stored_sizes(&self, id: &BackupId) -> Result<BTreeMap<String, u64>, RepositoryError> {
-        let prefix = layout::backup_prefix(&self.cluster, id);
-        let objects = self.store.list(&prefix).await?;
-        let named = |key: &str| key.strip_prefix(&prefix).map(str::to_owned);
-        Ok(objects
-            .into_iter()
-            .filter_map(|object| Some((named(&object.key)?, object.size)))
-            .collect())
+    pub async fn stored_sizes<'a>(
+        &self,
+        id: &BackupId,
+        names: impl Iterator<Item = &'a str>,
+    ) -> Result<BTreeMap<String, u64>, RepositoryError> {
+        let owners: BTreeSet<BackupId> = names
+            .filter_map(|name| layout::reference(name).map(|(owner, _)| owner))
+            .collect();
+        let mut sizes = BTreeMap::new();
+        for owner in owners.iter().filter(|owner| *owner != id).chain([id]) {
+            let prefix = layout::backup_prefix(&self.cluster, owner);
+            for object in self.store.list(&prefix).await? {
+                let Some(name) = object.key.strip_prefix(&prefix) else {
+                    continue;
+                };
+                let name = if owner == id {
+                    name.to_owned()
+                } else {
+                    layout::reference_to(owner, name)
+                };
+                sizes.insert(name, object.size);
+            }
+        }
+        Ok(sizes)
     }
 
     /// Reads stored objects whole and compares their hashes. Needs no key. `progress` is called for each object with
@@ -137,27 +159,23 @@ impl Repository {
         checksums: &[Checksum],
         progress: impl Fn(u64) + Sync,
     ) -> Result<Vec<Damage>, RepositoryError> {
-        let prefix = layout::backup_prefix(&self.cluster, id);
         let progress = &progress;
-        let checks = checksums.iter().map(|checksum| {
-            let key = format!("{prefix}{}", checksum.name);
-            async move {
-                let reason = match self.hash_stored(&key, progress).await {
-                    Ok(found) if found.to_hex().as_str() == checksum.hash => return Ok(None),
-                    Ok(found) => format!("its BLAKE3 hash is {}, not {}", found.to_hex(), checksum.hash),
-                    Err(RepositoryError::Store(error)) if error.kind() == StoreErrorKind::NotFound => {
-                        "it is missing".to_owned()
-                    }
-                    Err(RepositoryError::Store(error)) if error.kind() == StoreErrorKind::ShortBody => {
-                        error.to_string()
-                    }
-                    Err(error) => return Err(error),
-                };
-                Ok(Some(Damage {
-                    name: checksum.name.clone(),
-                    reason,
-                }))
-            }
+        let checks = checksums.iter().map(|checksum| async move {
+            let reason = match self.hash_stored(id, &checksum.name, progress).await {
+                Ok(found) if found.to_hex().as_str() == checksum.hash => return Ok(None),
+                Ok(found) => format!("its BLAKE3 hash is {}, not {}", found.to_hex(), checksum.hash),
+                Err(RepositoryError::Store(error)) if error.kind() == StoreErrorKind::NotFound => {
+                    "it is missing".to_owned()
+                }
+                Err(RepositoryError::Store(error)) if error.kind() == StoreErrorKind::ShortBody => {
+                    error.to_string()
+                }
+                Err(error) => return Err(error),
+            };
+            Ok(Some(Damage {
+                name: checksum.name.clone(),
+                reason,
+            }))
         });
         let mut damages = Vec::new();
         let mut running = futures::stream::iter(checks).buffer_unordered(VERIFY_CONCURRENCY);
@@ -168,10 +186,16 @@ impl Repository {
         Ok(damages)
     }
 
-    async fn hash_stored(&self, key: &str, progress: impl Fn(u64)) -> Result<blake3::Hash, RepositoryError> {
-        let mut stored = match self.store.get_stream(key).await {
+    async fn hash_stored(
+        &self,
+        id: &BackupId,
+        name: &str,
+        progress: impl Fn(u64),
+    ) -> Result<blake3::Hash, RepositoryError> {
+        let key = layout::backup_object(&self.cluster, id, name);
+        let mut stored = match self.store.get_stream(&key).await {
             Ok(stored) => stored,
-            Err(error) => return Err(self.unread(key, error).await),
+            Err(error) => return Err(self.unread(id, error).await),
         };
         let mut hasher = blake3::Hasher::new();
         while let Some(block) = stored.next().await? {
@@ -208,6 +232,9 @@ mod tests {
             &format!("{}  ../x", object.hash),
             &format!("{}  /etc/passwd", object.hash),
             "zz  name",
+            &format!("{}  ../d20261122T020000Z-7f3a9c/../x", object.hash),
+            &format!("{}  ../../d20261122T020000Z-7f3a9c/x", object.hash),
+            &format!("{}  ../d20261122T020000Z-7f3a9c/", object.hash),
             &format!("{}  summary\r", object.hash),
             &format!("{}  a\u{1b}[31mb", object.hash),
         ] {

@@ -27,9 +27,28 @@ pub fn backup_prefix(cluster: &str, id: &BackupId) -> String {
     format!("{}{id}/", kind_prefix(cluster, id.kind()))
 }
 
-/// One object of a backup.
+/// One object of a backup, which may be a [`reference`].
 pub fn backup_object(cluster: &str, id: &BackupId, name: &str) -> String {
-    format!("{}{name}", backup_prefix(cluster, id))
+    match reference(name) {
+        Some((owner, name)) => format!("{}{name}", backup_prefix(cluster, &owner)),
+        None => format!("{}{name}", backup_prefix(cluster, id)),
+    }
+}
+
+/// The name, in one backup, of an object in the folder of another of the same kind: `../<id>/<name there>`. So a path from
+/// the one folder to the other, which stock tools follow, too.
+pub fn reference_to(owner: &BackupId, name: &str) -> String {
+    match reference(name) {
+        Some(_) => name.to_owned(),
+        None => format!("../{owner}/{name}"),
+    }
+}
+
+/// In which backup's folder such an object lies, and its name there. `None` for an object in the backup's own folder.
+pub fn reference(name: &str) -> Option<(BackupId, &str)> {
+    let (owner, name) = name.strip_prefix("../")?.split_once('/')?;
+    let owner: BackupId = owner.parse().ok()?;
+    Some((owner, name))
 }
 
 /// The backup of a kind to which an object belongs.

@@ -11,6 +11,7 @@
 //! | `records` | pins, and what verifications found |
 //! | `retention` | the planner: what stays and why |
 //! | `prune`, `copy` | the plan carried out; one backup to another repository |
+//! | `references` | objects that more than one backup needs |
 //! | `integrity` | `checksums.b3`, and verifying against it without a key |
 //!
 //! The manifest's presence is the backup's existence. See docs/FORMAT.md and docs/CONCURRENCY.md.
@@ -31,6 +32,7 @@ pub mod object;
 mod process;
 pub mod prune;
 pub mod records;
+pub mod references;
 mod repo;
 pub mod retention;
 

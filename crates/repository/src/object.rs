@@ -5,12 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
+use pgkeep_base::BackupId;
 use pgkeep_store::PutOutcome;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 use crate::encryption::{self, Encryption, EncryptionError, OpenOptions};
 use crate::error::RepositoryError;
+use crate::layout;
 use crate::repo::{Access, Repository};
 
 /// The size of the blocks that travel between the stages of a pipeline, in bytes.
@@ -158,6 +160,8 @@ impl Sealer {
 
 /// Contents of an object, decrypted and decompressed, as they come.
 pub struct Contents {
+    /// Of which object.
+    key: String,
     /// `None` marks the end: a channel that closes without it means that the stage before died.
     blocks: mpsc::Receiver<Result<Option<Bytes>, RepositoryError>>,
 }
@@ -171,7 +175,10 @@ impl Contents {
             // There is room for all of them.
             let _ = sender.try_send(Ok(block));
         }
-        Self { blocks: receiver }
+        Self {
+            key: String::new(),
+            blocks: receiver,
+        }
     }
 
     /// The next block, `None` at the end. The end is reported only after the stored bytes' hash was right (where one
@@ -192,12 +199,12 @@ impl Contents {
     ///
     /// # Errors
     /// As [`Contents::next`], and when there are more than `bytes_max`.
-    pub async fn collect(mut self, key: &str, bytes_max: usize) -> Result<Vec<u8>, RepositoryError> {
+    pub async fn collect(mut self, bytes_max: usize) -> Result<Vec<u8>, RepositoryError> {
         let mut all = Vec::new();
         while let Some(block) = self.next().await? {
             if all.len() + block.len() > bytes_max {
                 return Err(RepositoryError::Malformed {
-                    key: key.to_owned(),
+                    key: self.key,
                     reason: format!("its contents are larger than {bytes_max} bytes"),
                 });
             }
@@ -273,20 +280,39 @@ impl Repository {
         self.put_sealed(prefix, name, sealed).await
     }
 
-    /// Opens an object's contents, of which there may be `bytes_max`. `hash` is what the manifest says of its stored
-    /// bytes, where there is a manifest.
+    /// Opens the contents of one of a backup's objects, which must be what its manifest says.
     ///
     /// # Errors
     /// [`RepositoryError::Removed`] if the object went with its backup; whatever the store says.
-    pub async fn contents(
+    pub async fn contents(&self, id: &BackupId, object: &ObjectRef) -> Result<Contents, RepositoryError> {
+        self.open_contents(id, &object.name, object.plain_bytes, Some(&object.hash))
+            .await
+    }
+
+    /// The same for an object that no manifest names, of which there may be `bytes_max` bytes.
+    ///
+    /// # Errors
+    /// As [`Repository::contents`].
+    pub async fn contents_unchecked(
         &self,
-        key: &str,
+        id: &BackupId,
+        name: &str,
+        bytes_max: u64,
+    ) -> Result<Contents, RepositoryError> {
+        self.open_contents(id, name, bytes_max, None).await
+    }
+
+    async fn open_contents(
+        &self,
+        id: &BackupId,
+        name: &str,
         bytes_max: u64,
         hash: Option<&str>,
     ) -> Result<Contents, RepositoryError> {
-        let mut stored = match self.store.get_stream(key).await {
+        let key = layout::backup_object(&self.cluster, id, name);
+        let mut stored = match self.store.get_stream(&key).await {
             Ok(stored) => stored,
-            Err(error) => return Err(self.unread(key, error).await),
+            Err(error) => return Err(self.unread(id, error).await),
         };
         let (stored_sender, stored_receiver) =
             mpsc::channel::<Result<Bytes, RepositoryError>>(BLOCKS_WAITING_MAX);
@@ -304,7 +330,7 @@ impl Repository {
         });
         let opening = Opening {
             access: Arc::clone(&self.access),
-            key: key.to_owned(),
+            key: key.clone(),
             bytes_max,
             hash: hash.map(str::to_owned),
         };
@@ -314,6 +340,7 @@ impl Repository {
             let _ = plain_sender.blocking_send(opened.map(|()| None));
         });
         Ok(Contents {
+            key,
             blocks: plain_receiver,
         })
     }

@@ -14,6 +14,7 @@ use pgkeep_store::StoreErrorKind;
 use crate::backups::{BackupEntry, BackupState, Swept};
 use crate::error::RepositoryError;
 use crate::lease::Lease;
+use crate::references::References;
 use crate::repo::Repository;
 use crate::retention::{self, Candidate, Plan, Policy, Reason};
 
@@ -202,10 +203,14 @@ async fn execute_under(
 ) -> Result<PruneReport, PruneError> {
     let mut plan = plan(repository, policy, input, repository.now()).await?;
     let mut report = PruneReport::default();
+    let mut references = match plan.removed().next() {
+        Some(_) => repository.references(BackupKind::Dump).await?,
+        None => References::default(),
+    };
     for decision in plan.decisions.iter_mut().filter(|decision| !decision.keep) {
         lease.check()?;
         progress(&decision.id);
-        match remove(repository, &decision.id).await {
+        match remove(repository, &decision.id, &mut references).await {
             Ok(Removal::Done(objects)) => report.removed.push((decision.id.clone(), objects)),
             Ok(Removal::Pinned(reason)) => {
                 decision.keep = true;
@@ -248,10 +253,14 @@ enum Removal {
     Pinned(String),
 }
 
-async fn remove(repository: &Repository, id: &BackupId) -> Result<Removal, RepositoryError> {
+async fn remove(
+    repository: &Repository,
+    id: &BackupId,
+    references: &mut References,
+) -> Result<Removal, RepositoryError> {
     match repository.claim_removal(id).await? {
         Some(pin) => Ok(Removal::Pinned(pin.reason)),
-        None => repository.remove(id).await.map(Removal::Done),
+        None => repository.remove(id, references).await.map(Removal::Done),
     }
 }
 

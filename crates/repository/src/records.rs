@@ -360,7 +360,10 @@ mod tests {
         repository.set_pin(&id, true, "again").await.unwrap();
         assert_eq!(pin_of(&repository, &id).await.as_deref(), Some("again"));
         // It came to its end.
-        repository.remove(&id).await.unwrap();
+        repository
+            .remove(&id, &mut crate::references::References::default())
+            .await
+            .unwrap();
         let late = repository.set_pin(&id, true, "too late").await.unwrap_err();
         assert!(matches!(late, RepositoryError::Removed { .. }), "{late}");
     }

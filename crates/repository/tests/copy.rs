@@ -10,6 +10,7 @@ use pgkeep_base::{BackupId, Classified, RetryClass};
 use pgkeep_repository::backups::BackupState;
 use pgkeep_repository::copy::{self, CopyError, CopyReport};
 use pgkeep_repository::lease::Lease;
+use pgkeep_repository::references::References;
 use pgkeep_repository::{Repository, RepositoryError};
 use support::{Folder, backup, day};
 
@@ -146,7 +147,11 @@ async fn a_copy_that_was_swept_can_be_made_again() {
     let (source, _, id) = two().await;
     // Within the tombstone's time.
     let destination = Folder::new(day(2)).await;
-    destination.repository.sweep_one(&id, "orphan").await.unwrap();
+    destination
+        .repository
+        .sweep_one(&id, "orphan", &References::default())
+        .await
+        .unwrap();
     assert_eq!(
         destination.repository.state(&id).await.unwrap(),
         BackupState::Swept

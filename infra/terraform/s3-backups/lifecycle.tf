@@ -6,7 +6,7 @@ locals {
     var.keep.weekly * 7,
     var.keep.monthly * 31,
     var.keep.yearly * 366,
-  )
+  ) + var.keep.reuse_max_age_days
 
   dumps_have_rule = var.expire_dumps_after_days != null || var.transition != null
 

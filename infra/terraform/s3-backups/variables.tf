@@ -99,6 +99,8 @@ variable "keep" {
     weekly      = optional(number, 0)
     monthly     = optional(number, 0)
     yearly      = optional(number, 0)
+    # With dump.incremental, dumps need objects that are older than they are by up to dump.reuse_max_age.
+    reuse_max_age_days = optional(number, 0)
   })
   default = {}
 }

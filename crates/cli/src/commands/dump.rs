@@ -3,10 +3,13 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use jiff::SignedDuration;
 use pgkeep_base::ByteCount;
 use pgkeep_config::{Databases, DumpFormat, Overrides, RowFormatChoice};
-use pgkeep_dump::manifest::{Filters, Narrowed};
-use pgkeep_dump::{DumpOptions, DumpReport, FileFormat, FileOptions, FileReport, Progress, memory};
+use pgkeep_dump::manifest::{Filters, Narrowed, Totals};
+use pgkeep_dump::{
+    DumpOptions, DumpReport, FileFormat, FileOptions, FileReport, Progress, ReuseOptions, memory,
+};
 use pgkeep_repository::{Repository, layout};
 use serde_json::json;
 
@@ -16,6 +19,9 @@ use crate::exit::{Failure, Outcome};
 use crate::output::{ACCENT, count, counted, duration, ratio, styled};
 use crate::pipes::{self, Level, Metadata};
 use crate::progress::Display;
+
+/// `dump.reuse_max_age`, where it isn't set.
+const REUSE_MAX_AGE_DEFAULT: SignedDuration = SignedDuration::from_hours(7 * 24);
 
 /// `pgkeep dump`
 pub async fn run(context: &Context, args: DumpArgs) -> Result<Outcome, Failure> {
@@ -149,11 +155,22 @@ fn options(context: &Context, settings: &Settings, args: &DumpArgs) -> DumpOptio
         text_only: settings.cluster.dump.row_format == RowFormatChoice::Text,
         jobs: settings.jobs_in_memory(&context.output, |memory| memory::dump_jobs_max(memory, level)),
         lock_timeout: args.lock_timeout,
+        reuse: reuse(settings, args),
         annotations: args.annotations.iter().cloned().collect::<BTreeMap<_, _>>(),
         accept_new_identity: args.accept_new_identity,
         programs: settings.programs(),
         lease_duration: LEASE_DURATION,
     }
+}
+
+/// From what earlier dumps objects are taken over.
+fn reuse(settings: &Settings, args: &DumpArgs) -> Option<ReuseOptions> {
+    let configured = &settings.cluster.dump;
+    let incremental = (configured.incremental || args.incremental) && !args.full;
+    incremental.then(|| ReuseOptions {
+        max_age: configured.reuse_max_age.unwrap_or(REUSE_MAX_AGE_DEFAULT),
+        cache_directory: settings.cache_directory(),
+    })
 }
 
 async fn files(
@@ -251,6 +268,7 @@ fn report_to_dagster(report: &DumpReport, repository_url: &str) {
         .number("tables", totals.relations)
         .number("plain_bytes", totals.plain_bytes)
         .number("stored_bytes", totals.stored_bytes)
+        .number("reused_bytes", totals.reused_bytes)
         .seconds("elapsed_seconds", report.elapsed)
         .text("started_at", &manifest.started_at.to_string())
         .text("finished_at", &manifest.finished_at.to_string())
@@ -270,6 +288,25 @@ fn report_to_dagster(report: &DumpReport, repository_url: &str) {
     pipes::materialization(Some(&id), &metadata);
 }
 
+/// What went into the store, and what was there already.
+fn stored(totals: &Totals) -> String {
+    let new = totals.stored_bytes - totals.reused_bytes;
+    if totals.reused_objects == 0 {
+        return format!(
+            "{} in {}",
+            ByteCount(new),
+            counted(totals.objects, "object", "objects")
+        );
+    }
+    format!(
+        "{} in {}; {} in {} unchanged since earlier dumps",
+        ByteCount(new),
+        counted(totals.objects - totals.reused_objects, "object", "objects"),
+        ByteCount(totals.reused_bytes),
+        counted(totals.reused_objects, "object", "objects"),
+    )
+}
+
 fn tell(context: &Context, report: &DumpReport, url: &str) -> Outcome {
     let output = &context.output;
     let totals = report.manifest.totals;
@@ -280,7 +317,7 @@ fn tell(context: &Context, report: &DumpReport, url: &str) -> Outcome {
         .map(|database| database.name.as_str())
         .collect();
     let size = format!(
-        "{}, stored in {}",
+        "{}, {} compressed",
         ByteCount(totals.plain_bytes),
         ByteCount(totals.stored_bytes)
     );
@@ -307,6 +344,7 @@ fn tell(context: &Context, report: &DumpReport, url: &str) -> Outcome {
                     format!("{size} ({ratio})")
                 },
             ),
+            ("stored", stored(&totals)),
             ("time", duration(report.elapsed)),
             ("repository", url.to_owned()),
         ]);

@@ -6,6 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use pgkeep_base::BackupId;
 use pgkeep_pg::Target;
 use pgkeep_pg::programs::{self, Program, ProgramError, ProgramSearch, RunLimits};
 use pgkeep_repository::Repository;
@@ -95,7 +96,7 @@ impl Archive {
     /// The store's, the key's, a missing or failing pg_restore.
     pub async fn fetch(
         repository: &Repository,
-        prefix: &str,
+        id: &BackupId,
         pieces: &[ObjectRef],
         major_min: u32,
         search: &ProgramSearch,
@@ -114,7 +115,7 @@ impl Archive {
             .tempdir_in(&work_directory)
             .context(|| format!("making a temporary directory in {}", work_directory.display()))?;
         let file = directory.path().join("archive.dump");
-        write_pieces(repository, prefix, pieces, &file).await?;
+        write_pieces(repository, id, pieces, &file).await?;
         let mut archive = Self {
             program,
             directory,
@@ -326,17 +327,14 @@ fn session_options(target: &Target, settings: &[String]) -> String {
 
 async fn write_pieces(
     repository: &Repository,
-    prefix: &str,
+    id: &BackupId,
     pieces: &[ObjectRef],
     path: &Path,
 ) -> Result<(), DumpError> {
     let context = || format!("writing {}", path.display());
     let mut file = tokio::fs::File::create(path).await.context(context)?;
     for piece in pieces {
-        let key = format!("{prefix}{}", piece.name);
-        let mut contents = repository
-            .contents(&key, piece.plain_bytes, Some(&piece.hash))
-            .await?;
+        let mut contents = repository.contents(id, piece).await?;
         while let Some(block) = contents.next().await? {
             file.write_all(&block).await.context(context)?;
         }

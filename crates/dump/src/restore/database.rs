@@ -174,7 +174,7 @@ impl One<'_> {
         let mut session = self.session().await?;
         let phase = LoadPhase {
             repository: self.restore.repository.clone(),
-            prefix: self.restore.prefix.clone(),
+            id: self.restore.id.clone(),
             database: Arc::new(self.database.clone()),
             target: self.target.clone(),
             jobs: self.restore.options.jobs,
@@ -218,18 +218,12 @@ impl One<'_> {
             return Ok(());
         };
         self.phase("setting sequences");
-        let key = format!("{}{}", self.restore.prefix, object.name);
-        let contents = self
-            .restore
-            .repository
-            .contents(&key, object.plain_bytes, Some(&object.hash))
-            .await?;
-        let script = String::from_utf8(contents.collect(&key, SCRIPT_BYTES_MAX).await?).map_err(|_| {
-            DumpError::Object {
+        let contents = self.restore.repository.contents(self.restore.id, object).await?;
+        let script =
+            String::from_utf8(contents.collect(SCRIPT_BYTES_MAX).await?).map_err(|_| DumpError::Object {
                 name: object.name.clone(),
                 reason: "it isn't UTF-8".to_owned(),
-            }
-        })?;
+            })?;
         session
             .execute(&script)
             .await
@@ -355,7 +349,7 @@ impl One<'_> {
         let options = &self.restore.options;
         let archive = Archive::fetch(
             self.restore.repository,
-            &self.restore.prefix,
+            self.restore.id,
             &self.database.large_objects,
             archive_major(self.database, self.restore.manifest.server_version_num / 10_000),
             &options.programs,

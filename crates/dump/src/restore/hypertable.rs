@@ -314,7 +314,7 @@ impl One<'_> {
         mark::make(&mut session, &restore.id.to_string(), &self.database.name, true).await?;
         let phase = LoadPhase {
             repository: restore.repository.clone(),
-            prefix: restore.prefix.clone(),
+            id: restore.id.clone(),
             database: Arc::new(self.database.clone()),
             target: scratch.clone(),
             jobs: restore.options.jobs,

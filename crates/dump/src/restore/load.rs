@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use pgkeep_base::BackupId;
 use pgkeep_base::quote_literal;
 use pgkeep_pg::{Session, Target};
 use pgkeep_repository::Repository;
@@ -29,8 +30,8 @@ pub const LOAD_SETTINGS: &str = "SET search_path = ''; SET datestyle = ISO; SET 
 pub struct LoadPhase {
     /// Where the objects are.
     pub repository: Repository,
-    /// The dump's folder, with the slash at the end.
-    pub prefix: String,
+    /// The dump.
+    pub id: BackupId,
     /// What to load.
     pub database: Arc<DatabaseManifest>,
     /// The database to load into.
@@ -191,12 +192,10 @@ impl Loader<'_> {
         truncate: bool,
         freeze: bool,
     ) -> Result<(), DumpError> {
-        let key = format!("{}{}", self.phase.prefix, object.object.name);
-        let hash = Some(object.object.hash.as_str());
         let contents = self
             .phase
             .repository
-            .contents(&key, object.object.plain_bytes, hash)
+            .contents(&self.phase.id, &object.object)
             .await?;
         let mut blocks = BlockReader::new(object, &self.phase.database.relations, contents);
         while let Some(piece) = blocks.next().await? {

@@ -31,7 +31,7 @@ use std::time::Instant;
 
 use pgkeep_base::BackupId;
 use pgkeep_pg::{Session, Target};
-use pgkeep_repository::{Repository, layout};
+use pgkeep_repository::Repository;
 use pgkeep_timescale::Severity;
 
 pub use options::{HypertableRange, RestoreOptions, RestoreReport, RestoredDatabase};
@@ -68,7 +68,6 @@ pub(crate) struct Restore<'a> {
     pub target: &'a Target,
     pub options: &'a RestoreOptions,
     pub progress: &'a Arc<Progress>,
-    pub prefix: String,
     /// The target's major version.
     pub server_major: u32,
     /// The database being restored, for the error's hint.
@@ -116,7 +115,7 @@ async fn examine(
     let mut planned = TargetPlan::default();
     let schemas = foresees.then(|| SchemaReader {
         repository,
-        prefix: layout::backup_prefix(repository.cluster(), id),
+        id,
         manifest,
         options,
         server_major: session.server_version_num() / 10_000,
@@ -130,14 +129,13 @@ async fn examine(
     }
     let databases = chosen.iter().map(|(database, _)| *database);
     presence::require_databases(repository, id, manifest, databases).await?;
-    if options.roles {
-        let prefix = layout::backup_prefix(repository.cluster(), id);
-        if let Some(globals) = read_globals(repository, &prefix, manifest).await? {
-            let used = used_roles(&chosen, options);
-            let roles = roles::plan(&mut session, &globals, used.as_ref()).await?;
-            planned.roles = roles.create.into_iter().collect();
-            planned.roles_left_out = roles.left_out;
-        }
+    if options.roles
+        && let Some(globals) = read_globals(repository, id, manifest).await?
+    {
+        let used = used_roles(&chosen, options);
+        let roles = roles::plan(&mut session, &globals, used.as_ref()).await?;
+        planned.roles = roles.create.into_iter().collect();
+        planned.roles_left_out = roles.left_out;
     }
     for (database, target_name) in &chosen {
         if database.filters.selects_a_part() {
@@ -208,7 +206,6 @@ pub async fn restore(
         target,
         options,
         progress,
-        prefix: layout::backup_prefix(repository.cluster(), id),
         server_major: session.server_version_num() / 10_000,
         current: Mutex::new(None),
         undo: Mutex::default(),
@@ -297,7 +294,7 @@ impl Restore<'_> {
     pub(crate) fn schemas(&self) -> SchemaReader<'_> {
         SchemaReader {
             repository: self.repository,
-            prefix: self.prefix.clone(),
+            id: self.id,
             manifest: self.manifest,
             options: self.options,
             server_major: self.server_major,
@@ -452,17 +449,14 @@ fn used_roles(chosen: &[(&DatabaseManifest, String)], options: &RestoreOptions) 
 
 async fn read_globals(
     repository: &Repository,
-    prefix: &str,
+    id: &BackupId,
     manifest: &DumpManifest,
 ) -> Result<Option<String>, DumpError> {
     let Some(globals) = &manifest.globals else {
         return Ok(None);
     };
-    let key = format!("{prefix}{}", globals.name);
-    let contents = repository
-        .contents(&key, globals.plain_bytes, Some(&globals.hash))
-        .await?;
-    let bytes = contents.collect(&key, GLOBALS_BYTES_MAX).await?;
+    let contents = repository.contents(id, globals).await?;
+    let bytes = contents.collect(GLOBALS_BYTES_MAX).await?;
     Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
 }
 
@@ -473,7 +467,7 @@ async fn restore_roles(
     report: &mut RestoreReport,
 ) -> Result<(), DumpError> {
     restore.progress.set_phase("roles");
-    let globals = read_globals(restore.repository, &restore.prefix, restore.manifest).await?;
+    let globals = read_globals(restore.repository, restore.id, restore.manifest).await?;
     let Some(globals) = globals else {
         return Ok(());
     };

@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
+use pgkeep_base::BackupId;
 use pgkeep_pg::{Session, Target};
 use pgkeep_repository::Repository;
 use pgkeep_repository::object::ObjectRef;
@@ -98,7 +99,7 @@ fn load_phase(
 ) -> LoadPhase {
     LoadPhase {
         repository: restore.repository.clone(),
-        prefix: restore.prefix.clone(),
+        id: restore.id.clone(),
         database: Arc::new(database.clone()),
         target: target.clone(),
         jobs: restore.options.jobs,
@@ -133,7 +134,7 @@ pub(crate) async fn read_text(restore: &Restore<'_>, object: &ObjectRef) -> Resu
 /// What is needed to read of a dump what isn't rows.
 pub(crate) struct SchemaReader<'a> {
     pub repository: &'a Repository,
-    pub prefix: String,
+    pub id: &'a BackupId,
     pub manifest: &'a DumpManifest,
     pub options: &'a RestoreOptions,
     /// The target's major version.
@@ -149,7 +150,7 @@ impl SchemaReader<'_> {
         let options = self.options;
         let mut archive = Archive::fetch(
             self.repository,
-            &self.prefix,
+            self.id,
             &database.schema,
             archive_major(database, self.manifest.server_version_num / 10_000),
             &options.programs,
@@ -171,12 +172,8 @@ impl SchemaReader<'_> {
     /// # Errors
     /// The store's, the key's; it isn't UTF-8.
     pub async fn text(&self, object: &ObjectRef) -> Result<String, DumpError> {
-        let key = format!("{}{}", self.prefix, object.name);
-        let contents = self
-            .repository
-            .contents(&key, object.plain_bytes, Some(&object.hash))
-            .await?;
-        String::from_utf8(contents.collect(&key, TEXT_BYTES_MAX).await?).map_err(|_| DumpError::Object {
+        let contents = self.repository.contents(self.id, object).await?;
+        String::from_utf8(contents.collect(TEXT_BYTES_MAX).await?).map_err(|_| DumpError::Object {
             name: object.name.clone(),
             reason: "it isn't UTF-8".to_owned(),
         })

@@ -22,7 +22,7 @@ use pgkeep_pg::programs::ProgramSearch;
 use pgkeep_pg::{Conninfo, Environment, Target};
 use pgkeep_repository::backups::BackupState;
 use pgkeep_repository::encryption::Encryption;
-use pgkeep_repository::{Access, Repository, keys};
+use pgkeep_repository::{Access, Repository, keys, layout};
 use pgkeep_store::fault::FaultPlan;
 use pgkeep_store::{Store, StoreOptions};
 use pgkeep_testkit::Cluster;
@@ -87,6 +87,7 @@ pub fn dump_options(cluster: &Cluster) -> DumpOptions {
         text_only: false,
         jobs: 3,
         lock_timeout: Duration::from_secs(60),
+        reuse: None,
         annotations: BTreeMap::new(),
         accept_new_identity: false,
         programs: ProgramSearch::only(cluster.pg_bin()),
@@ -285,6 +286,7 @@ pub async fn assert_no_strays(repository: &Repository, id: &BackupId) {
         .unwrap()
         .into_iter()
         .map(|checksum| checksum.name)
+        .filter(|name| layout::reference(name).is_none())
         .collect();
     assert_eq!(stored, named);
 }

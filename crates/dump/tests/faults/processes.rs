@@ -13,6 +13,7 @@ use pgkeep_repository::RepositoryError;
 use pgkeep_repository::backups::{BackupState, GivenUp};
 use pgkeep_repository::lease::Lease;
 use pgkeep_repository::prune::{self, PruneError, PruneInput};
+use pgkeep_repository::references::References;
 use pgkeep_repository::retention::Policy;
 use pgkeep_store::StoreOptions;
 use pgkeep_testkit::{Cluster, ClusterOptions, Missing, Session, require};
@@ -58,7 +59,10 @@ async fn a_dump_that_was_swept_while_it_ran_is_refused() {
     let sound = repository_through(folder.path(), StoreOptions::default()).await;
     let dump = begin_dump(&sound, &source, &dump_options(&source));
     let id = wait_until_held(&source, folder.path());
-    let given_up = sound.sweep_one(&id, "orphan").await.unwrap();
+    let given_up = sound
+        .sweep_one(&id, "orphan", &References::default())
+        .await
+        .unwrap();
     assert!(
         matches!(given_up, GivenUp::Now(objects) if objects > 0),
         "{given_up:?}"
@@ -225,7 +229,7 @@ async fn a_dump_that_is_removed_while_it_is_verified_is_gone_and_not_damaged() {
             while progress.bytes_done.load(Ordering::Relaxed) == 0 {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
-            sound.remove(&id).await.unwrap();
+            sound.remove(&id, &mut References::default()).await.unwrap();
         };
         let (verified, ()) = tokio::join!(verify::verify(&slow, &id, &options, &progress), begun);
         let error = verified.expect_err("there is nothing left to verify");
@@ -250,7 +254,7 @@ async fn a_restore_whose_dump_is_removed_says_so_and_another_one_replaces_it() {
     let options = common::restore_options(&destination);
     let restoring = begin_restore(&slow(folder.path()).await, &ids[0], &destination, &options);
     wait_for_tables(&destination);
-    sound.remove(&ids[0]).await.unwrap();
+    sound.remove(&ids[0], &mut References::default()).await.unwrap();
     let error = restoring.await.unwrap().unwrap_err();
     let DumpError::Unfinished { source: cause, .. } = &error else {
         panic!("{error}")

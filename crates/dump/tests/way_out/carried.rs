@@ -63,6 +63,25 @@ impl Carried {
         carried
     }
 
+    /// Of the second of two dumps, which refers to the first one's folder: all folders are carried away.
+    pub async fn incremental(cluster: &Cluster, change: impl Fn()) -> Self {
+        let carried = Self::nowhere(&["age", "zstd"]);
+        let mut options = common::dump_options(cluster);
+        options.reuse = Some(pgkeep_dump::ReuseOptions {
+            max_age: jiff::SignedDuration::from_hours(1),
+            cache_directory: None,
+        });
+        let (repository, _) = carried.dump(cluster, true, &options).await;
+        change();
+        let report = common::dump(&repository, cluster, &options).await.unwrap();
+        assert!(report.manifest.totals.reused_objects > 0);
+        carried.write_key(&repository);
+        let folders = carried.place.path().join("carried");
+        std::fs::rename(carried.repository().join("test/dump"), &folders).unwrap();
+        std::os::unix::fs::symlink(folders.join(report.id.to_string()), carried.folder()).unwrap();
+        carried
+    }
+
     /// A folder of opened files.
     pub async fn exported(cluster: &Cluster, encrypted: bool, options: &DumpOptions) -> Self {
         let carried = Self::nowhere(&[]);

@@ -103,6 +103,23 @@ async fn timescaledb() {
     assert_same_servers(&source, &destination, &DATABASES, &InventoryOptions::default());
 }
 
+/// Rows of chunks that haven't changed lie in the first dump's folder, which is beside this one's.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_incremental_dump() {
+    let options = || ClusterOptions::default().timescaledb();
+    let source = require!(Cluster::start(options()));
+    let destination = require!(Cluster::start(options()));
+    GameData::new(Events::Hypertables).load(&source);
+    let change = || {
+        source.psql("app", "CREATE TABLE since AS SELECT 1 AS n");
+    };
+    let carried = Carried::incremental(&source, change).await;
+    let readme = std::fs::read_to_string(carried.folder().join("RESTORE.md")).unwrap();
+    assert!(readme.contains("lie in those dumps' folders"), "{readme}");
+    require!(assert_restores(&carried, &destination, &DASH));
+    assert_same_servers(&source, &destination, &DATABASES, &InventoryOptions::default());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn timescaledb_community() {
     let source = require!(Cluster::start_community(None));

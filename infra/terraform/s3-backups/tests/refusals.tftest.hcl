@@ -55,6 +55,15 @@ run "expiry_against_pgkeeps_own_retention" {
   expect_failures = [var.expire_dumps_after_days]
 }
 
+run "expiry_of_what_incremental_dumps_still_need" {
+  command = plan
+  variables {
+    expire_dumps_after_days = 190
+    keep                    = { window_days = 30, daily = 7, weekly = 4, monthly = 6, reuse_max_age_days = 7 }
+  }
+  expect_failures = [var.expire_dumps_after_days]
+}
+
 run "expiry_as_a_net_behind_pgkeeps_own_retention" {
   command = plan
   variables {

@@ -1,0 +1,69 @@
+//! Objects that more than one backup needs.
+//!
+//! A backup may name objects in the folders of earlier ones ([`layout::reference`]), directly: never by way of a third.
+//! When such an earlier backup is removed, what others need of it stays in its folder, under a tombstone, until the last of
+//! them goes. What needs what is told by the lists of checksums, which take no key.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use pgkeep_base::{BackupId, BackupKind};
+
+use crate::error::RepositoryError;
+use crate::layout;
+use crate::repo::Repository;
+
+/// Which objects the complete backups need of others.
+#[derive(Debug, Default)]
+pub struct References {
+    /// Who needs an object, by the object's key.
+    by_key: BTreeMap<String, BTreeSet<BackupId>>,
+    /// Backups whose lists can't be read: they may need whatever is older than they are.
+    unknown: BTreeSet<BackupId>,
+}
+
+impl References {
+    /// Whether an object in the folder of `owner` has to stay when its own backup doesn't need it any more.
+    pub(crate) fn need(&self, owner: &BackupId, key: &str) -> bool {
+        self.by_key.contains_key(key) || self.unknown.iter().any(|id| owner < id)
+    }
+
+    /// A backup goes, and needs nothing from now on.
+    pub(crate) fn forget(&mut self, id: &BackupId) {
+        self.unknown.remove(id);
+        self.by_key.retain(|_, needed_by| {
+            needed_by.remove(id);
+            !needed_by.is_empty()
+        });
+    }
+}
+
+impl Repository {
+    /// Reads what the complete backups of a kind need of others.
+    ///
+    /// # Errors
+    /// Whatever the store says. A list that is damaged is no error: it keeps all that its backup may need.
+    pub async fn references(&self, kind: BackupKind) -> Result<References, RepositoryError> {
+        let mut references = References::default();
+        for id in self.ids(kind).await? {
+            if !self.state(&id).await?.is_there() {
+                continue;
+            }
+            let checksums = match self.checksums(&id).await {
+                Ok(checksums) => checksums,
+                Err(RepositoryError::Removed { .. }) => continue,
+                Err(error) if error.is_damage() => {
+                    references.unknown.insert(id);
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            for checksum in &checksums {
+                if layout::reference(&checksum.name).is_some() {
+                    let key = layout::backup_object(&self.cluster, &id, &checksum.name);
+                    references.by_key.entry(key).or_default().insert(id.clone());
+                }
+            }
+        }
+        Ok(references)
+    }
+}
