@@ -7,6 +7,8 @@ use std::io::{self, ErrorKind};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use pgkeep_store::durable::{parent, rename_new, sync_directory};
+
 use crate::error::{Context, DumpError};
 
 /// A dump holds everything: nobody but its owner may read it.
@@ -78,7 +80,7 @@ impl Partial {
             .map_err(|error| DumpError::Internal(format!("a thread died: {error}")))?
             .context(|| format!("making {} durable", self.partial.display()))?;
         // Whoever interrupts does so before this or after it: there is no waiting between.
-        rename_new(&self.partial, &self.path)
+        name(&self.partial, &self.path)
             .context(|| format!("naming what is finished {}", self.path.display()))?;
         self.is_named = true;
         let folder = parent(&self.path);
@@ -162,32 +164,17 @@ fn names(path: &Path) -> Result<(PathBuf, PathBuf), DumpError> {
     Ok((path, partial))
 }
 
-fn parent(path: &Path) -> &Path {
-    path.parent()
-        .filter(|parent| !parent.as_os_str().is_empty())
-        .unwrap_or(Path::new("."))
-}
-
-/// Never over a file that came in the meantime. (A directory that isn't empty is never replaced.)
-fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
-    if from.is_dir() {
-        return std::fs::rename(from, to);
-    }
-    match std::fs::hard_link(from, to) {
-        Ok(()) => {
-            if let Err(error) = std::fs::remove_file(from) {
-                tracing::warn!(%error, "{} is a second name of what is finished, and stays", from.display());
-            }
-            Ok(())
-        }
-        // A file system without links.
-        Err(error) if matches!(error.kind(), ErrorKind::PermissionDenied | ErrorKind::Unsupported) => {
+/// Never over what came in the meantime; where a file system can't promise that, as well as it goes. (A directory that
+/// isn't empty is never replaced.)
+fn name(from: &Path, to: &Path) -> io::Result<()> {
+    match rename_new(from, to) {
+        Err(error) if error.kind() == ErrorKind::Unsupported => {
             if to.symlink_metadata().is_ok() {
                 return Err(ErrorKind::AlreadyExists.into());
             }
             std::fs::rename(from, to)
         }
-        Err(error) => Err(error),
+        renamed => renamed,
     }
 }
 
@@ -212,14 +199,6 @@ fn sync_all(path: &Path) -> io::Result<u64> {
     }
     sync_directory(path)?;
     Ok(bytes)
-}
-
-fn sync_directory(directory: &Path) -> io::Result<()> {
-    match File::open(directory)?.sync_all() {
-        // Some network file systems can't; there's nothing more to be had from them.
-        Err(error) if matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported) => Ok(()),
-        result => result,
-    }
 }
 
 #[cfg(test)]

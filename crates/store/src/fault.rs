@@ -45,6 +45,9 @@ pub struct FaultPlan {
     /// A disk of so many bytes. A put that doesn't fit any more fails, and so do all others until something is deleted: on
     /// a real disk, somebody else took the rest.
     pub disk_bytes: Option<u64>,
+    /// Puts of objects of this name are performed, and fail all the same, by an error of the disk that leaves no doubt:
+    /// what a directory that can't be made durable looks like.
+    pub unsynced: Option<String>,
 }
 
 /// The text is not a plan of faults.
@@ -76,6 +79,7 @@ impl FaultPlan {
             "lose_ack" => self.lose_ack_one_in = value.parse().ok()?,
             "cut" => self.cut_reads_one_in = value.parse().ok()?,
             "truncate" => self.truncate_reads_one_in = value.parse().ok()?,
+            "unsynced" => self.unsynced = Some(value.to_owned()),
             "disk" => self.disk_bytes = Some(value.parse().ok()?),
             "stall" => {
                 let (one_in, time) = value.split_once(':')?;
@@ -316,8 +320,16 @@ impl fmt::Display for FaultyStore {
 impl ObjectStore for FaultyStore {
     async fn put_opts(&self, location: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
         self.take_room(location, payload.content_length() as u64)?;
-        self.perform(self.inner.put_opts(location, payload, options))
-            .await
+        let put = self
+            .perform(self.inner.put_opts(location, payload, options))
+            .await?;
+        match &self.plan.unsynced {
+            Some(name) if location.filename() == Some(name) => Err(object_store::Error::Generic {
+                store: "fault",
+                source: Box::new(std::io::Error::other("not durable on purpose")),
+            }),
+            _ => Ok(put),
+        }
     }
 
     async fn put_multipart_opts(
@@ -439,9 +451,10 @@ mod tests {
 
     #[test]
     fn a_plan_is_read_from_text() {
-        let plan: FaultPlan = "seed=7,fail=5,lose_ack=7,stall=50:2s,outage=20:60s,cut=2,truncate=3,disk=1000"
-            .parse()
-            .unwrap();
+        let plan: FaultPlan =
+            "seed=7,fail=5,lose_ack=7,stall=50:2s,outage=20:60s,cut=2,truncate=3,disk=1000,unsynced=manifest"
+                .parse()
+                .unwrap();
         let expected = FaultPlan {
             seed: 7,
             fail_one_in: 5,
@@ -451,6 +464,7 @@ mod tests {
             cut_reads_one_in: 2,
             truncate_reads_one_in: 3,
             disk_bytes: Some(1000),
+            unsynced: Some("manifest".to_owned()),
         };
         assert_eq!(plan, expected);
         for bad in ["fail", "fail=x", "stall=5", "stall=5:2", "disk=x", "oops=1"] {

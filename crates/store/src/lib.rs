@@ -5,7 +5,7 @@
 //! - objects are only ever created: an atomic create-only put, which is right in spite of lost answers;
 //! - retries with full jitter and a budget, a deadline on every attempt, downloads that are taken up where they broke
 //!   off, and errors that say what was done to what, why it failed, and whether trying again may help;
-//! - durable deletes and private file modes on `file://`;
+//! - durable writes and deletes and private file modes on `file://` ([`durable`] has what other files need as well);
 //! - named profiles and SSO for S3;
 //! - a probe that finds out what a store can and can't do ([`Store::probe`]);
 //! - faults on purpose for tests ([`fault`]).
@@ -13,6 +13,7 @@
 mod aws_profile;
 mod classify;
 mod counts;
+pub mod durable;
 mod error;
 pub mod fault;
 #[cfg(any(test, fuzzing))]

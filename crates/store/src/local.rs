@@ -8,7 +8,7 @@
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path as FilePath, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -25,6 +25,8 @@ use object_store::{
 };
 use rand::Rng;
 
+use crate::durable::{parent, rename_new, sync_directory};
+
 /// Files with this between name and digits are writes under way, or what a killed process left of one.
 const STAGING_MARK: char = '#';
 const DIRECTORY_MODE: u32 = 0o700;
@@ -37,13 +39,27 @@ pub(crate) struct LocalDisk {
     files: LocalFileSystem,
     /// The repository. Directories up to here are never removed.
     root: Arc<PathBuf>,
+    /// Makes a directory's names durable; it fails in tests.
+    sync: SyncDirectory,
 }
+
+type SyncDirectory = fn(&FilePath) -> io::Result<()>;
 
 impl LocalDisk {
     pub(crate) fn new(root: PathBuf) -> Self {
         Self {
             files: LocalFileSystem::new(),
             root: Arc::new(root),
+            sync: sync_directory,
+        }
+    }
+
+    /// A disk that can't make a new name durable.
+    #[cfg(test)]
+    pub(crate) fn failing(self) -> Self {
+        Self {
+            sync: |_| Err(io::Error::other("not durable on purpose")),
+            ..self
         }
     }
 
@@ -54,7 +70,14 @@ impl LocalDisk {
     /// Begins a file that becomes `location` in the end.
     pub(crate) fn stage(&self, location: &Path) -> io::Result<Staged> {
         let target = self.path(location).map_err(io::Error::other)?;
-        Staged::create(target, &self.root)
+        Staged::create(target, &self.root, self.sync)
+    }
+
+    /// Makes an object durable that another write, of which nothing more is known, gave its name.
+    pub(crate) fn make_durable(&self, location: &Path) -> io::Result<()> {
+        let path = self.path(location).map_err(io::Error::other)?;
+        File::open(&path)?.sync_all()?;
+        (self.sync)(parent(&path))
     }
 
     /// Names of the directories below `location` that hold at least one object: like in an object store, a directory
@@ -147,10 +170,11 @@ pub(crate) struct Staged {
     staging: PathBuf,
     target: PathBuf,
     published: bool,
+    sync: SyncDirectory,
 }
 
 impl Staged {
-    fn create(target: PathBuf, root: &FilePath) -> io::Result<Self> {
+    fn create(target: PathBuf, root: &FilePath, sync: SyncDirectory) -> io::Result<Self> {
         // Another process' delete may remove the directory, now empty, between its making and its use.
         const ATTEMPTS_MAX: usize = 100;
         let mut last = io::Error::from(ErrorKind::NotFound);
@@ -172,6 +196,7 @@ impl Staged {
                         staging,
                         target,
                         published: false,
+                        sync,
                     });
                 }
                 Err(error) if error.kind() == ErrorKind::NotFound => {
@@ -198,14 +223,22 @@ impl Staged {
     /// up must not wait for a slow disk.
     fn publish_unless(mut self, given_up: &Mutex<bool>) -> io::Result<()> {
         self.file.sync_all()?;
-        let given_up = given_up.lock().unwrap_or_else(PoisonError::into_inner);
-        if *given_up {
+        let lock = || given_up.lock().unwrap_or_else(PoisonError::into_inner);
+        let gone = lock();
+        if *gone {
             return Err(io::Error::other("nobody waits for it any more"));
         }
-        rename_new(&self.staging, &self.target, &self.file)?;
+        rename_new(&self.staging, &self.target)?;
         self.published = true;
-        drop(given_up);
-        sync_directory(parent(&self.target))
+        drop(gone);
+        let synced = (self.sync)(parent(&self.target));
+        // Its writer is told that it failed, so it must not be there. Whoever was given up has no say any more: the next
+        // attempt may have found the object, and made it durable.
+        let gone = lock();
+        if synced.is_err() && !*gone {
+            let _ = std::fs::remove_file(&self.target);
+        }
+        synced
     }
 }
 
@@ -213,36 +246,6 @@ impl Drop for Staged {
     fn drop(&mut self) {
         if !self.published {
             let _ = std::fs::remove_file(&self.staging);
-        }
-    }
-}
-
-/// Renames without ever replacing: `renameat2(RENAME_NOREPLACE)`, and where the file system lacks it (NFS, some FUSE) a
-/// hard link, which fails just so when the name is taken.
-fn rename_new(from: &FilePath, to: &FilePath, file: &File) -> io::Result<()> {
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    {
-        use nix::errno::Errno;
-        use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
-        match renameat2(AT_FDCWD, from, AT_FDCWD, to, RenameFlags::RENAME_NOREPLACE) {
-            Ok(()) => return Ok(()),
-            Err(Errno::EINVAL | Errno::ENOSYS | Errno::EOPNOTSUPP) => {}
-            Err(errno) => return Err(io::Error::from(errno)),
-        }
-    }
-    match std::fs::hard_link(from, to) {
-        // An NFS server's lost answer makes the client ask twice, and the second time fails: two names mean success.
-        Err(error) if error.kind() == ErrorKind::AlreadyExists && file.metadata()?.nlink() < 2 => Err(error),
-        Err(error)
-            if error.kind() == ErrorKind::PermissionDenied || error.kind() == ErrorKind::Unsupported =>
-        {
-            let why = "this file system can neither rename without replacing nor link, so two writers can't be kept apart";
-            Err(io::Error::new(ErrorKind::Unsupported, format!("{why} ({error})")))
-        }
-        Err(error) if error.kind() != ErrorKind::AlreadyExists => Err(error),
-        _ => {
-            let _ = std::fs::remove_file(from);
-            Ok(())
         }
     }
 }
@@ -278,18 +281,6 @@ fn remove(path: &FilePath, root: &FilePath) -> io::Result<()> {
     }
     match sync_directory(directory) {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-        result => result,
-    }
-}
-
-fn parent(path: &FilePath) -> &FilePath {
-    path.parent().unwrap_or(FilePath::new("/"))
-}
-
-fn sync_directory(directory: &FilePath) -> io::Result<()> {
-    match File::open(directory)?.sync_all() {
-        // Some FUSE and network file systems can't; there's nothing more to be had from them.
-        Err(error) if matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported) => Ok(()),
         result => result,
     }
 }
@@ -343,11 +334,11 @@ impl ObjectStore for LocalDisk {
         if !matches!(options.mode, PutMode::Create) {
             return Err(unsupported("a put that may overwrite"));
         }
-        let (target, root) = (self.path(location)?, Arc::clone(&self.root));
+        let (target, root, sync) = (self.path(location)?, Arc::clone(&self.root), self.sync);
         let giving_up = GivesUp::default();
         let given_up = Arc::clone(&giving_up.0);
         let written = blocking(move || {
-            let mut staged = Staged::create(target, &root)?;
+            let mut staged = Staged::create(target, &root, sync)?;
             payload.iter().try_for_each(|bytes| staged.write(bytes))?;
             staged.publish_unless(&given_up)
         });
@@ -406,5 +397,37 @@ fn unsupported(what: &str) -> object_store::Error {
     object_store::Error::NotImplemented {
         operation: what.to_owned(),
         implementer: "file://".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn put(disk: &LocalDisk, location: &Path, given_up: &Mutex<bool>) -> io::Result<()> {
+        let mut staged = disk.stage(location)?;
+        staged.write(b"x")?;
+        staged.publish_unless(given_up)
+    }
+
+    #[test]
+    fn what_is_not_durable_is_not_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let sound = LocalDisk::new(folder.path().to_owned());
+        let failing = sound.clone().failing();
+        let path = folder.path().join("a/object");
+        let location = Path::from_absolute_path(&path).unwrap();
+        let nobody = Mutex::new(false);
+        assert!(put(&failing, &location, &nobody).is_err());
+        assert!(!path.exists());
+        put(&sound, &location, &nobody).unwrap();
+        // Another's object isn't touched.
+        assert_eq!(
+            put(&failing, &location, &nobody).unwrap_err().kind(),
+            ErrorKind::AlreadyExists
+        );
+        assert!(path.exists());
+        assert!(failing.make_durable(&location).is_err());
+        sound.make_durable(&location).unwrap();
     }
 }

@@ -7,10 +7,11 @@ use jiff::Timestamp;
 use object_store::path::Path;
 use object_store::{ObjectMeta, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 
-use crate::classify::classify;
+use crate::classify::{by_io, classify};
 use crate::counts::{Counters, Request, RequestCounts};
 use crate::error::{Cause, StoreError, StoreErrorKind};
 use crate::http::with_status;
+use crate::local::blocking;
 use crate::open::Opened;
 use crate::options::StoreOptions;
 use crate::reader::ObjectReader;
@@ -136,7 +137,10 @@ impl Store {
                         return Ok(PutOutcome::AlreadyExists);
                     }
                     match self.compare(key, &body).await {
-                        Ok(Some(true)) => return Ok(PutOutcome::Created),
+                        Ok(Some(true)) => {
+                            self.make_durable(&location, &doing).await?;
+                            return Ok(PutOutcome::Created);
+                        }
                         Ok(Some(false)) => return Ok(PutOutcome::AlreadyExists),
                         Ok(None) => Cause::new(StoreErrorKind::Conflict, "the object came and went"),
                         Err(error) => return Err(self.unconfirmed(&doing, &error)),
@@ -149,6 +153,16 @@ impl Store {
                 .await
                 .map_err(|error| error.with_may_have_happened(uncertain))?;
         }
+    }
+
+    /// Of an attempt whose answer was lost it isn't known how far it came: on a disk, perhaps not to the end.
+    async fn make_durable(&self, location: &Path, doing: &str) -> Result<(), StoreError> {
+        let Some(disk) = self.inner.opened.local.clone() else {
+            return Ok(());
+        };
+        let location = location.clone();
+        let synced = blocking(move || disk.make_durable(&location)).await;
+        synced.map_err(|error| StoreError::from_cause(by_io(&error), doing, self.url()))
     }
 
     async fn try_put(&self, location: &Path, payload: PutPayload) -> Result<(), Cause> {
@@ -410,5 +424,38 @@ impl Store {
         self.inner.counters.retried();
         tokio::time::sleep(pause).await;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fault::FaultPlan;
+
+    /// Its answer was lost, the object is there, and the disk can't say that it stays.
+    #[tokio::test(start_paused = true)]
+    async fn a_put_that_was_found_again_is_made_durable_before_it_counts() {
+        for (sound, seed) in [(true, 0), (false, 1)] {
+            let folder = tempfile::tempdir().unwrap();
+            let options = StoreOptions {
+                faults: Some(FaultPlan {
+                    seed,
+                    lose_ack_one_in: 1,
+                    ..FaultPlan::default()
+                }),
+                ..StoreOptions::default()
+            };
+            let url = format!("file://{}", folder.path().display());
+            let mut store = Store::open(&url, &options).await.unwrap();
+            if !sound {
+                let inner = Arc::get_mut(&mut store.inner).unwrap();
+                inner.opened.local = inner.opened.local.take().map(|disk| disk.failing());
+            }
+            let put = store.put_new("a", Bytes::from_static(b"x")).await;
+            match put {
+                Ok(outcome) => assert!(sound && outcome == PutOutcome::Created),
+                Err(error) => assert!(!sound && !error.may_have_happened(), "{error}"),
+            }
+        }
     }
 }
