@@ -11,6 +11,7 @@ use aws_config::profile::region::ProfileFileRegionProvider;
 use aws_config::provider_config::ProviderConfig;
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::ProvideCredentials;
+use aws_credential_types::provider::error::CredentialsError;
 use aws_smithy_http_client::tls::{self, rustls_provider::CryptoMode};
 use object_store::CredentialProvider;
 use object_store::aws::{AwsCredential, AwsCredentialProvider};
@@ -68,14 +69,17 @@ pub(crate) async fn load(url: &StoreUrl, configured: Option<&str>) -> Result<Opt
     };
     match (profile.renew().await, name) {
         (Ok(_), _) => Ok(Some(profile)),
-        // The files exist, but hold no default profile: the machine's role may do.
-        (Err(_), None) => Ok(None),
-        (Err(why), Some(name)) => Err(StoreError::new(
-            StoreErrorKind::AuthenticationFailed,
-            format!("use the AWS profile '{name}'"),
-            url.to_string(),
-            format!("{why}; check ~/.aws/config, and for SSO run: aws sso login --profile {name}"),
-        )),
+        // The files exist, but hold no default profile, or none with credentials: the machine's role may do.
+        (Err(Unusable { is_none: true, .. }), None) => Ok(None),
+        (Err(Unusable { why, .. }), name) => {
+            let name = name.as_deref().unwrap_or("default");
+            Err(StoreError::new(
+                StoreErrorKind::AuthenticationFailed,
+                format!("use the AWS profile '{name}'"),
+                url.to_string(),
+                format!("{why}; check ~/.aws/config, and for SSO run: aws sso login --profile {name}"),
+            ))
+        }
     }
 }
 
@@ -95,7 +99,7 @@ impl Profile {
         Arc::new(self)
     }
 
-    async fn renew(&self) -> Result<Arc<AwsCredential>, String> {
+    async fn renew(&self) -> Result<Arc<AwsCredential>, Unusable> {
         let mut current = self.current.lock().await;
         if let Some((credential, expires_at)) = current.as_ref()
             && expires_at.is_none_or(|at| SystemTime::now() + RENEW_BEFORE < at)
@@ -105,8 +109,13 @@ impl Profile {
         let asked = tokio::time::timeout(TIMEOUT, self.provider.provide_credentials()).await;
         let credentials: Credentials = match asked {
             Ok(Ok(credentials)) => credentials,
-            Ok(Err(error)) => return Err(innermost(&error)),
-            Err(_) => return Err(format!("no credentials within {} s", TIMEOUT.as_secs())),
+            Ok(Err(error)) => return Err(Unusable::of(&error)),
+            Err(_) => {
+                return Err(Unusable {
+                    why: format!("no credentials within {} s", TIMEOUT.as_secs()),
+                    is_none: false,
+                });
+            }
         };
         let credential = Arc::new(AwsCredential {
             key_id: credentials.access_key_id().to_owned(),
@@ -115,6 +124,23 @@ impl Profile {
         });
         *current = Some((Arc::clone(&credential), credentials.expiry()));
         Ok(credential)
+    }
+}
+
+/// Why a profile gives no credentials.
+#[derive(Debug)]
+struct Unusable {
+    why: String,
+    /// There is no such profile, or it says nothing of credentials: no reason not to look elsewhere.
+    is_none: bool,
+}
+
+impl Unusable {
+    fn of(error: &CredentialsError) -> Self {
+        Self {
+            why: innermost(error),
+            is_none: matches!(error, CredentialsError::CredentialsNotLoaded(_)),
+        }
     }
 }
 
@@ -133,9 +159,9 @@ impl CredentialProvider for Profile {
     async fn get_credential(&self) -> object_store::Result<Arc<AwsCredential>> {
         self.renew()
             .await
-            .map_err(|why| object_store::Error::Unauthenticated {
+            .map_err(|unusable| object_store::Error::Unauthenticated {
                 path: String::new(),
-                source: why.into(),
+                source: unusable.why.into(),
             })
     }
 }

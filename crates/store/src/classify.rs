@@ -16,7 +16,7 @@ const WHY_LENGTH_MAX: usize = 300;
 /// Why an attempt failed. `status` is that of the last HTTP answer in this attempt, 0 without one.
 pub(crate) fn classify(error: &object_store::Error, status: u16, backend: Backend) -> Cause {
     let text = full_text(error);
-    if let Some(cause) = by_transport(error, &text) {
+    if let Some(cause) = by_transport(error) {
         return cause;
     }
     if let Some(io_error) = find_source::<io::Error>(error) {
@@ -42,9 +42,9 @@ pub(crate) fn classify(error: &object_store::Error, status: u16, backend: Backen
     }
 }
 
-fn by_transport(error: &object_store::Error, text: &str) -> Option<Cause> {
+fn by_transport(error: &object_store::Error) -> Option<Cause> {
     let http = find_source::<HttpError>(error)?;
-    if text.contains("certificate") {
+    if is_about_a_certificate(http) {
         let why = format!(
             "the server's certificate was refused: {}",
             shorten(&innermost(http))
@@ -63,6 +63,20 @@ fn by_transport(error: &object_store::Error, text: &str) -> Option<Cause> {
             format!("the connection was cut: {}", shorten(&innermost(http))),
         ),
     })
+}
+
+/// Whether one of the causes says so; the URL, which some of them repeat, says nothing.
+fn is_about_a_certificate(error: &dyn StdError) -> bool {
+    let mut current = Some(error);
+    while let Some(error) = current {
+        let text = error.to_string();
+        let mut words = text.split_whitespace().filter(|word| !word.contains("://"));
+        if words.any(|word| word.contains("certificate")) {
+            return true;
+        }
+        current = error.source();
+    }
+    false
 }
 
 /// The operating system's errors, of `file://` stores.
@@ -277,6 +291,38 @@ mod tests {
             source: Box::new(precondition),
         };
         assert_eq!(classify(&exists, 412, Backend::S3).kind, Kind::AlreadyExists);
+    }
+
+    #[test]
+    fn a_certificate_is_told_by_the_cause_and_not_by_the_url() {
+        #[derive(Debug)]
+        struct Sending(io::Error);
+        impl std::fmt::Display for Sending {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("error sending request for url (https://certificate-backups.example/certificate)")
+            }
+        }
+        impl StdError for Sending {
+            fn source(&self) -> Option<&(dyn StdError + 'static)> {
+                Some(&self.0)
+            }
+        }
+        for (why, is_final) in [
+            ("connection reset by peer", false),
+            ("invalid peer certificate: UnknownIssuer", true),
+        ] {
+            let http = HttpError::new(HttpErrorKind::Interrupted, Sending(io::Error::other(why)));
+            let error = object_store::Error::Generic {
+                store: "S3",
+                source: Box::new(http),
+            };
+            let cause = classify(&error, 0, Backend::S3);
+            assert_eq!(
+                (cause.kind, cause.retryable),
+                (Kind::Unreachable, !is_final),
+                "{why}"
+            );
+        }
     }
 
     #[test]

@@ -197,9 +197,8 @@ fn probe_rule(rule: &str, place: &Place<'_>, report: &mut ProbeReport) -> bool {
             .add(CHECK, Severity::Warning, what, why)
             .mend("remove the rule, and let pgkeep prune decide what goes");
     }
-    if let Some(class) = element(rule, "Transition").and_then(|transition| text(transition, "StorageClass"))
-        && matches!(class, "GLACIER" | "DEEP_ARCHIVE")
-    {
+    let classes = elements(rule, "Transition").filter_map(|transition| text(transition, "StorageClass"));
+    for class in classes.filter(|class| matches!(*class, "GLACIER" | "DEEP_ARCHIVE")) {
         harmless = false;
         let what = format!("the lifecycle rule '{id}' moves objects{below} to {class}");
         let why = "From there nothing can be read, so nothing restored, before hours of waiting.";
@@ -211,8 +210,19 @@ fn probe_rule(rule: &str, place: &Place<'_>, report: &mut ProbeReport) -> bool {
 }
 
 fn element<'a>(xml: &'a str, name: &str) -> Option<&'a str> {
-    let (_, rest) = xml.split_once(&format!("<{name}>"))?;
-    rest.split_once(&format!("</{name}>")).map(|(inner, _)| inner)
+    elements(xml, name).next()
+}
+
+/// All elements of a name, of which none is inside another.
+fn elements<'a>(xml: &'a str, name: &str) -> impl Iterator<Item = &'a str> + use<'a> {
+    let (begin, end) = (format!("<{name}>"), format!("</{name}>"));
+    let mut rest = xml;
+    std::iter::from_fn(move || {
+        let (_, after) = rest.split_once(&begin)?;
+        let (inner, after) = after.split_once(&end)?;
+        rest = after;
+        Some(inner)
+    })
 }
 
 fn text<'a>(xml: &'a str, name: &str) -> Option<&'a str> {
@@ -258,6 +268,22 @@ mod tests {
              <Transition><Days>1</Days><StorageClass>GLACIER</StorageClass></Transition></Rule>",
         );
         assert_eq!(report.severity(), Severity::Warning);
+    }
+
+    #[test]
+    fn every_transition_of_a_rule_is_looked_at() {
+        let report = lifecycle(
+            "<Rule><ID>steps</ID><Status>Enabled</Status>\
+             <Transition><Days>30</Days><StorageClass>STANDARD_IA</StorageClass></Transition>\
+             <Transition><Days>90</Days><StorageClass>GLACIER</StorageClass></Transition></Rule>",
+        );
+        assert_eq!(report.severity(), Severity::Warning);
+        assert!(
+            report.findings[0]
+                .what
+                .contains("'steps' moves objects to GLACIER"),
+            "{report:?}"
+        );
     }
 
     #[test]
