@@ -9,7 +9,7 @@
 //! create-only put (see `backups`): a holder that was asleep while its lease was taken over is refused there.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
@@ -28,6 +28,12 @@ pub const LEASE_DURATION_DEFAULT: Duration = Duration::from_secs(300);
 /// Renewals come this many times within a lease's duration, so that two may fail.
 const RENEWALS_PER_LEASE: u32 = 3;
 
+/// After a renewal that failed, the next one comes after this part of the lease's duration.
+const PAUSES_AFTER_FAILURE_PER_LEASE: u32 = 30;
+
+/// In place of the time until which a lease runs: another process has taken it over.
+const TAKEN_OVER: i64 = i64::MIN;
+
 /// Two processes that race for the same generation this often are doing something else wrong.
 const ACQUIRE_ATTEMPTS_MAX: u32 = 5;
 
@@ -44,7 +50,8 @@ struct LeaseBody {
 pub struct Lease {
     repository: Repository,
     generation: u64,
-    lost: Arc<AtomicBool>,
+    /// Until when it runs, in milliseconds since the epoch, as far as the store has confirmed it.
+    until_ms: Arc<AtomicI64>,
     renewer: JoinHandle<()>,
 }
 
@@ -84,34 +91,40 @@ impl Lease {
     }
 
     fn held(repository: &Repository, generation: u64, body: LeaseBody, duration: Duration) -> Self {
-        let lost = Arc::new(AtomicBool::new(false));
-        let renewer = tokio::spawn(renew(
-            repository.clone(),
+        let until_ms = Arc::new(AtomicI64::new(body.until.as_millisecond()));
+        let renewing = Renewing {
+            repository: repository.clone(),
             generation,
             body,
             duration,
-            Arc::clone(&lost),
-        ));
+            until_ms: Arc::clone(&until_ms),
+        };
         Self {
             repository: repository.clone(),
             generation,
-            lost,
-            renewer,
+            until_ms,
+            renewer: tokio::spawn(renewing.run()),
         }
     }
 
-    /// Whether this process still holds it, as far as it knows.
+    /// Whether this process still holds it: by the clock, whatever became of the renewals.
     ///
     /// # Errors
     /// [`RepositoryError::LeaseLost`].
     pub fn check(&self) -> Result<(), RepositoryError> {
-        if self.lost.load(Ordering::Acquire) {
-            return Err(RepositoryError::LeaseLost {
-                cluster: self.repository.cluster.clone(),
-                reason: "it ran out before it could be renewed, or another process took it over".to_owned(),
-            });
-        }
-        Ok(())
+        let until_ms = self.until_ms.load(Ordering::Acquire);
+        let reason = if until_ms == TAKEN_OVER {
+            "another process took it over".to_owned()
+        } else if self.repository.now().as_millisecond() >= until_ms {
+            "it ran out before it could be renewed: the store could not be reached, or this machine slept"
+                .to_owned()
+        } else {
+            return Ok(());
+        };
+        Err(RepositoryError::LeaseLost {
+            cluster: self.repository.cluster.clone(),
+            reason,
+        })
     }
 
     /// Gives the lease back, so that the next writer needn't wait for it to run out.
@@ -120,7 +133,7 @@ impl Lease {
     /// The store refused; the lease then runs out by itself.
     pub async fn release(self) -> Result<(), RepositoryError> {
         self.renewer.abort();
-        if self.lost.load(Ordering::Acquire) {
+        if self.until_ms.load(Ordering::Acquire) == TAKEN_OVER {
             return Ok(());
         }
         let key = format!(
@@ -258,63 +271,80 @@ fn key(repository: &Repository, generation: u64, renewal: u64) -> String {
     )
 }
 
-async fn renew(
+/// What keeps a lease alive in the background.
+struct Renewing {
     repository: Repository,
     generation: u64,
-    mut body: LeaseBody,
+    body: LeaseBody,
     duration: Duration,
-    lost: Arc<AtomicBool>,
-) {
-    let pause = duration / RENEWALS_PER_LEASE;
-    let mut renewal = 0_u64;
-    loop {
-        tokio::time::sleep(pause).await;
-        match renew_once(&repository, generation, renewal + 1, &mut body, duration).await {
-            Ok(true) => {
-                let old = key(&repository, generation, renewal);
-                renewal += 1;
-                // A host without the right to delete leaves them; the next holder who may sweeps.
-                if let Err(error) = repository.store.delete(&old).await {
-                    tracing::debug!(%error, "an old lease renewal stays");
-                }
-            }
-            Ok(false) => {
-                lost.store(true, Ordering::Release);
-                return;
-            }
-            Err(error) => {
-                tracing::warn!(%error, "cannot renew the lease");
-                if repository.now() >= body.until {
-                    lost.store(true, Ordering::Release);
-                    return;
-                }
-            }
-        }
-    }
+    until_ms: Arc<AtomicI64>,
 }
 
-/// False when another process has taken the lease over.
-async fn renew_once(
-    repository: &Repository,
-    generation: u64,
-    renewal: u64,
-    body: &mut LeaseBody,
-    duration: Duration,
-) -> Result<bool, RepositoryError> {
-    // Any later generation: its first object may be swept already.
-    if read_state(repository).await?.generation > generation {
-        return Ok(false);
+impl Renewing {
+    async fn run(mut self) {
+        let pause = self.duration / RENEWALS_PER_LEASE;
+        let pause_after_failure = self.duration / PAUSES_AFTER_FAILURE_PER_LEASE;
+        // Of a renewal that failed or took too long it isn't known whether it is there: each has a number of its own.
+        let (mut tried, mut newest) = (0_u64, 0_u64);
+        let mut next = pause;
+        loop {
+            tokio::time::sleep(next).await;
+            // Who finds it expired may have acted on that: it stays expired.
+            if self.repository.now() >= self.body.until {
+                return;
+            }
+            tried += 1;
+            let renewed = tokio::time::timeout(pause, self.renew_once(tried)).await;
+            next = match renewed {
+                Ok(Ok(true)) => {
+                    self.forget(newest..tried).await;
+                    newest = tried;
+                    pause
+                }
+                Ok(Ok(false)) => {
+                    self.until_ms.store(TAKEN_OVER, Ordering::Release);
+                    return;
+                }
+                Ok(Err(error)) => {
+                    tracing::warn!(%error, "cannot renew the lease");
+                    pause_after_failure
+                }
+                Err(_) => {
+                    tracing::warn!("cannot renew the lease: no answer within {} s", pause.as_secs());
+                    pause_after_failure
+                }
+            };
+        }
     }
-    let renewed = LeaseBody {
-        since: body.since,
-        ..LeaseBody::ours(&body.purpose, repository.now(), duration)?
-    };
-    let outcome = repository
-        .store
-        .put_new(&key(repository, generation, renewal), to_json(&renewed)?)
-        .await?;
-    *body = renewed;
-    Ok(outcome == PutOutcome::Created)
+
+    /// False when another process has taken the lease over.
+    async fn renew_once(&mut self, renewal: u64) -> Result<bool, RepositoryError> {
+        let (repository, generation) = (&self.repository, self.generation);
+        // Any later generation: its first object may be swept already.
+        if read_state(repository).await?.generation > generation {
+            return Ok(false);
+        }
+        let renewed = LeaseBody {
+            since: self.body.since,
+            ..LeaseBody::ours(&self.body.purpose, repository.now(), self.duration)?
+        };
+        let key = key(repository, generation, renewal);
+        if repository.store.put_new(&key, to_json(&renewed)?).await? != PutOutcome::Created {
+            return Ok(false);
+        }
+        self.until_ms
+            .store(renewed.until.as_millisecond(), Ordering::Release);
+        self.body = renewed;
+        Ok(true)
+    }
+
+    /// Removes earlier renewals. A host without the right to delete leaves them; the next holder who may sweeps.
+    async fn forget(&self, renewals: std::ops::Range<u64>) {
+        let keys = renewals.map(|renewal| key(&self.repository, self.generation, renewal));
+        if let Err(error) = self.repository.store.delete_all(keys.collect()).await {
+            tracing::debug!(%error, "old lease renewals stay");
+        }
+    }
 }
 
 /// Removes the leases of earlier generations, where that is allowed.
@@ -335,7 +365,100 @@ async fn sweep_before(repository: &Repository, generation: u64) {
 
 #[cfg(test)]
 mod tests {
+    use pgkeep_base::Clock;
+    use pgkeep_store::fault::FaultPlan;
+    use pgkeep_store::{Store, StoreOptions};
+    use tokio::time::Instant;
+
     use super::*;
+    use crate::encryption::Encryption;
+    use crate::repo::Access;
+
+    const DURATION: Duration = Duration::from_secs(60);
+
+    /// The test's paused time, as a clock.
+    struct PausedClock(Instant, Timestamp);
+
+    impl Clock for PausedClock {
+        fn now(&self) -> Timestamp {
+            self.1 + SignedDuration::try_from(self.0.elapsed()).unwrap()
+        }
+    }
+
+    async fn repository(name: &str, faults: Option<FaultPlan>) -> Repository {
+        let options = StoreOptions {
+            faults,
+            ..StoreOptions::default()
+        };
+        let store = Store::open(&format!("memory://lease-{name}"), &options)
+            .await
+            .unwrap();
+        let access = Access {
+            encryption: Encryption::None,
+            identities: Vec::new(),
+            compression_level: 1,
+        };
+        let clock = PausedClock(Instant::now(), "2026-11-22T02:00:00Z".parse().unwrap());
+        let repository = Repository::open_or_create(store, "main", access).await.unwrap();
+        repository.with_clock(Arc::new(clock))
+    }
+
+    async fn is_held(repository: &Repository) -> bool {
+        match Lease::acquire(repository, "another", DURATION).await {
+            Ok(lease) => {
+                lease.release().await.unwrap();
+                false
+            }
+            Err(RepositoryError::LeaseHeld { .. }) => true,
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lease_outlives_its_duration_by_renewals() {
+        let repository = repository("renewed", None).await;
+        let lease = Lease::acquire(&repository, "pgkeep dump", DURATION)
+            .await
+            .unwrap();
+        for _ in 0..40 {
+            tokio::time::sleep(DURATION / 10).await;
+            lease.check().unwrap();
+        }
+        assert!(is_held(&repository).await);
+        let objects = repository.store.list("main/lease/").await.unwrap();
+        assert_eq!(objects.len(), 1, "old renewals stay: {objects:?}");
+        lease.release().await.unwrap();
+        assert!(!is_held(&repository).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lease_that_could_not_be_renewed_is_lost_when_it_runs_out() {
+        let sound = repository("counted", Some(FaultPlan::default())).await;
+        let lease = Lease::acquire(&sound, "pgkeep dump", DURATION).await.unwrap();
+        let counts = sound.store.requests();
+        let requests = counts.puts + counts.gets + counts.lists + counts.deletes + counts.heads;
+        drop(lease);
+        // The store goes away at the first renewal, a third of the duration later.
+        for (outage_s, survives) in [(15, true), (90, false)] {
+            let faults = FaultPlan {
+                outage: Some((requests, Duration::from_secs(outage_s))),
+                ..FaultPlan::default()
+            };
+            let repository = repository(&format!("outage-{outage_s}"), Some(faults)).await;
+            let lease = Lease::acquire(&repository, "pgkeep dump", DURATION)
+                .await
+                .unwrap();
+            let until = repository.now() + SignedDuration::try_from(DURATION).unwrap();
+            let mut lost_at = None;
+            while lost_at.is_none() && repository.now() < until + SignedDuration::from_secs(60) {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                lost_at = lease.check().is_err().then(|| repository.now());
+            }
+            assert!(repository.store.requests().retries > 0, "there was no outage");
+            assert_eq!(lost_at.is_none(), survives, "{outage_s} s");
+            assert!(lost_at.is_none_or(|at| at <= until + SignedDuration::from_secs(1)));
+        }
+    }
 
     #[test]
     fn strangers_among_leases_are_passed_over() {
