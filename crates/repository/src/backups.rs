@@ -219,11 +219,12 @@ impl Repository {
     /// Makes a backup exist: puts its manifest, which must name only objects that are durable.
     ///
     /// # Errors
-    /// [`RepositoryError::Fenced`] when it was swept meanwhile, or took longer than [`COMMIT_DEADLINE`].
+    /// [`RepositoryError::Fenced`] when it was swept meanwhile; [`RepositoryError::TooLate`] when it took longer than
+    /// [`COMMIT_DEADLINE`].
     pub async fn commit(&self, id: &BackupId, manifest: SealedObject) -> Result<(), RepositoryError> {
         let fenced = || RepositoryError::Fenced { id: id.to_string() };
         if self.now().duration_since(id.started_at()) > COMMIT_DEADLINE {
-            return Err(fenced());
+            return Err(RepositoryError::TooLate { id: id.to_string() });
         }
         let key = layout::backup_object(&self.cluster, id, layout::MANIFEST);
         match self.store.put_new_parts(&key, manifest.body).await? {

@@ -1,6 +1,7 @@
 use pgkeep_base::{Classified, Hint, RetryClass};
 use pgkeep_store::{StoreError, StoreErrorKind};
 
+use crate::backups::COMMIT_DEADLINE;
 use crate::encryption::EncryptionError;
 
 /// What can go wrong with a repository, beyond the store under it.
@@ -101,6 +102,15 @@ pub enum RepositoryError {
         /// The backup.
         id: String,
     },
+    /// The backup took longer than any may.
+    #[error(
+        "backup {id} was not finished within {} hours of its start, and was given up",
+        COMMIT_DEADLINE.as_hours()
+    )]
+    TooLate {
+        /// The backup.
+        id: String,
+    },
     /// The backup went while it was being used.
     #[error("backup {id} is not there any more: it was removed meanwhile")]
     Removed {
@@ -198,6 +208,9 @@ impl Classified for RepositoryError {
             }
             Self::LeaseLost { .. } | Self::Fenced { .. } => "run the command again".to_owned(),
             Self::NoSuchBackup { .. } | Self::AmbiguousId { .. } => "'pgkeep list' shows them all".to_owned(),
+            Self::TooLate { .. } => "make it faster with --jobs, or take several dumps of parts: 'pgkeep dump --database NAME' \
+                or 'pgkeep dump --exclude-table PATTERN'; if this machine's clock was set meanwhile, run it again"
+                .to_owned(),
             Self::Removed { .. } => {
                 "choose another one with 'pgkeep list'; 'pgkeep pin ID' keeps a backup from being pruned \
                 as long as it is needed"

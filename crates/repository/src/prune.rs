@@ -171,22 +171,25 @@ fn candidate(entry: &BackupEntry, input: &PruneInput) -> Option<Candidate> {
     })
 }
 
-/// Plans and removes, under the cluster's lease. Goes on when one removal fails.
+/// Plans and removes, under the cluster's lease. Goes on when one removal fails. `input` is read under the lease as well: a
+/// backup that came after it would be planned for without its scope.
 ///
 /// # Errors
-/// As [`plan`]; the lease is held by another process; [`PruneError::DeleteDenied`].
-pub async fn execute(
+/// As [`plan`]; that of `input`; the lease is held by another process; [`PruneError::DeleteDenied`].
+pub async fn execute<E: From<PruneError>>(
     repository: &Repository,
     policy: &Policy,
-    input: &PruneInput,
+    input: impl Future<Output = Result<PruneInput, E>>,
     lease_duration: Duration,
     progress: impl Fn(&BackupId),
     cancelled: impl Future<Output = ()>,
-) -> Result<PruneReport, PruneError> {
-    let lease = Lease::acquire(repository, "pgkeep prune", lease_duration).await?;
+) -> Result<PruneReport, E> {
+    let lease = Lease::acquire(repository, "pgkeep prune", lease_duration).await;
+    let lease = lease.map_err(PruneError::from)?;
+    let work = async { Ok(execute_under(&lease, repository, policy, &input.await?, progress).await?) };
     let result = tokio::select! {
-        result = execute_under(&lease, repository, policy, input, progress) => result,
-        () = cancelled => Err(PruneError::Interrupted),
+        result = work => result,
+        () = cancelled => Err(PruneError::Interrupted.into()),
     };
     if let Err(error) = lease.release().await {
         tracing::warn!(%error, "the lease stays until it runs out");

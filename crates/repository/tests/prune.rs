@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
 use pgkeep_base::{BackupId, BackupKind, Classified, ManualClock, RetryClass};
 use pgkeep_repository::backups::BackupState;
@@ -38,6 +39,7 @@ async fn execute(
     policy: &Policy,
     input: &PruneInput,
 ) -> Result<PruneReport, PruneError> {
+    let input = async { Ok(input.clone()) };
     prune::execute(repository, policy, input, LEASE, |_| {}, std::future::pending()).await
 }
 
@@ -166,11 +168,11 @@ async fn an_interrupted_prune_gives_its_lease_back_and_leaves_whole_backups() {
     }
     let today = on(&folder.repository, 25);
     let first = tokio::sync::Notify::new();
-    let (policy, input) = (window_of_days(1), PruneInput::default());
-    let error = prune::execute(
+    let (policy, input) = (window_of_days(1), async { Ok(PruneInput::default()) });
+    let error: Result<_, PruneError> = prune::execute(
         &today,
         &policy,
-        &input,
+        input,
         LEASE,
         |_| first.notify_one(),
         first.notified(),
@@ -206,10 +208,10 @@ async fn what_is_pinned_while_a_prune_runs_stays() {
             tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(pinned)).unwrap();
         }
     };
-    let (policy, input) = (window_of_days(1), PruneInput::default());
-    let report = prune::execute(&today, &policy, &input, LEASE, pin, std::future::pending())
-        .await
-        .unwrap();
+    let (policy, input) = (window_of_days(1), async { Ok(PruneInput::default()) });
+    let report: Result<_, PruneError> =
+        prune::execute(&today, &policy, input, LEASE, pin, std::future::pending()).await;
+    let report = report.unwrap();
     assert_eq!(complete(&today).await, [ids[1].clone(), ids[3].clone()]);
     let removed: Vec<_> = report.removed.iter().map(|(id, _)| id).collect();
     assert_eq!(removed, [&ids[0], &ids[2]]);
@@ -313,4 +315,38 @@ async fn a_lease_that_cannot_be_read_runs_out_like_any_other() {
         .with_clock(Arc::new(ManualClock::new(later)));
     let lease = Lease::acquire(&later, "pgkeep dump", LEASE).await.unwrap();
     lease.release().await.unwrap();
+}
+
+/// What is known of the backups is read when nobody else can add one.
+#[tokio::test]
+async fn what_backups_hold_is_read_under_the_lease() {
+    let folder = Folder::new(day(1)).await;
+    backup(&folder.repository, 1).await;
+    let today = on(&folder.repository, 25);
+    let policy = window_of_days(1);
+    let input = async {
+        let other = Lease::acquire(&today, "pgkeep dump", LEASE).await;
+        assert!(matches!(other, Err(RepositoryError::LeaseHeld { .. })));
+        Err(PruneError::Interrupted)
+    };
+    let pruned = prune::execute(&today, &policy, input, LEASE, |_| {}, std::future::pending()).await;
+    assert!(matches!(pruned, Err(PruneError::Interrupted)));
+    // And the lease is given back although that failed.
+    let lease = Lease::acquire(&today, "pgkeep dump", LEASE).await.unwrap();
+    lease.release().await.unwrap();
+    assert_eq!(complete(&today).await.len(), 1);
+}
+
+/// Nobody else had a hand in it, and the same again would end the same.
+#[tokio::test]
+async fn a_backup_that_took_too_long_is_told_so() {
+    let folder = Folder::new(day(1)).await;
+    let id = unfinished(&folder.repository, 2).await;
+    let later = on(&folder.repository, 5);
+    let manifest = later.seal(Bytes::from_static(b"{}")).await.unwrap();
+    let error = later.commit(&id, manifest).await.unwrap_err();
+    assert!(matches!(error, RepositoryError::TooLate { .. }), "{error}");
+    assert_eq!(error.retry_class(), RetryClass::Permanent);
+    assert!(error.hint().unwrap().as_str().contains("--jobs"), "{error}");
+    assert!(complete(&later).await.is_empty());
 }

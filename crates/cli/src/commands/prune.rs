@@ -29,26 +29,27 @@ pub async fn run(context: &Context, args: PruneArgs) -> Result<Outcome, Failure>
         ..Overrides::default()
     })?;
     let policy = policy(&settings.cluster);
-    let prepare = async {
-        let repository = context.repository(&settings, KeyUse::IfThere).await?;
-        let input = input(&repository).await?;
-        Ok((repository, input))
-    };
-    let (repository, input) = context.cancellation.or(prepare).await?;
+    let opened = context.repository(&settings, KeyUse::IfThere);
+    let repository = context.cancellation.or(opened).await?;
     if policy.keeps_everything() {
         context
             .output
             .note("no retention is configured, so every backup is kept: set keep.window, keep.daily, ...");
     }
     if args.dry_run {
-        let plan = prune::plan(&repository, &policy, &input, repository.now());
-        let plan = context.cancellation.or(async { Ok(plan.await?) }).await?;
+        let plan = async {
+            let input = input(&repository).await?;
+            Ok(prune::plan(&repository, &policy, &input, repository.now()).await?)
+        };
+        let plan = context.cancellation.or(plan).await?;
         tell_plan(context, &plan, &BTreeMap::new(), true);
         return Ok(Outcome::Done);
     }
     let removing = |id: &BackupId| tracing::info!("removing {id}");
     let cancelled = context.cancellation.cancelled();
-    let report = prune::execute(&repository, &policy, &input, LEASE_DURATION, removing, cancelled).await?;
+    let input = input(&repository);
+    let report: PruneReport =
+        prune::execute::<Failure>(&repository, &policy, input, LEASE_DURATION, removing, cancelled).await?;
     let failed = report
         .failed
         .iter()
@@ -75,16 +76,13 @@ pub fn is_possible(settings: &Settings) -> bool {
 
 /// Carries the retention settings out, and tells nobody.
 pub async fn after_dump(context: &Context, settings: &Settings) -> Result<PruneReport, Failure> {
-    let prepare = async {
-        let repository = context.repository(settings, KeyUse::IfThere).await?;
-        let input = input(&repository).await?;
-        Ok((repository, input))
-    };
-    let (repository, input) = context.cancellation.or(prepare).await?;
+    let opened = context.repository(settings, KeyUse::IfThere);
+    let repository = context.cancellation.or(opened).await?;
     let removing = |id: &BackupId| tracing::info!("removing {id}");
     let cancelled = context.cancellation.cancelled();
     let policy = policy(&settings.cluster);
-    Ok(prune::execute(&repository, &policy, &input, LEASE_DURATION, removing, cancelled).await?)
+    let input = input(&repository);
+    prune::execute(&repository, &policy, input, LEASE_DURATION, removing, cancelled).await
 }
 
 fn policy(cluster: &Cluster) -> Policy {

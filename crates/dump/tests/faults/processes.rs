@@ -148,7 +148,15 @@ async fn a_dump_that_is_swept_by_a_prune_with_a_wrong_clock_fails_and_leaves_not
     };
     let never = std::future::pending();
     let (input, minute) = (PruneInput::default(), Duration::from_secs(60));
-    let held = prune::execute(&sound, &policy, &input, minute, |_| {}, never).await;
+    let held = prune::execute(
+        &sound,
+        &policy,
+        async { Ok::<_, PruneError>(input.clone()) },
+        minute,
+        |_| {},
+        never,
+    )
+    .await;
     assert!(
         matches!(
             held,
@@ -159,9 +167,16 @@ async fn a_dump_that_is_swept_by_a_prune_with_a_wrong_clock_fails_and_leaves_not
     let clock = ManualClock::new(Timestamp::now() + SignedDuration::from_hours(1));
     let fast = sound.clone().with_clock(Arc::new(clock));
     let never = std::future::pending();
-    let report = prune::execute(&fast, &policy, &input, minute, |_| {}, never)
-        .await
-        .unwrap();
+    let report = prune::execute(
+        &fast,
+        &policy,
+        async { Ok::<_, PruneError>(input.clone()) },
+        minute,
+        |_| {},
+        never,
+    )
+    .await
+    .unwrap();
     assert_eq!(report.swept.backups, [id]);
     drop(holder);
     let error = dump.await.unwrap().unwrap_err();
