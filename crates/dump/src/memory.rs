@@ -1,5 +1,6 @@
 //! How many jobs a limit on memory permits. Memory depends on settings: on the jobs and on zstd's level, never on how
-//! large the database, its tables or its rows are.
+//! large the database or its tables are, nor on rows of usual sizes. Beyond it come a row of many megabytes, which is held
+//! whole, up to PostgreSQL's own limit of a gibibyte, and the manifest of very many relations (`limits`).
 
 use pgkeep_base::ByteCount;
 

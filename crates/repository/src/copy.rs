@@ -27,9 +27,11 @@ use crate::repo::Repository;
 const COPY_CONCURRENCY: usize = 4;
 /// Memory for all of them together, in KiB. One that is larger goes alone.
 const COPY_MEMORY_KIB: u32 = 64 << 10;
-/// The largest object that is copied, in bytes; `pgkeep dump` makes none of more than about 20 MiB, its lists of very
-/// many objects aside.
-const OBJECT_BYTES_MAX: u64 = 256 << 20;
+/// The largest object that is copied, in bytes. `pgkeep dump` makes few of more than about 20 MiB: the lists of very many
+/// objects, and one with a single huge row, which isn't divided. PostgreSQL sends rows of up to a gibibyte; what can't be
+/// compressed is a little larger when it is sealed.
+const OBJECT_BYTES_MAX: u64 = 1280 << 20;
+const _: () = assert!(OBJECT_BYTES_MAX > (1 << 30) + (1 << 27));
 
 /// What a copy did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

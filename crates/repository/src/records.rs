@@ -370,7 +370,6 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread")]
     async fn of_a_pin_and_a_removal_in_the_same_moment_one_succeeds() {
-        let mut outcomes = BTreeSet::new();
         for _ in 0..200 {
             let (repository, id) = repository().await;
             let _prune = Lease::acquire(&repository, "pgkeep prune", Duration::from_secs(60))
@@ -383,9 +382,7 @@ mod tests {
             let claimed = tokio::spawn(async move { repository.claim_removal(&id).await.unwrap().is_none() });
             let (pinned, claimed) = (pin.await.unwrap(), claimed.await.unwrap());
             assert_ne!(pinned, claimed, "both think that they have it, or none");
-            outcomes.insert(pinned);
         }
-        assert!(!outcomes.is_empty());
     }
 
     #[tokio::test]

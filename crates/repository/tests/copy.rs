@@ -162,6 +162,33 @@ async fn a_copy_that_was_swept_can_be_made_again() {
     assert!(is_whole(&destination.repository, &id).await);
 }
 
+/// The copier was asleep before its manifest, and another process took the copy for an orphan.
+#[tokio::test]
+async fn a_copy_whose_objects_went_before_its_manifest_came_is_none() {
+    let (source, destination, id) = two().await;
+    let done = AtomicUsize::new(0);
+    let progress = |_| {
+        if done.fetch_add(1, Ordering::Relaxed) + 1 == OBJECTS {
+            std::fs::remove_file(destination.file(&id, "d1/000003.sql.zst")).unwrap();
+        }
+    };
+    let lease = Lease::acquire(&destination.repository, "copy", Duration::from_secs(60))
+        .await
+        .unwrap();
+    let error = copy::copy(&source.repository, &destination.repository, &lease, &id, progress)
+        .await
+        .unwrap_err();
+    lease.release().await.unwrap();
+    let fenced = matches!(&error, CopyError::Destination { source, .. } if matches!(source.as_ref(), RepositoryError::Fenced { .. }));
+    assert!(fenced, "{error}");
+    assert!(!destination.file(&id, "manifest").exists());
+    let report = run(&source.repository, &destination.repository, &id)
+        .await
+        .unwrap();
+    assert!(report.objects_copied >= 2, "{report:?}");
+    assert!(is_whole(&destination.repository, &id).await);
+}
+
 #[tokio::test]
 async fn the_destination_must_be_free_or_the_same_cluster_s() {
     let (source, destination, id) = two().await;
