@@ -90,10 +90,8 @@ impl Output {
     }
 
     async fn failure(&mut self) -> DumpError {
-        match (&mut self.sink).await {
-            Ok(Err(error)) => error,
-            _ => DumpError::Internal("the compressing thread died".to_owned()),
-        }
+        let ended = ended(&mut self.encoder, &mut self.sink).await;
+        ended.err().unwrap_or_else(cut_off)
     }
 
     /// Ends the stream and makes it durable under its name. Returns its size in bytes.
@@ -104,15 +102,35 @@ impl Output {
         if self.input.send(None).await.is_err() {
             return Err(self.failure().await);
         }
-        let died = |error| DumpError::Internal(format!("a stage of the output died: {error}"));
-        let encoded = self.encoder.await.map_err(died)?;
-        let written = self.sink.await.map_err(died)??;
-        encoded.context(|| "compressing the output".to_owned())?;
+        let written = ended(&mut self.encoder, &mut self.sink).await?;
         match self.partial {
             Some(partial) => partial.finish().await,
             None => Ok(written),
         }
     }
+}
+
+/// What became of the stages. Of two that failed, the one that stopped because the other was gone doesn't know why.
+async fn ended(
+    encoder: &mut JoinHandle<std::io::Result<()>>,
+    sink: &mut JoinHandle<Result<u64, DumpError>>,
+) -> Result<u64, DumpError> {
+    let died = |error| DumpError::Internal(format!("a stage of the output died: {error}"));
+    match encoder.await.map_err(died)? {
+        Err(error) if error.kind() != GONE => Err(error).context(|| "compressing the output".to_owned()),
+        encoded => {
+            let written = sink.await.map_err(died)??;
+            encoded.context(|| "compressing the output".to_owned())?;
+            Ok(written)
+        }
+    }
+}
+
+/// The kind of error of a stage whose next one is gone.
+const GONE: std::io::ErrorKind = std::io::ErrorKind::BrokenPipe;
+
+fn gone<T>(_: T) -> std::io::Error {
+    std::io::Error::new(GONE, "the writing stage is gone")
 }
 
 /// The end of a stream is said, never inferred from a stage that is gone.
@@ -121,7 +139,7 @@ struct ChannelWriter(mpsc::Sender<Option<Bytes>>);
 impl Write for ChannelWriter {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         let sent = self.0.blocking_send(Some(Bytes::copy_from_slice(bytes)));
-        sent.map_err(|_| std::io::Error::other("the writing stage is gone"))?;
+        sent.map_err(gone)?;
         Ok(bytes.len())
     }
 
@@ -156,8 +174,7 @@ fn encode(
     // Cut off: the sink must not take it for the end.
     let Some(encrypted) = finished else { return Ok(()) };
     encrypted.finish()?.flush()?;
-    end.blocking_send(None)
-        .map_err(|_| std::io::Error::other("the writing stage is gone"))
+    end.blocking_send(None).map_err(gone)
 }
 
 /// Gives the writer back when the input ended, and nothing when it was cut off.
@@ -224,4 +241,38 @@ impl Sink {
 
 fn cut_off() -> DumpError {
     DumpError::Internal("the output was cut off before its end".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_stage_that_failed_says_why() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = folder.path().join("out").display().to_string();
+        let nobody = Encryption::Age {
+            recipients: Vec::new(),
+        };
+        let mut output = Output::create(&place, &StoreOptions::default(), Compression::Zstd, &nobody)
+            .await
+            .unwrap();
+        let mut failed = Ok(());
+        while failed.is_ok() {
+            failed = output.write(Bytes::from_static(b"x")).await;
+        }
+        let error = failed.unwrap_err().to_string();
+        assert!(
+            error.starts_with("compressing the output") && error.contains("recipient"),
+            "{error}"
+        );
+        drop(output);
+
+        // A disk that is full, behind a compressor that only finds it gone.
+        let full = DumpError::Internal("the disk is full".to_owned());
+        let mut sink = tokio::spawn(async { Err(full) });
+        let mut encoder = tokio::spawn(async { Err(gone(())) });
+        let error = ended(&mut encoder, &mut sink).await.unwrap_err();
+        assert!(error.to_string().contains("the disk is full"), "{error}");
+    }
 }

@@ -3,8 +3,12 @@
 
 mod common;
 
+use std::sync::Arc;
+
 use pgkeep_base::{BackupId, Classified};
 use pgkeep_dump::DumpError;
+use pgkeep_dump::restore::restore;
+use pgkeep_pg::{Conninfo, Environment};
 use pgkeep_repository::Repository;
 use pgkeep_testkit::{Cluster, ClusterOptions, require};
 
@@ -247,4 +251,101 @@ async fn a_database_made_for_single_tables_has_the_properties() {
         .await
         .unwrap();
     assert_eq!(properties(&cluster, "made"), properties(&cluster, "app"));
+}
+
+const POST_DATA: &str = "
+    CREATE SCHEMA shop; CREATE DOMAIN shop.positive AS int;
+    CREATE TABLE shop.t (a int PRIMARY KEY, b shop.positive); INSERT INTO shop.t VALUES (-1, 2);
+    ALTER DOMAIN shop.positive ADD CONSTRAINT above CHECK (value > 0) NOT VALID;
+    CREATE INDEX a ON shop.t (a); CREATE INDEX \"a b\" ON shop.t (a, b);
+    CREATE STATISTICS shop.s ON a, b FROM shop.t;
+    CREATE PUBLICATION tables FOR TABLE shop.t; CREATE PUBLICATION schemas FOR TABLES IN SCHEMA shop;
+    CREATE SUBSCRIPTION elsewhere CONNECTION 'host=nowhere.invalid' PUBLICATION p WITH (connect = false)";
+
+/// Killed when all was made and nothing of it noted: what is there isn't made again, and what isn't there is.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restore_is_resumed_whatever_of_the_post_data_is_there() {
+    let source = require!(Cluster::start(ClusterOptions::default()));
+    let destination = require!(Cluster::start(ClusterOptions::default()));
+    source.create_database("app");
+    source.psql("app", POST_DATA);
+    let folder = tempfile::tempdir().unwrap();
+    let repository = common::repository(folder.path(), false).await;
+    let mut options = common::dump_options(&source);
+    options.databases = vec!["app".to_owned()];
+    let report = common::dump(&repository, &source, &options).await.unwrap();
+    let mut options = common::restore_options(&destination);
+    common::restore(&repository, &report.id, &destination, &options)
+        .await
+        .unwrap();
+    destination.psql(
+        "app",
+        &format!(
+            "DROP INDEX shop.\"a b\"; {}; UPDATE pgkeep_restore.restore SET dump = '{}', database = 'app';
+             INSERT INTO pgkeep_restore.step VALUES ('pre-data'), ('configuration'), ('data'), ('sequences'), ('post-data begun')",
+            common::HALF_RESTORED, report.id
+        ),
+    );
+    options.resume = true;
+    let restored = common::restore(&repository, &report.id, &destination, &options).await;
+    restored.unwrap();
+    let there = "SELECT string_agg(indexrelid::regclass::text, ',' ORDER BY indexrelid::regclass::text) FROM pg_index WHERE indrelid = 'shop.t'::regclass";
+    assert_eq!(destination.psql("app", there), source.psql("app", there));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_template_is_replaced_like_any_other_database() {
+    let cluster = require!(Cluster::start(ClusterOptions::default()));
+    let (_folder, repository, id) = dumped(&cluster).await;
+    cluster.psql("postgres", "CREATE DATABASE model IS_TEMPLATE true");
+    cluster.psql("model", "CREATE TABLE other AS SELECT 1 AS n");
+    let mut options = common::restore_options(&cluster);
+    options.target_database = Some("model".to_owned());
+    options.overwrite = true;
+    common::restore(&repository, &id, &cluster, &options)
+        .await
+        .unwrap();
+    assert_eq!(cluster.psql("model", "SELECT count(*) FROM t"), "1");
+}
+
+/// Roles that the target refused to make are told as refused, and not as made.
+#[tokio::test(flavor = "multi_thread")]
+async fn roles_that_were_refused_are_not_said_to_be_made() {
+    let source = require!(Cluster::start(ClusterOptions::default()));
+    let destination = require!(Cluster::start(ClusterOptions::default()));
+    source.create_database("app");
+    source.psql(
+        "app",
+        "CREATE ROLE owner_of_all; CREATE TABLE t AS SELECT 1 AS n; ALTER TABLE t OWNER TO owner_of_all",
+    );
+    let folder = tempfile::tempdir().unwrap();
+    let repository = common::repository(folder.path(), false).await;
+    let mut options = common::dump_options(&source);
+    options.databases = vec!["app".to_owned()];
+    let report = common::dump(&repository, &source, &options).await.unwrap();
+    destination.psql("postgres", "CREATE ROLE weak LOGIN CREATEDB");
+    let conninfo = destination
+        .conninfo("postgres")
+        .replace("user=postgres", "user=weak");
+    let target = Conninfo::parse(&conninfo)
+        .unwrap()
+        .resolve(&Environment::empty())
+        .unwrap();
+    let mut options = common::restore_options(&destination);
+    (options.owners, options.privileges) = (false, false);
+    let (progress, never) = (Arc::default(), std::future::pending());
+    let restored = restore(
+        &repository,
+        &report.id,
+        &report.manifest,
+        &target,
+        &options,
+        &progress,
+        never,
+    )
+    .await
+    .unwrap();
+    let refused = |text: &String| text.contains("CREATE ROLE owner_of_all");
+    assert!(restored.attention.iter().any(refused), "{:?}", restored.attention);
+    assert!(restored.roles_created.is_empty(), "{:?}", restored.roles_created);
 }

@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use pgkeep_base::BackupId;
+use pgkeep_base::{BackupId, ByteCount};
 use pgkeep_pg::Target;
 use pgkeep_pg::programs::{self, Program, ProgramError, ProgramSearch, RunLimits};
 use pgkeep_repository::Repository;
@@ -114,6 +114,11 @@ impl Archive {
             .permissions(Permissions::from_mode(0o700))
             .tempdir_in(&work_directory)
             .context(|| format!("making a temporary directory in {}", work_directory.display()))?;
+        let needed = pieces
+            .iter()
+            .map(|piece| piece.plain_bytes)
+            .fold(0, u64::saturating_add);
+        require_room(&work_directory, needed, free_bytes(&work_directory))?;
         let file = directory.path().join("archive.dump");
         write_pieces(repository, id, pieces, &file).await?;
         let mut archive = Self {
@@ -325,6 +330,28 @@ fn session_options(target: &Target, settings: &[String]) -> String {
         })
 }
 
+/// What is free in a directory, in bytes; none where that can't be told.
+fn free_bytes(directory: &Path) -> Option<u64> {
+    let found = nix::sys::statvfs::statvfs(directory).ok()?;
+    Some(found.blocks_available().saturating_mul(found.fragment_size()))
+}
+
+/// An archive of large objects may be larger than what is set aside for temporary files.
+fn require_room(directory: &Path, needed: u64, free: Option<u64>) -> Result<(), DumpError> {
+    match free {
+        Some(free) if free < needed => Err(DumpError::Target {
+            message: format!(
+                "pg_restore reads its archive from a file of {} in {}, where {} are free",
+                ByteCount(needed),
+                directory.display(),
+                ByteCount(free)
+            ),
+            hint: Some("name a directory with more room: TMPDIR=/path pgkeep restore ...".to_owned()),
+        }),
+        _ => Ok(()),
+    }
+}
+
 async fn write_pieces(
     repository: &Repository,
     id: &BackupId,
@@ -344,7 +371,19 @@ async fn write_pieces(
 
 #[cfg(test)]
 mod tests {
+    use pgkeep_base::Classified;
+
     use super::*;
+
+    #[test]
+    fn an_archive_that_does_not_fit_is_refused_with_the_mend() {
+        let place = Path::new("/tmp");
+        require_room(place, 10, Some(10)).unwrap();
+        require_room(place, 10, None).unwrap();
+        let error = require_room(place, 11, Some(10)).unwrap_err();
+        assert!(error.hint().unwrap().as_str().contains("TMPDIR"), "{error}");
+        assert!(free_bytes(place).is_some_and(|bytes| bytes > 0));
+    }
 
     #[test]
     fn entries_of_the_table_of_contents_are_read() {

@@ -11,11 +11,9 @@ use crate::restore::archive::{Archive, ArchiveOptions, Entry};
 use crate::restore::load::{self, LoadPhase, client_encoding, loading_session};
 use crate::restore::mark::{self, Mark, Step};
 use crate::restore::options::RestoredDatabase;
-use crate::restore::{Restore, connect, counts, foreign_keys, left_out, prepare, properties, tables};
+use crate::restore::{Restore, connect, counts, foreign_keys, left_out, prepare, properties, roles, tables};
 use crate::sql;
 
-/// Sequences and the like, as scripts.
-const SCRIPT_BYTES_MAX: usize = 256 << 20;
 /// Memory for one index build is taken from the server's own measure of itself, within these bounds, in kB.
 const MAINTENANCE_MEMORY_KB_MAX: u64 = 512 << 10;
 
@@ -218,12 +216,7 @@ impl One<'_> {
             return Ok(());
         };
         self.phase("setting sequences");
-        let contents = self.restore.repository.contents(self.restore.id, object).await?;
-        let script =
-            String::from_utf8(contents.collect(SCRIPT_BYTES_MAX).await?).map_err(|_| DumpError::Object {
-                name: object.name.clone(),
-                reason: "it isn't UTF-8".to_owned(),
-            })?;
+        let script = tables::read_text(self.restore, object).await?;
         session
             .execute(&script)
             .await
@@ -265,12 +258,12 @@ impl One<'_> {
         let there = if self.mark.has(Step::PostDataBegun) {
             existing_post_data(&mut session).await?
         } else {
-            HashSet::new()
+            PostData::default()
         };
         mark::note(&mut session, Step::PostDataBegun).await?;
         let jobs = self.restore.options.jobs;
         let restored = archive.restore(&self.target, Some("post-data"), jobs, |entry| {
-            !self.comes_after_restore_mode(entry) && !self.is_unsure(entry) && !is_there(&there, entry)
+            !self.comes_after_restore_mode(entry) && !self.is_unsure(entry) && !there.holds(entry)
         });
         restored.await?.context(|| self.post_data_context())?;
         mark::note(&mut session, Step::PostData).await?;
@@ -306,7 +299,7 @@ impl One<'_> {
         let there = existing_post_data(&mut session).await?;
         session.close().await;
         let restored = archive.restore(&self.target, Some("post-data"), 1, |entry| {
-            self.comes_after_restore_mode(entry) && !self.is_unsure(entry) && !is_there(&there, entry)
+            self.comes_after_restore_mode(entry) && !self.is_unsure(entry) && !there.holds(entry)
         });
         restored.await?.context(|| self.post_data_context())
     }
@@ -335,7 +328,7 @@ impl One<'_> {
         }
         let mut session = connect(&self.target).await?;
         let there = existing_post_data(&mut session).await?;
-        let wanted = |entry: &Entry| self.is_unsure(entry) && !is_there(&there, entry);
+        let wanted = |entry: &Entry| self.is_unsure(entry) && !there.holds(entry);
         foreign_keys::attempt(archive, &mut session, wanted, false, attention).await?;
         session.close().await;
         Ok(())
@@ -457,13 +450,15 @@ pub(crate) fn archive_major(database: &DatabaseManifest, server_major: u32) -> u
 }
 
 /// What of the post-data section is there already, in the words of an archive's table of contents.
-async fn existing_post_data(session: &mut Session) -> Result<HashSet<String>, DumpError> {
+async fn existing_post_data(session: &mut Session) -> Result<PostData, DumpError> {
     let context = || "looking at which indexes and constraints are there".to_owned();
     let sql = "SELECT 'INDEX ' || n.nspname || ' ' || c.relname FROM pg_catalog.pg_class c
           JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind IN ('i', 'I')
         UNION ALL SELECT CASE k.contype WHEN 'f' THEN 'FK CONSTRAINT ' WHEN 'c' THEN 'CHECK CONSTRAINT ' ELSE 'CONSTRAINT ' END
             || n.nspname || ' ' || c.relname || ' ' || k.conname FROM pg_catalog.pg_constraint k
           JOIN pg_catalog.pg_class c ON c.oid = k.conrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+        UNION ALL SELECT 'CHECK CONSTRAINT ' || n.nspname || ' ' || t.typname || ' ' || k.conname FROM pg_catalog.pg_constraint k
+          JOIN pg_catalog.pg_type t ON t.oid = k.contypid JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace
         UNION ALL SELECT 'TRIGGER ' || n.nspname || ' ' || c.relname || ' ' || t.tgname FROM pg_catalog.pg_trigger t
           JOIN pg_catalog.pg_class c ON c.oid = t.tgrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
         UNION ALL SELECT 'POLICY ' || n.nspname || ' ' || c.relname || ' ' || p.polname FROM pg_catalog.pg_policy p
@@ -473,17 +468,76 @@ async fn existing_post_data(session: &mut Session) -> Result<HashSet<String>, Du
         UNION ALL SELECT 'STATISTICS ' || n.nspname || ' ' || s.stxname FROM pg_catalog.pg_statistic_ext s
           JOIN pg_catalog.pg_namespace n ON n.oid = s.stxnamespace
         UNION ALL SELECT 'EVENT TRIGGER - ' || evtname FROM pg_catalog.pg_event_trigger
-        UNION ALL SELECT 'PUBLICATION - ' || pubname FROM pg_catalog.pg_publication";
+        UNION ALL SELECT 'PUBLICATION - ' || pubname FROM pg_catalog.pg_publication
+        UNION ALL SELECT 'PUBLICATION TABLE ' || n.nspname || ' ' || p.pubname || ' ' || c.relname
+          FROM pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid
+          JOIN pg_catalog.pg_class c ON c.oid = r.prrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+        UNION ALL SELECT 'PUBLICATION TABLES IN SCHEMA ' || n.nspname || ' ' || p.pubname || ' ' || n.nspname
+          FROM pg_catalog.pg_publication_namespace s JOIN pg_catalog.pg_publication p ON p.oid = s.pnpubid
+          JOIN pg_catalog.pg_namespace n ON n.oid = s.pnnspid
+        UNION ALL SELECT 'SUBSCRIPTION - ' || s.subname FROM pg_catalog.pg_subscription s
+          JOIN pg_catalog.pg_database d ON d.oid = s.subdbid WHERE d.datname = pg_catalog.current_database()";
     let rows = session.query(sql).await.context(context)?;
-    rows.iter().map(|row| row.get(0).context(context)).collect()
+    let objects: Result<_, _> = rows.iter().map(|row| row.get(0).context(context)).collect();
+    Ok(PostData {
+        objects: objects?,
+        roles: roles::existing(session).await?,
+    })
 }
 
-/// An entry's text is description, schema, tag and owner with spaces between; any of them may hold spaces itself, so
-/// every beginning is tried.
-fn is_there(there: &HashSet<String>, entry: &Entry) -> bool {
-    !there.is_empty()
-        && entry
-            .text
-            .match_indices(' ')
-            .any(|(place, _)| entry.text.get(..place).is_some_and(|text| there.contains(text)))
+/// Objects, and who may own them.
+#[derive(Default)]
+struct PostData {
+    objects: HashSet<String>,
+    roles: BTreeSet<String>,
+}
+
+impl PostData {
+    /// An entry's text is description, schema, tag and owner with spaces between, and each of them may hold spaces itself.
+    /// So every beginning is tried, as far as what follows can be an owner: index `a` isn't taken for index `a b`. The
+    /// owner is one of the dumped server, and needn't be here; then it is taken for one word.
+    fn holds(&self, entry: &Entry) -> bool {
+        let text = &entry.text;
+        let mut places = text.match_indices(' ').map(|(place, _)| text.split_at(place));
+        places.any(|(object, rest)| {
+            let owner = rest.trim_start();
+            (!owner.contains(' ') || self.roles.contains(owner)) && self.objects.contains(object)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::restore::archive::parse_entries;
+
+    #[test]
+    fn an_object_that_is_there_hides_no_other() {
+        let there = PostData {
+            objects: [
+                "INDEX public a",
+                "INDEX public c d",
+                "PUBLICATION - p",
+                "SUBSCRIPTION - s",
+            ]
+            .map(str::to_owned)
+            .into(),
+            roles: ["app", "the owner"].map(str::to_owned).into(),
+        };
+        for (text, expected) in [
+            ("INDEX public a app", true),
+            ("INDEX public a the owner", true),
+            ("INDEX public a gone", true),
+            ("INDEX public a b app", false),
+            ("INDEX public a b the owner", false),
+            ("INDEX public c app", false),
+            ("INDEX public c d app", true),
+            ("PUBLICATION - p app", true),
+            ("PUBLICATION TABLE public p t app", false),
+            ("SUBSCRIPTION - s app", true),
+        ] {
+            let entries = parse_entries(&format!("1; 1259 10 {text}"));
+            assert_eq!(there.holds(&entries[0]), expected, "{text}");
+        }
+    }
 }

@@ -304,6 +304,15 @@ pub async fn drop_database_if_exists(session: &mut Session, name: &str) -> Resul
 }
 
 async fn drop_database(session: &mut Session, name: &str) -> Result<(), DumpError> {
+    let context = || format!("dropping database '{name}'");
+    // PostgreSQL drops no template.
+    let sql = "SELECT datistemplate FROM pg_catalog.pg_database WHERE datname = $1";
+    let rows = session.query_params(sql, &[Some(name)]).await.context(context)?;
+    let is_template = rows.first().map(|row| row.get(0)).transpose().context(context)?;
+    if is_template.unwrap_or(false) {
+        let sql = format!("ALTER DATABASE {} IS_TEMPLATE false", quote_identifier(name));
+        session.execute(&sql).await.context(context)?;
+    }
     let sql = format!("DROP DATABASE {} WITH (FORCE)", quote_identifier(name));
     let mut attempt = 1;
     loop {

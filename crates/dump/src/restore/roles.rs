@@ -155,6 +155,7 @@ pub async fn restore(
     let mut restored = RolesRestored::default();
     let created = &plan.create;
     let there = |role: &String| plan.existing.contains(role) || created.contains(role);
+    let mut refused: BTreeSet<String> = BTreeSet::new();
     // All at once: a role that was made and not changed yet would be left as it is by the next attempt.
     run(session, "BEGIN").await?;
     for text in statements(globals)? {
@@ -196,6 +197,9 @@ pub async fn restore(
             // The statement may hold a password or another secret.
             Err(error) if error.sqlstate().is_some() => {
                 run(session, "ROLLBACK TO statement").await?;
+                if let Statement::CreateRole(role) = classify(text) {
+                    refused.insert(role);
+                }
                 let answer = secrets::answer(&error, secrets::literal(text));
                 restored
                     .attention
@@ -205,7 +209,7 @@ pub async fn restore(
         }
     }
     run(session, "COMMIT").await?;
-    restored.created = created.iter().cloned().collect();
+    restored.created = created.difference(&refused).cloned().collect();
     Ok(restored)
 }
 

@@ -155,7 +155,7 @@ fn held_hypertables(database: &DatabaseManifest) -> Vec<QualifiedName> {
 /// What belongs to the chosen tables in the archive's table of contents.
 pub struct Picker {
     objects: HashSet<(u32, u32)>,
-    texts: Vec<String>,
+    texts: HashSet<String>,
     /// Schemas to be made.
     schemas: HashSet<String>,
     whole_schemas: BTreeSet<String>,
@@ -194,12 +194,12 @@ impl Picker {
     ) -> Self {
         let mut tables = selection.oids.clone();
         // Partitioned tables hold no rows, so only the archive knows their oids.
+        let named = selection.tables.iter();
+        let named: HashSet<String> = named
+            .map(|name| format!("TABLE {} {}", name.schema, name.name))
+            .collect();
         for entry in entries.iter().filter(|entry| entry.class == CLASS_RELATION) {
-            if selection.tables.iter().any(|name| {
-                entry
-                    .text
-                    .starts_with(&format!("TABLE {} {} ", name.schema, name.name))
-            }) {
+            if begins_with_one(&entry.text, &named) {
                 tables.insert(entry.oid);
             }
         }
@@ -217,7 +217,7 @@ impl Picker {
                 outside_keys.insert(dependent.oid);
             }
         }
-        let mut texts = Vec::new();
+        let mut texts = HashSet::new();
         let relations: HashMap<u32, &str> = entries
             .iter()
             .filter(|entry| objects.contains(&(entry.class, entry.oid)) && entry.class == CLASS_RELATION)
@@ -235,17 +235,17 @@ impl Picker {
                 "SECURITY LABEL {s} TABLE {t}",
                 "COMMENT {s} INDEX {t}",
             ] {
-                texts.push(text.replace("{s}", schema).replace("{t}", table));
+                texts.insert(text.replace("{s}", schema).replace("{t}", table));
             }
         }
         for rest in relations.values() {
             // Sequences of the tables, and indexes that are attached to those of a partitioned table.
-            texts.push(format!("SEQUENCE OWNED BY {rest}"));
-            texts.push(format!("INDEX ATTACH {rest}"));
+            texts.insert(format!("SEQUENCE OWNED BY {rest}"));
+            texts.insert(format!("INDEX ATTACH {rest}"));
             // Where the schema's name ends isn't said.
             for (schema, name_and_owner) in splits(rest) {
                 for what in ["ACL", "COMMENT", "SECURITY LABEL"] {
-                    texts.push(format!("{what} {schema} SEQUENCE {name_and_owner}"));
+                    texts.insert(format!("{what} {schema} SEQUENCE {name_and_owner}"));
                 }
             }
         }
@@ -282,7 +282,7 @@ impl Picker {
         {
             return true;
         }
-        entry.class == 0 && self.texts.iter().any(|text| begins_with_words(&entry.text, text))
+        entry.class == 0 && begins_with_one(&entry.text, &self.texts)
     }
 }
 
@@ -296,10 +296,15 @@ fn after_description(text: &str) -> &str {
     rest
 }
 
-/// `text` begins with `words`, and there a word ends (or `words` ends with a dot, before a column's name).
-fn begins_with_words(text: &str, words: &str) -> bool {
-    text.strip_prefix(words)
-        .is_some_and(|rest| words.ends_with('.') || rest.is_empty() || rest.starts_with(' '))
+/// `text` begins with one of `beginnings`, and there a word ends (or the beginning ends with a dot, before a column's name).
+fn begins_with_one(text: &str, beginnings: &HashSet<String>) -> bool {
+    let places = text.match_indices([' ', '.']).flat_map(|(place, mark)| {
+        let end = if mark == "." { place + 1 } else { place };
+        text.get(..end)
+    });
+    places
+        .chain([text])
+        .any(|beginning| beginnings.contains(beginning))
 }
 
 #[cfg(test)]
