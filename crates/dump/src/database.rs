@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use pgkeep_base::{quote_literal, quote_qualified};
@@ -15,6 +14,8 @@ use crate::columns;
 use crate::data::{self, DataPhase, DataRead};
 use crate::error::{Context, DumpError};
 use crate::excluded;
+use crate::giving_way::{Attempts, LOCK_TIMEOUT};
+use crate::limits;
 use crate::manifest::{
     DataObject, DatabaseManifest, Excluded, Filters, QualifiedName, Relation, RelationKind, RowFormat,
 };
@@ -24,14 +25,6 @@ use crate::schema;
 use crate::snapshot::{self, LockedSnapshot};
 use crate::unfit::{self, Exclusion};
 use crate::way_out;
-
-/// pg_dump takes locks of its own on tables that the holder has locked already; it waits only when somebody has
-/// queued for an exclusive lock in between, and then in vain. As long as it waits, others wait behind that session; so it
-/// waits shortly at first. But to lock very many tables takes time, too.
-const SCHEMA_LOCK_TIMEOUT_MIN: Duration = Duration::from_secs(2);
-const SCHEMA_LOCK_TIMEOUT: Duration = Duration::from_secs(10);
-/// How often the snapshot is given up and taken again because of that.
-const SCHEMA_ATTEMPTS_MAX: u32 = 5;
 
 /// One database, dumped.
 pub(crate) struct Dumped {
@@ -175,63 +168,41 @@ pub(crate) async fn owners_query(
     ))
 }
 
-/// The snapshot, and the schema under it. pg_dump can be kept from its locks only by a session that queued for an
-/// exclusive lock between ours and its own; then both start over, before any row was read.
+/// The snapshot, and the schema under it.
 async fn snapshot_and_schema(
     run: &Run<'_>,
     target: &Target,
     folder: &str,
 ) -> Result<(LockedSnapshot, Vec<ObjectRef>, Option<Excluded>), DumpError> {
     let suffix = sealed_suffix(run.repository);
-    let (mut attempt, mut waited) = (1, Duration::ZERO);
-    let mut lock_timeout = SCHEMA_LOCK_TIMEOUT_MIN;
+    let mut attempts = Attempts::new();
     loop {
         let options = run.options;
         let mut snapshot = snapshot::take(target, &options.filters, options.lock_timeout).await?;
         run.progress
             .set_phase(format!("{}: reading the schema", target.database()));
-        let mut command = schema::pg_dump(&run.programs, target, &snapshot.id, lock_timeout.as_millis());
-        command.arg("--schema-only");
         let excluded = find_excluded(&mut snapshot.session, &options.filters, target.database()).await?;
+        let mut command = schema::pg_dump(&run.programs, target, &snapshot.id, attempts.begin());
+        command.arg("--schema-only");
         for relation in excluded.iter().flat_map(|excluded| &excluded.relations) {
             command.arg(format!("--exclude-table={}", relation.quoted()));
         }
-        let begun = Instant::now();
         // Each attempt's objects have names of their own: objects are written once.
-        let name = |number| match (attempt, number) {
+        let name = |number| match (attempts.number(), number) {
             (1, 1) => format!("{folder}/schema.dump{suffix}"),
-            _ => format!("{folder}/schema.{attempt}.{number:04}.dump{suffix}"),
+            (attempt, _) => format!("{folder}/schema.{attempt}.{number:04}.dump{suffix}"),
         };
         match schema::store_output(run.repository, &run.prefix, name, command).await {
             Ok(objects) => return Ok((snapshot, objects, excluded)),
-            Err(error @ DumpError::Program { .. }) if begun.elapsed() >= lock_timeout => {
-                waited += begun.elapsed();
-                if attempt == SCHEMA_ATTEMPTS_MAX {
-                    return Err(DumpError::LockTimeout {
-                        database: target.database().to_owned(),
-                        waited_seconds: waited.as_secs(),
-                        blockers: Some(format!(
-                            "in each of {attempt} attempts somebody who changes them came before pg_dump; the last time: {error}"
-                        )),
-                    });
-                }
-                tracing::debug!(%error, "pg_dump could not lock the tables; starting over");
-                snapshot
-                    .session
-                    .execute("ROLLBACK")
-                    .await
-                    .context(|| "starting over".to_owned())?;
-                attempt += 1;
-                lock_timeout = (lock_timeout * 2).min(SCHEMA_LOCK_TIMEOUT);
-            }
             Err(error) => {
-                return Err(error.within(&format!("the schema of database '{}'", target.database())));
+                let error = error.within(&format!("the schema of database '{}'", target.database()));
+                attempts.after(error, &mut snapshot, target.database()).await?;
             }
         }
     }
 }
 
-async fn find_excluded(
+pub(crate) async fn find_excluded(
     session: &mut Session,
     filters: &Filters,
     database: &str,
@@ -322,9 +293,9 @@ async fn read_catalog(
     let session = &mut snapshot.session;
     let suffix = sealed_suffix(run.repository);
     let put = |name: String, text: String| async move {
-        run.repository
-            .put_contents(&run.prefix, &name, Bytes::from(text))
-            .await
+        limits::TEXT.check(text.len())?;
+        let put = run.repository.put_contents(&run.prefix, &name, Bytes::from(text));
+        Ok::<_, DumpError>(put.await?)
     };
     let sequences = match catalog::sequences_script(session, excluded).await? {
         Some(script) => Some(put(format!("{folder}/sequences.sql{suffix}"), script).await?),
@@ -367,12 +338,7 @@ async fn large_objects(
         return Ok(Vec::new());
     }
     let suffix = sealed_suffix(run.repository);
-    let mut command = schema::pg_dump(
-        &run.programs,
-        target,
-        &snapshot.id,
-        SCHEMA_LOCK_TIMEOUT.as_millis(),
-    );
+    let mut command = schema::pg_dump(&run.programs, target, &snapshot.id, LOCK_TIMEOUT.as_millis());
     command.args(["--data-only", "--blobs", "--exclude-table=*.*"]);
     let name = |number| format!("{folder}/large_objects.{number:04}.dump{suffix}");
     let stored = schema::store_output(run.repository, &run.prefix, name, command).await;

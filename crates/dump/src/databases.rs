@@ -23,6 +23,9 @@ struct Listed {
 /// What PostgreSQL sets `datconnlimit` to before it removes a database's files.
 const HALF_DROPPED: i32 = -2;
 
+/// `invalid_catalog_name`
+const SQLSTATE_NO_SUCH_DATABASE: &str = "3D000";
+
 /// Why nobody can connect to a database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Closed {
@@ -159,10 +162,11 @@ async fn in_template1(target: &Target) -> Option<String> {
                  pg_dump --dbname=template1 --file=template1.sql"
             )
         }),
-        Err(error) => {
-            tracing::debug!(%error, "template1 can't be looked into");
-            None
-        }
+        Err(DumpError::Pg { source, .. }) if source.sqlstate() == Some(SQLSTATE_NO_SUCH_DATABASE) => None,
+        Err(error) => Some(format!(
+            "what somebody may have put into template1, of which new databases are made: it can't be looked into ({error}); \
+             let this role connect to it, or keep it as a script: pg_dump --dbname=template1 --file=template1.sql"
+        )),
     }
 }
 

@@ -173,6 +173,18 @@ pub enum DumpError {
         /// How many others there are.
         others: u64,
     },
+    /// A dump was not committed, because what says what it is would be larger than anybody reads.
+    #[error(
+        "the dump was not made: {what} would have {bytes} bytes, and no more than {bytes_max} can be read back"
+    )]
+    Unreadable {
+        /// Which part of it.
+        what: &'static str,
+        /// How large it would be, in bytes.
+        bytes: u64,
+        /// How large it may be, in bytes.
+        bytes_max: u64,
+    },
     /// The user pressed Ctrl-C, or the system asked the process to end.
     #[error("interrupted")]
     Interrupted,
@@ -278,6 +290,9 @@ impl Classified for DumpError {
             Self::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
                 "the disk is full: free some space on it, or write to another one, then run it again".to_owned()
             }
+            Self::Unreadable { .. } => "make several dumps of parts: 'pgkeep dump --database NAME' for each database, or \
+                'pgkeep dump --exclude-table PATTERN'; with fewer or shorter annotations and patterns, if those are it"
+                .to_owned(),
             Self::Object { .. } => "check the dump with 'pgkeep verify', and restore from another one".to_owned(),
             Self::ObjectsMissing { id, .. } => {
                 format!("'pgkeep verify {id}' says all that is wrong with it, 'pgkeep list' which others there are")

@@ -14,10 +14,11 @@ use pgkeep_store::StoreOptions;
 use tokio::process::Command;
 
 use crate::catalog;
-use crate::database::inventory;
+use crate::database::{find_excluded, inventory};
 use crate::databases::{self, ChosenDatabases};
 use crate::error::{Context, DumpError};
-use crate::manifest::Filters;
+use crate::giving_way::Attempts;
+use crate::manifest::{Filters, QualifiedName};
 use crate::output::{Compression, Output};
 use crate::partial::Partial;
 use crate::progress::Progress;
@@ -104,6 +105,7 @@ pub async fn write_files(
     let ChosenDatabases { databases, omissions } =
         databases::choose(&mut session, target, &options.databases).await?;
     let settings_for_all = sql::settings_for_all(&catalog::settings_for_all(&mut session).await?);
+    let with_passwords = schema::may_read_passwords(&mut session).await?;
     session.close().await;
     refuse_what_pg_dump_lacks(options, &databases)?;
     let programs = ClientPrograms::find(server_version_num, &options.programs).await?;
@@ -112,6 +114,8 @@ pub async fn write_files(
         options,
         programs,
         server_version_num,
+        settings_for_all,
+        with_passwords,
         progress,
         attention: omissions
             .iter()
@@ -128,7 +132,7 @@ pub async fn write_files(
                 writing.written.clone_from(&databases);
                 writing.directory(&databases).await
             }
-            FileFormat::Custom | FileFormat::Plain => writing.stream(&databases, &settings_for_all).await,
+            FileFormat::Custom | FileFormat::Plain => writing.stream(&databases).await,
         }
     };
     let bytes = tokio::select! {
@@ -171,6 +175,8 @@ struct Writing<'a> {
     options: &'a FileOptions,
     programs: ClientPrograms,
     server_version_num: u32,
+    settings_for_all: Vec<String>,
+    with_passwords: bool,
     progress: &'a Arc<Progress>,
     attention: Vec<String>,
     /// The databases that are in it.
@@ -190,6 +196,8 @@ impl Writing<'_> {
         let mut snapshot = snapshot::take(&target, filters, self.options.lock_timeout).await?;
         let unfit = unfit::in_database(&mut snapshot.session, filters, name).await?;
         self.unfit.push(unfit);
+        let excluded = find_excluded(&mut snapshot.session, filters, name).await?;
+        refuse_excluded_hypertables(name, &excluded.unwrap_or_default().hypertables)?;
         self.progress.set_phase(format!("{name}: reading with pg_dump"));
         Ok((target, snapshot))
     }
@@ -210,16 +218,19 @@ impl Writing<'_> {
 
     /// pg_dump on the snapshot. With filters, the chunks of the chosen hypertables are named one by one: pg_dump's own
     /// `--table HYPERTABLE` holds no rows at all.
-    fn pg_dump(&self, target: &Target, snapshot: &LockedSnapshot, format: &str) -> Command {
+    fn pg_dump(
+        &self,
+        target: &Target,
+        snapshot: &LockedSnapshot,
+        format: &str,
+        lock_timeout_ms: u128,
+    ) -> Command {
         let mut command = self.programs.pg_dump.command(Some(target));
         command
             .arg(format!("--format={format}"))
             .arg("--no-password")
-            .arg(format!("--snapshot={}", snapshot.id));
-        command.arg(format!(
-            "--lock-wait-timeout={}",
-            self.options.lock_timeout.as_millis()
-        ));
+            .arg(format!("--snapshot={}", snapshot.id))
+            .arg(format!("--lock-wait-timeout={lock_timeout_ms}"));
         let filters = &self.options.filters;
         for (option, patterns) in [
             ("--table", &filters.tables),
@@ -243,28 +254,33 @@ impl Writing<'_> {
     }
 
     async fn directory(&mut self, databases: &[String]) -> Result<u64, DumpError> {
-        // Before the snapshot, so that it is gone after it.
-        let partial = Partial::directory(&local_directory(&self.options.output)?)?;
+        let path = local_directory(&self.options.output)?;
         let name = databases.first().map_or("postgres", String::as_str);
-        let (target, mut snapshot) = self.snapshot(name).await?;
-        let mut command = self.pg_dump(&target, &snapshot, "directory");
-        command
-            .arg(format!("--jobs={}", self.options.jobs.max(1)))
-            .arg("--file")
-            .arg(partial.place());
         let limits = RunLimits {
             deadline: PROGRAM_DEADLINE,
             stdout_bytes_max: 1 << 20,
         };
         let context = || format!("dumping database '{name}'");
-        pgkeep_pg::programs::run(command, &limits)
-            .await
-            .context(context)?;
-        snapshot.session.execute("COMMIT").await.context(context)?;
-        partial.finish().await
+        let mut attempts = Attempts::new();
+        loop {
+            // Before the snapshot, so that it is gone after it; what an attempt began goes with it.
+            let partial = Partial::directory(&path)?;
+            let (target, mut snapshot) = self.snapshot(name).await?;
+            let mut command = self.pg_dump(&target, &snapshot, "directory", attempts.begin());
+            command
+                .arg(format!("--jobs={}", self.options.jobs.max(1)))
+                .arg("--file")
+                .arg(partial.place());
+            if let Err(error) = pgkeep_pg::programs::run(command, &limits).await.context(context) {
+                attempts.after(error, &mut snapshot, name).await?;
+                continue;
+            }
+            snapshot.session.execute("COMMIT").await.context(context)?;
+            return partial.finish().await;
+        }
     }
 
-    async fn stream(&mut self, databases: &[String], settings_for_all: &[String]) -> Result<u64, DumpError> {
+    async fn stream(&mut self, databases: &[String]) -> Result<u64, DumpError> {
         let options = self.options;
         let compression = match options.format {
             FileFormat::Plain => Compression::of_name(&options.output),
@@ -278,47 +294,17 @@ impl Writing<'_> {
         self.with_roles = cluster;
         if cluster {
             self.progress.set_phase("roles and other globals");
-            let (globals, with_passwords) = schema::globals(&self.programs, self.target).await?;
-            if !with_passwords {
+            let globals = schema::globals(&self.programs, self.target, self.with_passwords).await?;
+            if !self.with_passwords {
                 self.attention.push(not_in_the_dump(PASSWORDS_OMITTED));
             }
             output.write(globals).await?;
-            output.write(Bytes::from(sql::script(settings_for_all))).await?;
+            output
+                .write(Bytes::from(sql::script(&self.settings_for_all)))
+                .await?;
         }
         for name in databases {
-            let Some((target, mut snapshot)) = self.snapshot_of_whole(name).await? else {
-                continue;
-            };
-            self.written.push(name.clone());
-            let timescaledb = inventory(&mut snapshot.session, name).await?;
-            let plain = options.format == FileFormat::Plain;
-            if cluster {
-                let properties = catalog::database_properties(&mut snapshot.session).await?;
-                output
-                    .write(Bytes::from(sql::enter_new_database(name, &properties)))
-                    .await?;
-            }
-            if let (Some(inventory), true) = (&timescaledb, plain) {
-                output
-                    .write(Bytes::from(sql::before_script(Some(inventory))))
-                    .await?;
-                self.note_foreign_keys(&mut snapshot, name).await?;
-            }
-            let format = if plain { "plain" } else { "custom" };
-            let command = self.pg_dump(&target, &snapshot, format);
-            self.copy_program(command, &mut output, name).await?;
-            if let (Some(inventory), true) = (&timescaledb, plain) {
-                // pg_dump refreshes materialized views itself.
-                output
-                    .write(Bytes::from(sql::after_script(Some(inventory), &[])))
-                    .await?;
-            }
-            snapshot
-                .session
-                .execute("COMMIT")
-                .await
-                .context(|| format!("ending the snapshot of '{name}'"))?;
-            snapshot.session.close().await;
+            self.database(name, cluster, &mut output).await?;
         }
         match self.half_restored.take() {
             Some(error) if self.written.is_empty() => Err(error),
@@ -326,17 +312,56 @@ impl Writing<'_> {
         }
     }
 
-    async fn copy_program(&self, command: Command, output: &mut Output, name: &str) -> Result<(), DumpError> {
-        let mut program = ProgramOutput::start(command, format!("dumping database '{name}'"))?;
-        let mut at_beginning = self.options.format == FileFormat::Plain;
-        while let Some(mut block) = program.next().await? {
-            if std::mem::take(&mut at_beginning) {
+    async fn database(&mut self, name: &str, cluster: bool, output: &mut Output) -> Result<(), DumpError> {
+        let plain = self.options.format == FileFormat::Plain;
+        let format = if plain { "plain" } else { "custom" };
+        let mut attempts = Attempts::new();
+        let (mut snapshot, mut program, first) = loop {
+            let Some((target, mut snapshot)) = self.snapshot_of_whole(name).await? else {
+                return Ok(());
+            };
+            let command = self.pg_dump(&target, &snapshot, format, attempts.begin());
+            let mut program = ProgramOutput::start(command, format!("dumping database '{name}'"))?;
+            // pg_dump has all its locks before it writes anything.
+            match program.next().await {
+                Ok(first) => break (snapshot, program, first),
+                Err(error) => attempts.after(error, &mut snapshot, name).await?,
+            }
+        };
+        self.written.push(name.to_owned());
+        let timescaledb = inventory(&mut snapshot.session, name).await?;
+        if cluster {
+            let properties = catalog::database_properties(&mut snapshot.session).await?;
+            output
+                .write(Bytes::from(sql::enter_new_database(name, &properties)))
+                .await?;
+        }
+        if let (Some(inventory), true) = (&timescaledb, plain) {
+            output
+                .write(Bytes::from(sql::before_script(Some(inventory))))
+                .await?;
+            self.note_foreign_keys(&mut snapshot, name).await?;
+        }
+        if let Some(mut block) = first {
+            if plain {
                 // A newer pg_dump sets what the dumped server doesn't know.
                 let server_major = self.server_version_num / 10_000;
                 block = without_refused_settings(block, self.programs.pg_dump.major, server_major);
             }
             output.write(block).await?;
+            while let Some(block) = program.next().await? {
+                output.write(block).await?;
+            }
         }
+        if let (Some(inventory), true) = (&timescaledb, plain) {
+            // pg_dump refreshes materialized views itself.
+            output
+                .write(Bytes::from(sql::after_script(Some(inventory), &[])))
+                .await?;
+        }
+        let context = || format!("ending the snapshot of '{name}'");
+        snapshot.session.execute("COMMIT").await.context(context)?;
+        snapshot.session.close().await;
         Ok(())
     }
 
@@ -354,6 +379,24 @@ impl Writing<'_> {
         }
         Ok(())
     }
+}
+
+/// TimescaleDB's catalog comes as rows, and would name hypertables that aren't there. The restore of a repository's dump has
+/// TimescaleDB drop them; nobody does so for pg_restore and psql.
+fn refuse_excluded_hypertables(database: &str, excluded: &[QualifiedName]) -> Result<(), DumpError> {
+    let Some(first) = excluded.first() else {
+        return Ok(());
+    };
+    Err(DumpError::Usage {
+        message: format!(
+            "in database '{database}' {first} is a hypertable: a file of pg_dump's formats without it can't be restored"
+        ),
+        hint: Some(
+            "leave its rows out with --exclude-table-data instead, or dump into a repository (without --format), where it \
+             may be excluded"
+                .to_owned(),
+        ),
+    })
 }
 
 /// A place for several files: those of a directory can't appear in an object store all at once.

@@ -15,6 +15,8 @@ mod files;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzzing;
+mod giving_way;
+mod limits;
 pub mod manifest;
 pub mod memory;
 mod output;

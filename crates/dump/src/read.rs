@@ -8,12 +8,9 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::DumpError;
+use crate::limits::{self, Limit};
 use crate::manifest::{DatabaseManifest, DumpManifest, DumpSummary, MANIFEST_FORMAT};
 use crate::run::{object_refs, other_refs};
-
-/// A relation takes some 500 bytes of a manifest: a quarter of a million of them fit.
-const MANIFEST_BYTES_MAX: u64 = 128 << 20;
-const SUMMARY_BYTES_MAX: u64 = 4 << 20;
 
 /// What every version of the manifest has.
 #[derive(Deserialize)]
@@ -27,7 +24,7 @@ struct FormatOnly {
 /// # Errors
 /// The store's; a missing or wrong key; [`RepositoryError::NewerFormat`]; [`DumpError::Manifest`].
 pub async fn read_manifest(repository: &Repository, id: &BackupId) -> Result<DumpManifest, DumpError> {
-    let text = read_whole(repository, id, layout::MANIFEST, MANIFEST_BYTES_MAX).await?;
+    let text = read_whole(repository, id, layout::MANIFEST, &limits::MANIFEST).await?;
     let FormatOnly { format } = parse(id, &text)?;
     if format > MANIFEST_FORMAT {
         let what = format!("the dump {id}");
@@ -51,7 +48,7 @@ pub async fn read_manifest(repository: &Repository, id: &BackupId) -> Result<Dum
 /// # Errors
 /// The store's; a missing or wrong key; [`DumpError::Manifest`].
 pub async fn read_summary(repository: &Repository, id: &BackupId) -> Result<DumpSummary, DumpError> {
-    let text = read_whole(repository, id, layout::SUMMARY, SUMMARY_BYTES_MAX).await?;
+    let text = read_whole(repository, id, layout::SUMMARY, &limits::SUMMARY).await?;
     parse(id, &text)
 }
 
@@ -59,12 +56,10 @@ async fn read_whole(
     repository: &Repository,
     id: &BackupId,
     name: &str,
-    bytes_max: u64,
+    limit: &Limit,
 ) -> Result<Vec<u8>, DumpError> {
-    let contents = repository.contents_unchecked(id, name, bytes_max).await?;
-    Ok(contents
-        .collect(usize::try_from(bytes_max).unwrap_or(usize::MAX))
-        .await?)
+    let contents = repository.contents_unchecked(id, name, limit.bytes_max).await?;
+    Ok(contents.collect(limit.size_max()).await?)
 }
 
 fn parse<T: DeserializeOwned>(id: &BackupId, text: &[u8]) -> Result<T, DumpError> {

@@ -1,6 +1,7 @@
 //! One dump, from the first connection to the manifest.
 
 use std::collections::BTreeMap;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,6 +12,7 @@ use pgkeep_pg::{Session, Target};
 use pgkeep_repository::backups::{GivenUp, Swept};
 use pgkeep_repository::lease::Lease;
 use pgkeep_repository::object::{ObjectRef, SealedObject};
+use pgkeep_repository::references::References;
 use pgkeep_repository::{Repository, RepositoryError, integrity, layout};
 use tokio::sync::mpsc;
 
@@ -18,6 +20,7 @@ use crate::catalog;
 use crate::database;
 use crate::databases::{self, ChosenDatabases};
 use crate::error::{Context, DumpError};
+use crate::limits::{self, Limit};
 use crate::manifest::{
     Asked, DatabaseManifest, DumpManifest, DumpSummary, Filters, MANIFEST_FORMAT, Narrowed, RelationKind,
     Totals,
@@ -30,6 +33,9 @@ use crate::{sql, unfit, way_out};
 
 /// Tasks that were told to end do so at their next wait, which is never long.
 const TASKS_END_MAX: Duration = Duration::from_secs(10);
+
+/// A request for the lease that is under way when the user interrupts is waited for so long.
+const ACQUIRING_ENDS_MAX: Duration = Duration::from_secs(5);
 
 /// The oldest server that is supported, as `server_version_num`.
 pub const SERVER_VERSION_NUM_MIN: u32 = 150_000;
@@ -116,6 +122,7 @@ pub(crate) struct Run<'a> {
     pub server_version_num: u32,
     pub system_identifier: u64,
     pub settings_for_all: Vec<String>,
+    pub with_passwords: bool,
     /// The earlier dump whose objects may be taken over.
     pub base: Option<Base>,
     /// Held by every task that stores objects, so that a failed dump is swept when none of them is left.
@@ -134,6 +141,38 @@ pub async fn dump(
     cancelled: impl Future<Output = ()>,
 ) -> Result<DumpReport, DumpError> {
     let begun = Instant::now();
+    let mut cancelled = pin!(cancelled);
+    let prepared = tokio::select! {
+        prepared = prepare(repository, target, options, progress) => prepared?,
+        () = &mut cancelled => return Err(DumpError::Interrupted),
+    };
+    let lease = acquire(repository, options, cancelled.as_mut()).await?;
+    let wanted = (repository, target, options, progress);
+    let dumped = under_lease(wanted, prepared, &lease, cancelled).await;
+    release(lease).await;
+    dumped.map(|report| DumpReport {
+        elapsed: begun.elapsed(),
+        ..report
+    })
+}
+
+/// What is known before the lease is taken.
+struct Prepared {
+    programs: ClientPrograms,
+    server_version: String,
+    server_version_num: u32,
+    system_identifier: u64,
+    chosen: ChosenDatabases,
+    settings_for_all: Vec<String>,
+    with_passwords: bool,
+}
+
+async fn prepare(
+    repository: &Repository,
+    target: &Target,
+    options: &DumpOptions,
+    progress: &Progress,
+) -> Result<Prepared, DumpError> {
     progress.set_phase("connecting");
     let context = || {
         format!(
@@ -148,40 +187,96 @@ pub async fn dump(
     let system_identifier = catalog::system_identifier(&mut session).await?;
     let chosen = databases::choose(&mut session, target, &options.databases).await?;
     let settings_for_all = sql::settings_for_all(&catalog::settings_for_all(&mut session).await?);
+    let with_passwords = schema::may_read_passwords(&mut session).await?;
     session.close().await;
     let programs = ClientPrograms::find(server_version_num, &options.programs).await?;
-
     repository
         .claim_identity(system_identifier, options.accept_new_identity)
         .await?;
-    let lease = Lease::acquire(repository, "pgkeep dump", options.lease_duration).await?;
-    let swept = sweep_quietly(repository).await;
-    let id = next_id(repository).await?;
-    let prefix = layout::backup_prefix(repository.cluster(), &id);
-    let base = base(repository, options, system_identifier).await?;
+    Ok(Prepared {
+        programs,
+        server_version,
+        server_version_num,
+        system_identifier,
+        chosen,
+        settings_for_all,
+        with_passwords,
+    })
+}
+
+/// An interruption must not leave a lease to a process that lives on: a request that is under way is waited for.
+async fn acquire(
+    repository: &Repository,
+    options: &DumpOptions,
+    cancelled: Pin<&mut impl Future<Output = ()>>,
+) -> Result<Lease, DumpError> {
+    let mut acquired = pin!(Lease::acquire(repository, "pgkeep dump", options.lease_duration));
+    tokio::select! {
+        lease = &mut acquired => return Ok(lease?),
+        () = cancelled => {}
+    }
+    if let Ok(Ok(lease)) = tokio::time::timeout(ACQUIRING_ENDS_MAX, acquired).await {
+        release(lease).await;
+    }
+    Err(DumpError::Interrupted)
+}
+
+async fn release(lease: Lease) {
+    if let Err(error) = lease.release().await {
+        tracing::warn!(%error, "the lease stays until it runs out");
+    }
+}
+
+/// All that is done while the lease is held, whatever becomes of it.
+async fn under_lease(
+    (repository, target, options, progress): (&Repository, &Target, &DumpOptions, &Arc<Progress>),
+    prepared: Prepared,
+    lease: &Lease,
+    mut cancelled: Pin<&mut impl Future<Output = ()>>,
+) -> Result<DumpReport, DumpError> {
+    let begun = Instant::now();
+    let begin = async {
+        let swept = sweep_quietly(repository).await;
+        let base = base(repository, options, prepared.system_identifier).await?;
+        Ok((swept, next_id(repository).await?, base))
+    };
+    let (swept, id, base) = tokio::select! {
+        begun = begin => begun,
+        () = cancelled.as_mut() => Err(DumpError::Interrupted),
+    }?;
     let (alive, mut ended) = mpsc::channel(1);
     let run = Run {
         repository,
         target,
         options,
-        programs,
+        programs: prepared.programs,
         progress,
+        prefix: layout::backup_prefix(repository.cluster(), &id),
         id: id.clone(),
-        prefix,
-        server_version,
-        server_version_num,
-        system_identifier,
-        settings_for_all,
+        server_version: prepared.server_version,
+        server_version_num: prepared.server_version_num,
+        system_identifier: prepared.system_identifier,
+        settings_for_all: prepared.settings_for_all,
+        with_passwords: prepared.with_passwords,
         base,
         alive,
     };
     // From here to the manifest the user may interrupt; the commit itself is one request, and then either true or not.
     let built = tokio::select! {
-        built = run.all(chosen, &lease) => built,
+        built = run.all(prepared.chosen, lease) => built,
         () = cancelled => Err(DumpError::Interrupted),
     };
-    let result = match built {
-        Ok(ready) => run.commit(ready, &lease).await,
+    match built {
+        Ok(ready) => {
+            let (manifest, attention) = run.commit(ready, lease).await?;
+            Ok(DumpReport {
+                id,
+                manifest,
+                attention,
+                elapsed: begun.elapsed(),
+                swept,
+            })
+        }
         Err(error) => {
             drop(run);
             if tokio::time::timeout(TASKS_END_MAX, ended.recv()).await.is_err() {
@@ -191,18 +286,7 @@ pub async fn dump(
             let given_up = give_up(repository, &id).await;
             Err(cause(&id, error, given_up))
         }
-    };
-    if let Err(error) = lease.release().await {
-        tracing::warn!(%error, "the lease stays until it runs out");
     }
-    let (manifest, attention) = result?;
-    Ok(DumpReport {
-        id,
-        manifest,
-        attention,
-        elapsed: begun.elapsed(),
-        swept,
-    })
 }
 
 pub(crate) fn check_server(session: &Session) -> Result<u32, DumpError> {
@@ -287,13 +371,13 @@ impl Run<'_> {
     async fn all(&self, chosen: ChosenDatabases, lease: &Lease) -> Result<Ready, DumpError> {
         let mut omissions = chosen.omissions;
         self.progress.set_phase("roles and other globals");
-        let (globals, with_passwords) = schema::globals(&self.programs, self.target).await?;
-        if !with_passwords {
+        let globals = schema::globals(&self.programs, self.target, self.with_passwords).await?;
+        if !self.with_passwords {
             omissions.push(PASSWORDS_OMITTED.to_owned());
         }
-        let globals = [globals, Bytes::from(sql::script(&self.settings_for_all))]
-            .concat()
-            .into();
+        let globals = [globals, Bytes::from(sql::script(&self.settings_for_all))].concat();
+        limits::GLOBALS.check(globals.len())?;
+        let globals = globals.into();
         let name = format!("globals.sql{}", sealed_suffix(self.repository));
         let globals = self.repository.put_contents(&self.prefix, &name, globals).await?;
         let dumped = self.databases(&chosen.databases, lease, &mut omissions).await?;
@@ -315,7 +399,7 @@ impl Run<'_> {
             server_version_num: self.server_version_num,
             annotations: self.options.annotations.clone(),
             globals: Some(globals),
-            globals_have_passwords: with_passwords,
+            globals_have_passwords: self.with_passwords,
             recipients: Some(reuse::recipients(self.repository)),
             asked: Some(self.options.asked()),
             databases: dumped.iter().map(|dumped| dumped.manifest.clone()).collect(),
@@ -368,16 +452,23 @@ impl Run<'_> {
     }
 
     /// The manifest: from now on the dump exists. An answer that was lost for good is looked into: a dump that is there
-    /// must not be reported as failed.
+    /// must not be reported as failed. Where the store is sure that it failed, as when a disk can't make it durable, it
+    /// must not be there.
     async fn commit(&self, ready: Ready, lease: &Lease) -> Result<(DumpManifest, Vec<String>), DumpError> {
         let committed = match lease.check() {
             Ok(()) => self.repository.commit(&self.id, ready.sealed).await,
             Err(error) => Err(error),
         };
-        if let Err(error) = committed
-            && give_up(self.repository, &self.id).await != Some(GivenUp::Committed)
-        {
-            return Err(error.into());
+        if let Err(error) = committed {
+            let is_there = give_up(self.repository, &self.id).await == Some(GivenUp::Committed);
+            match &error {
+                RepositoryError::Store(lost) if is_there && lost.may_have_happened() => {}
+                RepositoryError::Store(_) if is_there => {
+                    self.take_back().await;
+                    return Err(error.into());
+                }
+                _ => return Err(error.into()),
+            }
         }
         self.look_again(&ready.manifest).await?;
         if let Some(reuse) = &self.options.reuse {
@@ -397,10 +488,17 @@ impl Run<'_> {
         }
         let looked = presence::require_all(self.repository, &self.id, manifest).await;
         if let Err(DumpError::ObjectsMissing { .. }) = looked {
-            let mut references = self.repository.references(BackupKind::Dump).await?;
-            self.repository.remove(&self.id, &mut references).await?;
+            self.take_back().await;
         }
         looked
+    }
+
+    async fn take_back(&self) {
+        // Nobody has begun to refer to it.
+        let mut references = References::default();
+        if let Err(error) = self.repository.remove(&self.id, &mut references).await {
+            tracing::warn!(%error, "dump {} failed, and something of it stays: pgkeep verify {}", self.id, self.id);
+        }
     }
 
     /// Everything that says what the dump is, and the manifest, which is not put yet.
@@ -428,16 +526,20 @@ impl Run<'_> {
         }
         manifest.totals = totals(manifest, &objects);
         manifest.finished_at = self.repository.now();
-        let summary = serialize(&summary(manifest, self.options))?;
+        let summary = serialize(&summary(manifest, self.options), &limits::SUMMARY)?;
         objects.push(
             self.repository
                 .put_contents(&self.prefix, layout::SUMMARY, summary)
                 .await?,
         );
-        let sealed = self.repository.seal(serialize(manifest)?).await?;
+        let sealed = self
+            .repository
+            .seal(serialize(manifest, &limits::MANIFEST)?)
+            .await?;
         // With the manifest's own hash, a host without the key sees when the manifest is damaged.
         objects.push(sealed.as_object(layout::MANIFEST));
         let checksums = integrity::format_checksums(objects.iter());
+        limits::CHECKSUMS.check(checksums.len())?;
         self.repository
             .put_plain(&self.prefix, layout::CHECKSUMS, checksums)
             .await?;
@@ -457,9 +559,10 @@ fn refuse_empty_selection(dumped: &[database::Dumped], filters: &Filters) -> Res
     Ok(())
 }
 
-fn serialize<T: serde::Serialize>(value: &T) -> Result<Bytes, DumpError> {
+fn serialize<T: serde::Serialize>(value: &T, limit: &Limit) -> Result<Bytes, DumpError> {
     let text =
         serde_json::to_vec(value).map_err(|error| DumpError::Internal(format!("writing JSON: {error}")))?;
+    limit.check(text.len())?;
     Ok(Bytes::from(text))
 }
 

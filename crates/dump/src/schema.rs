@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use pgkeep_pg::Target;
 use pgkeep_pg::programs::{self, Program, ProgramSearch, RunLimits, Running};
+use pgkeep_pg::{Session, Target};
 use pgkeep_repository::object::{BLOCK_BYTES, ObjectRef, SealedObject, Sealer};
 use pgkeep_repository::{Access, Repository, RepositoryError};
 use tokio::io::AsyncReadExt;
@@ -13,12 +13,10 @@ use tokio::process::{ChildStdout, Command};
 use tokio::sync::mpsc;
 
 use crate::error::{Context, DumpError};
-use crate::sql;
+use crate::{limits, sql};
 
 /// An object with a program's output is cut at this size, in bytes as stored.
 const PART_BYTES_MAX: usize = 16 << 20;
-/// The globals of a cluster with a hundred thousand roles.
-const GLOBALS_BYTES_MAX: usize = 64 << 20;
 /// pg_dumpall reads a few catalogs; it is stuck behind something if it takes longer.
 const GLOBALS_DEADLINE: Duration = Duration::from_secs(600);
 
@@ -193,34 +191,41 @@ pub fn pg_dump(
     command
 }
 
-/// Roles, memberships and tablespaces. Without the right to read password hashes they are left out, which the second
-/// value says.
+/// Whether the session's role may read password hashes, which pg_dumpall then does.
 ///
 /// # Errors
-/// `pg_dumpall` fails even so.
-pub async fn globals(programs: &ClientPrograms, target: &Target) -> Result<(Bytes, bool), DumpError> {
+/// PostgreSQL's.
+pub(crate) async fn may_read_passwords(session: &mut Session) -> Result<bool, DumpError> {
+    let context = || "asking whether the roles' passwords may be read".to_owned();
+    let sql = "SELECT pg_catalog.has_table_privilege('pg_catalog.pg_authid', 'SELECT')";
+    let rows = session.query(sql).await.context(context)?;
+    let may = rows.first().map(|row| row.get(0)).transpose();
+    Ok(may.context(context)?.unwrap_or(false))
+}
+
+/// Roles, memberships and tablespaces.
+///
+/// # Errors
+/// `pg_dumpall` fails.
+pub async fn globals(
+    programs: &ClientPrograms,
+    target: &Target,
+    with_passwords: bool,
+) -> Result<Bytes, DumpError> {
     let limits = RunLimits {
         deadline: GLOBALS_DEADLINE,
-        stdout_bytes_max: GLOBALS_BYTES_MAX,
+        stdout_bytes_max: limits::GLOBALS.size_max(),
     };
-    let command = |with_passwords: bool| {
-        let mut command = programs.pg_dumpall.command(Some(target));
-        let database = sql::quote_conninfo(target.database());
-        command
-            .arg("--globals-only")
-            .arg("--no-password")
-            .arg(format!("--database={database}"));
-        if !with_passwords {
-            command.arg("--no-role-passwords");
-        }
-        command
-    };
-    match programs::run(command(true), &limits).await {
-        Ok(finished) => Ok((Bytes::from(finished.stdout), true)),
-        // The first failure says more: without passwords nearly everybody may read the roles.
-        Err(first) => match programs::run(command(false), &limits).await {
-            Ok(finished) => Ok((Bytes::from(finished.stdout), false)),
-            Err(_) => Err(first).context(|| "reading roles and other globals".to_owned()),
-        },
+    let mut command = programs.pg_dumpall.command(Some(target));
+    let database = sql::quote_conninfo(target.database());
+    command
+        .arg("--globals-only")
+        .arg("--no-password")
+        .arg(format!("--database={database}"));
+    if !with_passwords {
+        command.arg("--no-role-passwords");
     }
+    let finished = programs::run(command, &limits).await;
+    let finished = finished.context(|| "reading roles and other globals".to_owned())?;
+    Ok(Bytes::from(finished.stdout))
 }

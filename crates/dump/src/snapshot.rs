@@ -40,6 +40,13 @@ pub struct LockedSnapshot {
     pub lsn: Option<String>,
 }
 
+/// A snapshot, as it was exported.
+struct Exported {
+    id: String,
+    taken_at: Timestamp,
+    lsn: Option<String>,
+}
+
 /// Opens a session that reads rows the way a dump must.
 ///
 /// # Errors
@@ -85,13 +92,13 @@ pub async fn take(
     for attempt in 1..=ATTEMPTS_MAX {
         let listed = list(&mut session, filters, target.database()).await?;
         match lock_and_export(&mut session, &listed, deadline).await {
-            Ok(id) => {
+            Ok(exported) => {
                 let after = list(&mut session, filters, target.database()).await?;
                 if let Some(difference) = difference(&listed, &after) {
                     change = difference;
                 } else {
                     refuse_unfinished(&mut session, target.database()).await?;
-                    return finish(session, id, listed).await;
+                    return finish(session, exported, listed).await;
                 }
             }
             Err(DumpError::Pg { source, .. }) if starts_over(&source) => change = source.to_string(),
@@ -140,7 +147,7 @@ async fn lock_and_export(
     session: &mut Session,
     listed: &[CatalogRelation],
     deadline: Instant,
-) -> Result<String, DumpError> {
+) -> Result<Exported, DumpError> {
     let context = || "locking the tables for reading".to_owned();
     session
         .execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
@@ -164,14 +171,30 @@ async fn lock_and_export(
         .execute("SET LOCAL lock_timeout = 0")
         .await
         .context(context)?;
-    let rows = session
-        .query("SELECT pg_catalog.pg_export_snapshot()")
-        .await
-        .context(|| "exporting the snapshot".to_owned())?;
+    export(session).await
+}
+
+/// In one statement, so that nothing lies between the snapshot and what is said of its place in time. (The transaction's
+/// own time is that of its BEGIN: before the locks were waited for.)
+async fn export(session: &mut Session) -> Result<Exported, DumpError> {
+    let context = || "exporting the snapshot".to_owned();
+    let sql = "SELECT pg_catalog.pg_export_snapshot(),
+        pg_catalog.to_char(pg_catalog.clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"'),
+        CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn()
+             ELSE pg_catalog.pg_current_wal_lsn() END";
+    let rows = session.query(sql).await.context(context)?;
     let row = rows
         .first()
         .ok_or_else(|| DumpError::Internal("no snapshot id".to_owned()))?;
-    row.get(0).context(|| "exporting the snapshot".to_owned())
+    let text: String = row.get(1).context(context)?;
+    let taken_at = text
+        .parse()
+        .map_err(|error| DumpError::Internal(format!("the server's time {text}: {error}")))?;
+    Ok(Exported {
+        id: row.get(0).context(context)?,
+        taken_at,
+        lsn: row.get(2).context(context)?,
+    })
 }
 
 /// `LOCK TABLE` for reading; `suffix` may be `NOWAIT`. ONLY: a table's children are in the list themselves, or were
@@ -186,31 +209,17 @@ pub fn lock_statement(relations: &[CatalogRelation], suffix: &str) -> String {
 
 async fn finish(
     mut session: Session,
-    id: String,
+    exported: Exported,
     relations: Vec<CatalogRelation>,
 ) -> Result<LockedSnapshot, DumpError> {
-    let context = || "reading the snapshot's place in time".to_owned();
-    let sql = "SELECT pg_catalog.to_char(pg_catalog.transaction_timestamp() AT TIME ZONE 'UTC',
-          'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"'),
-        CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn()
-             ELSE pg_catalog.pg_current_wal_lsn() END";
-    let rows = session.query(sql).await.context(context)?;
-    let row = rows
-        .first()
-        .ok_or_else(|| DumpError::Internal("no snapshot time".to_owned()))?;
-    let text: String = row.get(0).context(context)?;
-    let taken_at = text
-        .parse()
-        .map_err(|error| DumpError::Internal(format!("the server's time {text}: {error}")))?;
-    let lsn = row.get(1).context(context)?;
     let sizes = catalog::sizes(&mut session, &relations).await?;
     Ok(LockedSnapshot {
         session,
-        id,
+        id: exported.id,
         relations,
         sizes,
-        taken_at,
-        lsn,
+        taken_at: exported.taken_at,
+        lsn: exported.lsn,
     })
 }
 

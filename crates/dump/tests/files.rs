@@ -201,3 +201,32 @@ async fn a_half_restored_database_is_left_out_of_a_script_and_named() {
     assert!(matches!(error, DumpError::HalfRestored { .. }), "{error}");
     assert!(!folder.path().join("half.sql").exists());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_without_one_of_the_hypertables_is_refused() {
+    let source = require!(Cluster::start(ClusterOptions::new(17).timescaledb()));
+    source.create_database("app");
+    source.psql(
+        "app",
+        "SET client_min_messages = error; CREATE EXTENSION timescaledb; CREATE TABLE plain AS SELECT 1 AS n;
+         CREATE TABLE events (at timestamptz NOT NULL); SELECT create_hypertable('events', 'at');
+         INSERT INTO events SELECT '2026-11-01'::timestamptz + n * interval '5 days' FROM generate_series(1, 5) n",
+    );
+    let folder = tempfile::tempdir().unwrap();
+    for format in [FileFormat::Plain, FileFormat::Custom, FileFormat::Directory] {
+        let mut options = options(&source, format, &folder.path().join("out"));
+        options.databases = vec!["app".to_owned()];
+        options.filters.exclude_tables = vec!["events".to_owned()];
+        let error = write(&source, &options).await.unwrap_err();
+        assert!(matches!(error, DumpError::Usage { .. }), "{error}");
+        assert!(
+            error.to_string().contains("public.events is a hypertable"),
+            "{error}"
+        );
+        assert!(common::names_in(folder.path()).is_empty(), "{format:?}");
+    }
+    let mut options = options(&source, FileFormat::Custom, &folder.path().join("out"));
+    options.databases = vec!["app".to_owned()];
+    options.filters.exclude_tables = vec!["plain".to_owned()];
+    write(&source, &options).await.unwrap();
+}

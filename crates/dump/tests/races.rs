@@ -18,9 +18,11 @@ use std::time::Duration;
 
 use common::{begin_dump, wait_for_waiter};
 use pgkeep_base::Classified;
-use pgkeep_dump::DumpError;
-use pgkeep_dump::manifest::DumpManifest;
+use pgkeep_dump::manifest::{DumpManifest, Filters};
+use pgkeep_dump::{DumpError, FileFormat, FileOptions};
 use pgkeep_pg::programs::ProgramSearch;
+use pgkeep_repository::encryption::Encryption;
+use pgkeep_store::StoreOptions;
 use pgkeep_testkit::compare::{Inventory, InventoryOptions, assert_same};
 use pgkeep_testkit::{Cluster, ClusterOptions, Session, poll_until, require};
 
@@ -334,13 +336,18 @@ struct Gate {
 impl Gate {
     /// `run` is shell: `$program` is the real one, `$wait` waits at the gate.
     fn new(bin: &Path, run: &str) -> Self {
+        Self::at(bin, "--schema-only", run)
+    }
+
+    /// The same, where pg_dump is called with this argument.
+    fn at(bin: &Path, argument: &str, run: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         for program in ["pg_dump", "pg_dumpall", "pg_restore"] {
             std::os::unix::fs::symlink(bin.join(program), folder.path().join(program)).unwrap();
         }
         let wait = "touch \"$gate/arrived\"; while [ ! -e \"$gate/open\" ]; do sleep 0.05; done";
         let script = format!(
-            "#!/bin/sh\ngate='{}' program='{}/pg_dump'\ncase \"$*\" in *--schema-only*) {} ;; \
+            "#!/bin/sh\ngate='{}' program='{}/pg_dump'\ncase \"$*\" in *{argument}*) {} ;; \
              *) exec \"$program\" \"$@\" ;; esac\n",
             folder.path().display(),
             bin.display(),
@@ -443,6 +450,94 @@ fn churn(cluster: &Cluster, number: u32, stop: &Arc<AtomicBool>) -> std::thread:
         }
         rounds
     })
+}
+
+/// The same, of files in pg_dump's own formats, which would otherwise wait in vain as long as for the first locks.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_alter_table_that_comes_before_pg_dump_makes_a_file_start_over() {
+    let cluster = require!(Cluster::start(ClusterOptions::default()));
+    plain_table(&cluster);
+    for (format, column) in [
+        (FileFormat::Plain, "later_1"),
+        (FileFormat::Custom, "later_2"),
+        (FileFormat::Directory, "later_3"),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let gate = Gate::at(cluster.pg_bin(), "--snapshot", "$wait; exec \"$program\" \"$@\"");
+        let output = folder.path().join("out");
+        let options = FileOptions {
+            format,
+            output: output.display().to_string(),
+            databases: vec![DATABASE.to_owned()],
+            filters: Filters::default(),
+            jobs: 2,
+            lock_timeout: Duration::from_secs(600),
+            encryption: Encryption::None,
+            store: StoreOptions::default(),
+            programs: ProgramSearch::only(gate.folder.path()),
+        };
+        let target = common::target(&cluster, "postgres");
+        let dump = tokio::spawn(async move {
+            pgkeep_dump::write_files(&target, &options, &Arc::default(), std::future::pending()).await
+        });
+        gate.wait_for_arrival();
+        let mut other = cluster.session(DATABASE);
+        other.begin(&format!("ALTER TABLE scores ADD COLUMN {column} int;"));
+        wait_for_waiter(&cluster, DATABASE, "scores", "AccessExclusiveLock");
+        gate.open();
+        let written = tokio::time::timeout(common::PATIENCE, dump).await;
+        written.unwrap().unwrap().unwrap();
+        other.finish();
+        let mut pg_restore = cluster.client_command("pg_restore");
+        let script = match format {
+            FileFormat::Plain => std::fs::read(&output).unwrap(),
+            _ => pg_restore.arg("--file=-").arg(&output).output().unwrap().stdout,
+        };
+        let script = String::from_utf8(script).unwrap();
+        assert_eq!(script.matches("CREATE TABLE public.scores").count(), 1);
+        assert!(script.contains(column), "{format:?} is of the time before");
+    }
+}
+
+/// However late pg_dump fails: what has nothing to do with locks is said as it is, and at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pg_dump_that_fails_late_is_not_taken_for_one_without_its_locks() {
+    let cluster = require!(Cluster::start(ClusterOptions::default()));
+    plain_table(&cluster);
+    let folder = tempfile::tempdir().unwrap();
+    let run = "echo >> \"$gate/runs\"; sleep 2.5; echo 'pg_dump: error: cache lookup failed' >&2; exit 1";
+    let gate = Gate::new(cluster.pg_bin(), run);
+    let repository = common::repository(folder.path(), true).await;
+    let error = common::dump(&repository, &cluster, &gate.options(&cluster))
+        .await
+        .unwrap_err();
+    assert!(matches!(error, DumpError::Program { .. }), "{error}");
+    assert!(error.to_string().contains("cache lookup failed"), "{error}");
+    assert_eq!(std::fs::read(gate.folder.path().join("runs")).unwrap(), b"\n");
+}
+
+/// A dump's place in time is that of its snapshot, and not of its beginning, before it waited for locks.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_time_of_a_snapshot_is_when_it_was_taken() {
+    let cluster = require!(Cluster::start(ClusterOptions::default()));
+    plain_table(&cluster);
+    let folder = tempfile::tempdir().unwrap();
+    let repository = common::repository(folder.path(), false).await;
+    let mut holder = cluster.session(DATABASE);
+    holder.run("BEGIN; LOCK TABLE scores IN ACCESS EXCLUSIVE MODE;");
+    let dump = begin_dump(&repository, &cluster, &options(&cluster));
+    wait_for_waiter(&cluster, DATABASE, "scores", "AccessShareLock");
+    let now = "SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')";
+    let waiting_at: jiff::Timestamp = cluster.psql(DATABASE, now).parse().unwrap();
+    holder.run("COMMIT;");
+    let report = dump.await.unwrap().unwrap();
+    let database = &report.manifest.databases[0];
+    assert!(
+        database.snapshot_at > waiting_at,
+        "{} and {waiting_at}",
+        database.snapshot_at
+    );
+    assert!(database.snapshot_lsn.is_some());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -16,7 +16,7 @@ use crate::object::ObjectRef;
 use crate::repo::Repository;
 
 /// A line takes about 100 bytes; a million objects fit.
-const CHECKSUMS_BYTES_MAX: u64 = 256 << 20;
+pub const CHECKSUMS_BYTES_MAX: u64 = 256 << 20;
 
 /// Objects read at once while verifying.
 const VERIFY_CONCURRENCY: usize = 4;

@@ -51,14 +51,12 @@ pub(crate) use prepare::contents;
 pub(crate) use selection::{Selection, select};
 
 use crate::error::{Context, DumpError};
+use crate::limits;
 use crate::manifest::{DatabaseManifest, DumpManifest};
 use crate::presence;
 use crate::progress::Progress;
 use tables::SchemaReader;
 use undo::Undo;
-
-/// Roles of a cluster with a hundred thousand of them.
-const GLOBALS_BYTES_MAX: usize = 64 << 20;
 
 /// Everything the steps share.
 pub(crate) struct Restore<'a> {
@@ -456,7 +454,7 @@ async fn read_globals(
         return Ok(None);
     };
     let contents = repository.contents(id, globals).await?;
-    let bytes = contents.collect(GLOBALS_BYTES_MAX).await?;
+    let bytes = contents.collect(limits::GLOBALS.size_max()).await?;
     Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
 }
 

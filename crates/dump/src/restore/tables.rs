@@ -9,6 +9,7 @@ use pgkeep_repository::Repository;
 use pgkeep_repository::object::ObjectRef;
 
 use crate::error::{Context, DumpError};
+use crate::limits;
 use crate::manifest::{DatabaseManifest, DumpManifest, QualifiedName};
 use crate::restore::archive::{Archive, ArchiveOptions, Entry};
 use crate::restore::database::archive_major;
@@ -17,9 +18,6 @@ use crate::restore::options::{RestoreOptions, RestoredDatabase};
 use crate::restore::part::PartPlan;
 use crate::restore::selection::{Picker, Selection};
 use crate::restore::{Restore, connect, counts, foreign_keys, left_out};
-
-/// A list of dependents or sequences.
-const TEXT_BYTES_MAX: usize = 256 << 20;
 
 /// Restores the chosen tables with their indexes, constraints, triggers, sequences and privileges. What they need and
 /// don't own (types, functions) must be there; keys to other tables are made where those are there.
@@ -173,7 +171,7 @@ impl SchemaReader<'_> {
     /// The store's, the key's; it isn't UTF-8.
     pub async fn text(&self, object: &ObjectRef) -> Result<String, DumpError> {
         let contents = self.repository.contents(self.id, object).await?;
-        String::from_utf8(contents.collect(TEXT_BYTES_MAX).await?).map_err(|_| DumpError::Object {
+        String::from_utf8(contents.collect(limits::TEXT.size_max()).await?).map_err(|_| DumpError::Object {
             name: object.name.clone(),
             reason: "it isn't UTF-8".to_owned(),
         })

@@ -81,6 +81,14 @@ pub fn target(cluster: &Cluster, database: &str) -> Target {
 
 pub fn dump_options(cluster: &Cluster) -> DumpOptions {
     DumpOptions {
+        programs: ProgramSearch::only(cluster.pg_bin()),
+        ..options()
+    }
+}
+
+/// Of a dump that finds no programs.
+pub fn options() -> DumpOptions {
+    DumpOptions {
         databases: Vec::new(),
         filters: Filters::default(),
         narrowed: Narrowed::default(),
@@ -90,7 +98,7 @@ pub fn dump_options(cluster: &Cluster) -> DumpOptions {
         reuse: None,
         annotations: BTreeMap::new(),
         accept_new_identity: false,
-        programs: ProgramSearch::only(cluster.pg_bin()),
+        programs: ProgramSearch::default(),
         lease_duration: Duration::from_secs(60),
     }
 }

@@ -1,8 +1,14 @@
 //! A server that crashes or ends sessions in the middle.
 
+use std::os::unix::fs::PermissionsExt;
+use std::sync::Arc;
+use std::time::Duration;
+
 use pgkeep_base::{Classified, RetryClass};
 use pgkeep_dump::restore::RestoreOptions;
 use pgkeep_dump::{DumpError, DumpOptions};
+use pgkeep_pg::programs::ProgramSearch;
+use pgkeep_pg::{Conninfo, Environment};
 use pgkeep_store::StoreOptions;
 use pgkeep_testkit::{Cluster, Session, StopMode, poll_until, require};
 
@@ -33,6 +39,30 @@ async fn a_server_that_crashes_in_the_middle_leaves_no_dump() {
         .await
         .unwrap();
     compare(&source, &destination);
+}
+
+/// Ctrl-C ends also a dump that waits for its first connection.
+#[tokio::test]
+async fn a_dump_is_interrupted_while_it_connects() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let target = Conninfo::parse(&format!("host=127.0.0.1 port={port} user=nobody dbname=postgres"))
+        .unwrap()
+        .resolve(&Environment::empty())
+        .unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let repository = repository_through(folder.path(), StoreOptions::default()).await;
+    let options = DumpOptions {
+        programs: ProgramSearch::only(folder.path()),
+        ..common::options()
+    };
+    // A server that takes connections and never answers.
+    let mut taken = None;
+    let connected = async { taken = listener.accept().await.ok() };
+    let progress = Arc::default();
+    let dump = pgkeep_dump::dump(&repository, &target, &options, &progress, connected);
+    let ended = tokio::time::timeout(Duration::from_secs(5), dump).await;
+    assert!(matches!(ended, Ok(Err(DumpError::Interrupted))), "{ended:?}");
 }
 
 /// Any one of the dump's sessions may be ended by an administrator.
@@ -139,4 +169,46 @@ async fn a_restore_into_a_server_that_crashes_goes_on_afterwards() {
         .await
         .unwrap();
     assert_eq!(whole.attention, Vec::<String>::new());
+}
+
+/// Where passwords may be read, a failure of pg_dumpall is one, and not taken for a lack of rights.
+#[tokio::test(flavor = "multi_thread")]
+async fn globals_that_fail_are_not_dumped_without_passwords() {
+    let source = require!(source());
+    let programs = tempfile::tempdir().unwrap();
+    let link = |name: &str| {
+        std::os::unix::fs::symlink(source.pg_bin().join(name), programs.path().join(name)).unwrap();
+    };
+    link("pg_dump");
+    link("pg_restore");
+    let path = programs.path().join("pg_dumpall");
+    let script = format!(
+        "#!/bin/sh\ncase \"$*\" in *--no-role-passwords*|*--version*) exec '{}/pg_dumpall' \"$@\" ;; esac\n\
+         echo 'pg_dumpall: error: something else' >&2; exit 1\n",
+        source.pg_bin().display()
+    );
+    std::fs::write(&path, script).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let repository = repository_through(folder.path(), StoreOptions::default()).await;
+    let options = DumpOptions {
+        programs: ProgramSearch::only(programs.path()),
+        ..dump_options(&source)
+    };
+    let error = common::dump(&repository, &source, &options).await.unwrap_err();
+    assert!(error.to_string().contains("something else"), "{error}");
+}
+
+/// What can't be looked into may hold something.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_template_that_cannot_be_looked_into_is_named() {
+    let source = require!(source());
+    source.psql("postgres", "ALTER DATABASE template1 ALLOW_CONNECTIONS false");
+    let folder = tempfile::tempdir().unwrap();
+    let repository = repository_through(folder.path(), StoreOptions::default()).await;
+    let report = common::dump(&repository, &source, &dump_options(&source))
+        .await
+        .unwrap();
+    let named = |text: &String| text.contains("template1") && text.contains("can't be looked into");
+    assert!(report.attention.iter().any(named), "{:?}", report.attention);
 }

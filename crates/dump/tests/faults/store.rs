@@ -152,3 +152,58 @@ async fn a_full_disk_fails_with_the_mend_and_leaves_room() {
         .unwrap();
     assert_eq!(whole_dumps(&sound).await, [report.id]);
 }
+
+/// A disk that fails to make the manifest's name durable: the dump isn't there and isn't said to be.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_manifest_that_is_not_durable_is_no_dump() {
+    let source = require!(source());
+    let folder = tempfile::tempdir().unwrap();
+    let failing = repository_with_faults(folder.path(), plan("unsynced=manifest")).await;
+    let error = common::dump(&failing, &source, &dump_options(&source))
+        .await
+        .unwrap_err();
+    assert!(error.to_string().contains("not durable on purpose"), "{error}");
+    let sound = repository_through(folder.path(), StoreOptions::default()).await;
+    assert!(whole_dumps(&sound).await.is_empty());
+    assert!(files(&folder.path().join("test/dump")).is_empty());
+    let report = common::dump(&sound, &source, &dump_options(&source))
+        .await
+        .unwrap();
+    assert_eq!(whole_dumps(&sound).await, [report.id]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dump_that_nobody_could_read_is_refused() {
+    let source = require!(source());
+    let folder = tempfile::tempdir().unwrap();
+    let repository = repository_through(folder.path(), StoreOptions::default()).await;
+    let mut options = dump_options(&source);
+    let note = "x".repeat(5 << 20);
+    options.annotations.insert("note".to_owned(), note);
+    let error = common::dump(&repository, &source, &options).await.unwrap_err();
+    assert!(matches!(error, DumpError::Unreadable { .. }), "{error}");
+    assert!(error.hint().is_some());
+    assert!(whole_dumps(&repository).await.is_empty());
+    assert_no_orphans(folder.path());
+}
+
+/// Whatever fails once the lease is taken, the next writer needn't wait for it to run out.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dump_that_fails_before_it_begins_gives_its_lease_back() {
+    let source = require!(source());
+    let folder = tempfile::tempdir().unwrap();
+    let repository = repository_through(folder.path(), StoreOptions::default()).await;
+    std::fs::create_dir_all(folder.path().join("test")).unwrap();
+    std::fs::write(folder.path().join("test/dump"), "not a directory").unwrap();
+    let error = common::dump(&repository, &source, &dump_options(&source))
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(error, DumpError::Repository(RepositoryError::Store(_))),
+        "{error}"
+    );
+    std::fs::remove_file(folder.path().join("test/dump")).unwrap();
+    common::dump(&repository, &source, &dump_options(&source))
+        .await
+        .unwrap();
+}
