@@ -4,6 +4,7 @@
 //! The engine is the one that `DOCKER_HOST` names, else the one behind the usual socket. Whatever is asked of it has a
 //! deadline.
 
+mod answer;
 mod engine;
 mod error;
 mod image;

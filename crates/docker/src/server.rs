@@ -12,6 +12,7 @@ use pgkeep_pg::{Conninfo, Environment, PgError, Session, Target};
 use rand::Rng;
 use rand::distr::Alphanumeric;
 
+use crate::answer::{self, Answer};
 use crate::engine::{ContainerState, NewContainer};
 use crate::{DockerError, Engine, Image, ImageName, Pulled};
 
@@ -395,18 +396,11 @@ impl ServerContainer {
 
     /// A session, if it is this container's server that answers, and the server's system identifier.
     async fn connect(&self, target: &Target) -> Result<(Session, String), String> {
-        let mut session = Session::connect(target)
-            .await
-            .map_err(|error| error.to_string())?;
-        let sql = "SELECT pg_catalog.current_setting('cluster_name'), system_identifier::pg_catalog.text
-            FROM pg_catalog.pg_control_system()";
-        let rows = session.query(sql).await.map_err(|error| error.to_string())?;
-        let text = |place| {
-            rows.first()
-                .and_then(|row| row.get::<String>(place).ok())
-                .unwrap_or_default()
-        };
-        let (name, identity) = (text(0), text(1));
+        let Answer {
+            session,
+            name,
+            identity,
+        } = answer::ask(target).await?;
         let ours = self
             .identity
             .as_ref()

@@ -192,7 +192,7 @@ async fn snapshot_and_schema(
             (1, 1) => format!("{folder}/schema.dump{suffix}"),
             (attempt, _) => format!("{folder}/schema.{attempt}.{number:04}.dump{suffix}"),
         };
-        match schema::store_output(run.repository, &run.prefix, name, command).await {
+        match schema::store_output(run.repository, &run.prefix, name, command, target).await {
             Ok(objects) => return Ok((snapshot, objects, excluded)),
             Err(error) => {
                 let error = error.within(&format!("the schema of database '{}'", target.database()));
@@ -341,7 +341,7 @@ async fn large_objects(
     let mut command = schema::pg_dump(&run.programs, target, &snapshot.id, LOCK_TIMEOUT.as_millis());
     command.args(["--data-only", "--blobs", "--exclude-table=*.*"]);
     let name = |number| format!("{folder}/large_objects.{number:04}.dump{suffix}");
-    let stored = schema::store_output(run.repository, &run.prefix, name, command).await;
+    let stored = schema::store_output(run.repository, &run.prefix, name, command, target).await;
     stored.map_err(|error| error.within(&format!("the large objects of database '{}'", target.database())))
 }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use pgkeep_pg::programs::{ProgramSearch, RunLimits};
+use pgkeep_pg::programs::ProgramSearch;
 use pgkeep_pg::{Session, Target};
 use pgkeep_repository::encryption::Encryption;
 use pgkeep_store::StoreOptions;
@@ -24,7 +24,7 @@ use crate::partial::Partial;
 use crate::progress::Progress;
 use crate::restore::without_refused_settings;
 use crate::run::{PASSWORDS_OMITTED, check_server, not_in_the_dump};
-use crate::schema::{self, ClientPrograms, PROGRAM_DEADLINE, ProgramOutput};
+use crate::schema::{self, ClientPrograms, ProgramOutput};
 use crate::snapshot::{self, LockedSnapshot};
 use crate::sql;
 use crate::unfit::{self, Exclusion};
@@ -256,10 +256,6 @@ impl Writing<'_> {
     async fn directory(&mut self, databases: &[String]) -> Result<u64, DumpError> {
         let path = local_directory(&self.options.output)?;
         let name = databases.first().map_or("postgres", String::as_str);
-        let limits = RunLimits {
-            deadline: PROGRAM_DEADLINE,
-            stdout_bytes_max: 1 << 20,
-        };
         let context = || format!("dumping database '{name}'");
         let mut attempts = Attempts::new();
         loop {
@@ -271,7 +267,8 @@ impl Writing<'_> {
                 .arg(format!("--jobs={}", self.options.jobs.max(1)))
                 .arg("--file")
                 .arg(partial.place());
-            if let Err(error) = pgkeep_pg::programs::run(command, &limits).await.context(context) {
+            let ran = schema::run_on_server(command, &target).await;
+            if let Err(error) = ran.context(context)?.context(context) {
                 attempts.after(error, &mut snapshot, name).await?;
                 continue;
             }
@@ -321,7 +318,7 @@ impl Writing<'_> {
                 return Ok(());
             };
             let command = self.pg_dump(&target, &snapshot, format, attempts.begin());
-            let mut program = ProgramOutput::start(command, format!("dumping database '{name}'"))?;
+            let mut program = ProgramOutput::start(command, Some(&target), format!("dumping database '{name}'"))?;
             // pg_dump has all its locks before it writes anything.
             match program.next().await {
                 Ok(first) => break (snapshot, program, first),

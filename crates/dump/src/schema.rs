@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use pgkeep_pg::programs::{self, Program, ProgramSearch, RunLimits, Running};
-use pgkeep_pg::{Session, Target};
+use pgkeep_pg::programs::{self, Finished, Program, ProgramError, ProgramSearch, RunLimits, Running};
+use pgkeep_pg::{PgError, Session, Target};
 use pgkeep_repository::object::{BLOCK_BYTES, ObjectRef, SealedObject, Sealer};
 use pgkeep_repository::{Access, Repository, RepositoryError};
 use tokio::io::AsyncReadExt;
@@ -17,6 +17,8 @@ use crate::{limits, sql};
 
 /// An object with a program's output is cut at this size, in bytes as stored.
 const PART_BYTES_MAX: usize = 16 << 20;
+/// What a program prints that writes its result elsewhere.
+const MESSAGES_BYTES_MAX: usize = 64 << 20;
 /// pg_dumpall reads a few catalogs; it is stuck behind something if it takes longer.
 const GLOBALS_DEADLINE: Duration = Duration::from_secs(600);
 
@@ -47,19 +49,39 @@ impl ClientPrograms {
 
 /// How long a program that has closed its output may take to end.
 pub const ENDING_DEADLINE: Duration = Duration::from_secs(60);
-/// How long a dump's or restore's program may run. Building indexes takes hours; a week is a hang.
-pub const PROGRAM_DEADLINE: Duration = Duration::from_secs(7 * 24 * 3600);
-
-/// Runs a program and stores its output as one or several sealed objects, which read one after the other are the
-/// output. `name` gives the object's name for its number, from 1.
+/// Runs a program that works on a server, and gives it up when the server is silent for good: the program itself would wait
+/// for ever.
 ///
 /// # Errors
-/// The store's; [`DumpError::Program`] when the program fails.
+/// The program's in the inner result; [`PgError::Silent`] in the outer.
+pub async fn run_on_server(
+    command: Command,
+    server: &Target,
+) -> Result<Result<Finished, ProgramError>, PgError> {
+    let limits = RunLimits {
+        deadline: PROGRAM_DEADLINE,
+        stdout_bytes_max: MESSAGES_BYTES_MAX,
+    };
+    tokio::select! {
+        finished = programs::run(command, &limits) => Ok(finished),
+        error = server.until_unreachable() => Err(error),
+    }
+}
+
+/// How long a dump's or restore's program may run. Building indexes takes hours; a week is a hang.
+const PROGRAM_DEADLINE: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// Runs a program and stores its output as one or several sealed objects, which read one after the other are the
+/// output. `name` gives the object's name for its number, from 1; `server` is what the program reads from.
+///
+/// # Errors
+/// The store's; [`DumpError::Program`] when the program fails; PostgreSQL's when the server doesn't answer any more.
 pub async fn store_output(
     repository: &Repository,
     prefix: &str,
     name: impl Fn(u32) -> String,
     command: Command,
+    server: &Target,
 ) -> Result<Vec<ObjectRef>, DumpError> {
     let (blocks, block_input) = mpsc::channel::<Option<Bytes>>(2);
     let (sealed_output, mut sealed) = mpsc::channel(1);
@@ -74,7 +96,7 @@ pub async fn store_output(
         }
         Ok::<_, DumpError>(objects)
     };
-    let (stored, ran) = tokio::join!(storing, feed_blocks(command, blocks));
+    let (stored, ran) = tokio::join!(storing, feed_blocks(command, server, blocks));
     let sealed = sealing
         .await
         .map_err(|error| DumpError::Internal(format!("the sealing thread died: {error}")))?;
@@ -86,10 +108,14 @@ pub async fn store_output(
 }
 
 /// Runs the program and hands its output on in blocks, and its end when it was a good one.
-async fn feed_blocks(command: Command, blocks: mpsc::Sender<Option<Bytes>>) -> Result<(), DumpError> {
+async fn feed_blocks(
+    command: Command,
+    server: &Target,
+    blocks: mpsc::Sender<Option<Bytes>>,
+) -> Result<(), DumpError> {
     let name = command.as_std().get_program().to_string_lossy().into_owned();
     let gone = |_| DumpError::Internal("the sealing thread is gone".to_owned());
-    let mut output = ProgramOutput::start(command, format!("running {name}"))?;
+    let mut output = ProgramOutput::start(command, Some(server), format!("running {name}"))?;
     while let Some(block) = output.next().await? {
         blocks.send(Some(block)).await.map_err(gone)?;
     }
@@ -100,21 +126,23 @@ async fn feed_blocks(command: Command, blocks: mpsc::Sender<Option<Bytes>>) -> R
 pub struct ProgramOutput {
     running: Option<Running>,
     output: ChildStdout,
+    server: Option<Target>,
     context: String,
 }
 
 impl ProgramOutput {
-    /// Starts a program; `context` says what for.
+    /// Starts a program; `server` is what it works on, if it does on one, and `context` says what for.
     ///
     /// # Errors
     /// It can't be started.
-    pub fn start(command: Command, context: String) -> Result<Self, DumpError> {
+    pub fn start(command: Command, server: Option<&Target>, context: String) -> Result<Self, DumpError> {
         let mut running = Running::start(command).context(|| context.clone())?;
         let piped = || DumpError::Internal("a program's output is not piped".to_owned());
         let output = running.take_stdout().ok_or_else(piped)?;
         Ok(Self {
             running: Some(running),
             output,
+            server: server.cloned(),
             context,
         })
     }
@@ -122,17 +150,20 @@ impl ProgramOutput {
     /// The next block; none at the end of a program that ended well.
     ///
     /// # Errors
-    /// It failed.
+    /// It failed, or its server doesn't answer any more.
     pub async fn next(&mut self) -> Result<Option<Bytes>, DumpError> {
         let mut block = BytesMut::with_capacity(BLOCK_BYTES);
         while block.len() < BLOCK_BYTES {
-            if self
-                .output
-                .read_buf(&mut block)
-                .await
-                .context(|| self.context.clone())?
-                == 0
-            {
+            let reading = self.output.read_buf(&mut block);
+            let read = match &self.server {
+                None => reading.await.context(|| self.context.clone())?,
+                Some(server) => tokio::select! {
+                    biased;
+                    read = reading => read.context(|| self.context.clone())?,
+                    error = server.until_unreachable() => return Err(error).context(|| self.context.clone()),
+                },
+            };
+            if read == 0 {
                 break;
             }
         }
@@ -228,4 +259,56 @@ pub async fn globals(
     let finished = programs::run(command, &limits).await;
     let finished = finished.context(|| "reading roles and other globals".to_owned())?;
     Ok(Bytes::from(finished.stdout))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use pgkeep_pg::Silence;
+
+    use super::*;
+
+    /// What a stopped server looks like from outside: connections are taken up by the kernel, and nobody answers.
+    fn stopped_server(directory: &std::path::Path) -> (UnixListener, Target) {
+        let listener = UnixListener::bind(directory.join(".s.PGSQL.5432")).unwrap();
+        let limit = Duration::from_millis(200);
+        let silence = Silence {
+            max: limit,
+            answer_max: limit,
+        };
+        let target = Target::for_socket(directory, 5432, "u", "d").with_silence(silence);
+        (listener, target)
+    }
+
+    fn is_silent(error: &DumpError) -> bool {
+        matches!(
+            error,
+            DumpError::Pg {
+                source: PgError::Silent { .. },
+                ..
+            }
+        )
+    }
+
+    #[tokio::test]
+    async fn a_program_whose_server_is_stopped_is_given_up() {
+        let directory = tempfile::tempdir().unwrap();
+        let (_listener, target) = stopped_server(directory.path());
+        let silent = || {
+            let mut command = Command::new("sh");
+            command.args(["-c", "echo x; exec sleep 600"]);
+            command
+        };
+        let work = async {
+            let mut output = ProgramOutput::start(silent(), Some(&target), "dumping".to_owned()).unwrap();
+            let error = output.next().await.unwrap_err();
+            assert!(is_silent(&error), "{error}");
+            let error = run_on_server(silent(), &target).await.unwrap_err();
+            assert!(matches!(error, PgError::Silent { .. }), "{error}");
+        };
+        tokio::time::timeout(Duration::from_secs(60), work)
+            .await
+            .expect("it waits for ever");
+    }
 }

@@ -214,6 +214,16 @@ pub enum PgError {
         /// Did the server confirm that the statement was cancelled?
         cancelled: bool,
     },
+    /// The server was silent for long, and when it was asked whether it's there, it didn't answer.
+    #[error("{endpoint} said nothing for {} s, nor did it answer a new connection: {reason}", after.as_secs_f64())]
+    Silent {
+        /// `host:port` or the socket's path.
+        endpoint: String,
+        /// How long it was waited for before it was asked.
+        after: Duration,
+        /// What came of asking.
+        reason: String,
+    },
     /// The network failed.
     #[error("the connection failed: {0}")]
     Io(#[from] std::io::Error),
@@ -308,7 +318,9 @@ impl Classified for PgError {
         match self {
             Self::Server(error) => sqlstate_class(&error.sqlstate),
             Self::Connect { reason, .. } => reason_class(reason),
-            Self::Closed | Self::Deadline { .. } | Self::Io(_) | Self::Broken => RetryClass::Transient,
+            Self::Closed | Self::Deadline { .. } | Self::Silent { .. } | Self::Io(_) | Self::Broken => {
+                RetryClass::Transient
+            }
             Self::Tls { .. }
             | Self::Authentication(_)
             | Self::Protocol(_)
@@ -333,6 +345,10 @@ impl Classified for PgError {
             )),
             Self::Deadline { .. } => Some(Hint::new(
                 "see what the server is waiting for: SELECT pid, wait_event_type, wait_event, query FROM pg_stat_activity",
+            )),
+            Self::Silent { .. } => Some(Hint::new(
+                "look whether the server is stopped or paused (ps -C postgres -o pid,stat,wchan,args; docker ps), or waits for \
+                 its storage (dmesg), then run it again",
             )),
             Self::TooLarge(_) | Self::Broken | Self::Value { .. } | Self::Statement(_) => None,
         }

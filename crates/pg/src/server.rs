@@ -65,8 +65,10 @@ pub struct ServerOptions {
     pub run_as: Option<String>,
     /// Listen on a free port of 127.0.0.1 too? Otherwise only a socket in a private directory leads to it.
     pub loopback: bool,
-    /// How long starting and stopping may take.
-    pub deadline: Duration,
+    /// How long starting may take.
+    pub start_limit: Duration,
+    /// How long stopping may take: all that is dirty in memory goes to disk.
+    pub stop_limit: Duration,
 }
 
 impl Default for ServerOptions {
@@ -74,7 +76,8 @@ impl Default for ServerOptions {
         Self {
             run_as: None,
             loopback: false,
-            deadline: Duration::from_secs(60),
+            start_limit: Duration::from_secs(60),
+            stop_limit: Duration::from_secs(600),
         }
     }
 }
@@ -172,7 +175,8 @@ impl Classified for TemporaryServerError {
     }
 }
 
-/// A PostgreSQL server run from local binaries, with a private socket directory. Dropping it stops it (immediately).
+/// A PostgreSQL server run from local binaries, with a private socket directory. Dropping it stops it: immediately, or, if
+/// it was told to stop already, as it was told, and without waiting.
 #[derive(Debug)]
 pub struct TemporaryServer {
     postgres: Program,
@@ -184,6 +188,8 @@ pub struct TemporaryServer {
     /// When this process is root.
     identity: Option<(Uid, Gid)>,
     process: Option<Child>,
+    /// It was asked to stop.
+    stopping: bool,
 }
 
 impl TemporaryServer {
@@ -275,6 +281,7 @@ impl TemporaryServer {
             options,
             identity,
             process: None,
+            stopping: false,
         })
     }
 
@@ -347,6 +354,7 @@ impl TemporaryServer {
             source,
         })?;
         self.process = Some(child);
+        self.stopping = false;
         Ok(())
     }
 
@@ -370,9 +378,9 @@ impl TemporaryServer {
                 Err(error) if is_ready_nevertheless(&error) => return Ok(()),
                 Err(error) => tracing::trace!(%error, "the server isn't ready yet"),
             }
-            if started.elapsed() > self.options.deadline {
+            if started.elapsed() > self.options.start_limit {
                 return Err(TemporaryServerError::StartDeadline {
-                    after: self.options.deadline,
+                    after: self.options.start_limit,
                     log: self.log_tail(),
                 });
             }
@@ -383,10 +391,11 @@ impl TemporaryServer {
     /// Stops it and waits for its end.
     ///
     /// # Errors
-    /// It doesn't end in time; it then goes on stopping.
+    /// It doesn't end in time; it then goes on stopping, also when this is dropped.
     pub async fn stop(&mut self, mode: StopMode) -> Result<(), TemporaryServerError> {
         let started = Instant::now();
         self.signal(mode.signal())?;
+        self.stopping = true;
         loop {
             let process = self.process.as_mut().ok_or(TemporaryServerError::State(false))?;
             if process
@@ -397,8 +406,8 @@ impl TemporaryServer {
                 self.process = None;
                 return Ok(());
             }
-            if started.elapsed() > self.options.deadline {
-                return Err(TemporaryServerError::StopDeadline(self.options.deadline));
+            if started.elapsed() > self.options.stop_limit {
+                return Err(TemporaryServerError::StopDeadline(self.options.stop_limit));
             }
             tokio::time::sleep(POLL_INTERVAL).await;
         }
@@ -490,7 +499,12 @@ impl TemporaryServer {
 
 impl Drop for TemporaryServer {
     fn drop(&mut self) {
-        self.stop_now();
+        // Killed in the middle of a shutdown, it would have to recover at its next start.
+        if !self.stopping {
+            self.stop_now();
+        } else if let Err(error) = self.signal(StopMode::Fast.signal()) {
+            tracing::debug!(%error, "the server has stopped");
+        }
     }
 }
 

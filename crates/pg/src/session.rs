@@ -11,7 +11,7 @@ use crate::cancel::CancelHandle;
 use crate::conninfo::Target;
 use crate::error::ServerError;
 use crate::row::{Row, column_names};
-use crate::wire::{Frame, Wire};
+use crate::wire::{Frame, Patience, Wire};
 
 /// How many notices are kept until somebody takes them; the oldest go first.
 const NOTICES_MAX: usize = 256;
@@ -41,7 +41,7 @@ pub struct Session {
     /// A call is under way, or was given up.
     busy: bool,
     broken: bool,
-    deadline: Option<Duration>,
+    patience: Patience,
 }
 
 /// What a new session knows of its server.
@@ -76,8 +76,11 @@ impl Session {
     }
 
     pub(crate) fn opened(opened: Opened) -> Self {
+        let patience = Patience::WhileReachable(Arc::new(opened.target.clone()));
+        let mut wire = opened.wire;
+        wire.patience = patience.clone();
         let mut session = Self {
-            wire: opened.wire,
+            wire,
             target: opened.target,
             cancel: opened.cancel,
             parameters: opened.parameters,
@@ -86,7 +89,7 @@ impl Session {
             process_id: opened.process_id,
             busy: false,
             broken: false,
-            deadline: None,
+            patience,
         };
         for notice in opened.notices {
             session.keep_notice(notice);
@@ -127,11 +130,15 @@ impl Session {
         self.broken || self.busy
     }
 
-    /// How long the server may be silent while it is waited for. When it expires, the statement is cancelled and the
-    /// call returns [`PgError::Deadline`]. `None` (the default): for ever.
+    /// How long the server may be silent while it is waited for, whatever the statement. When it expires, the statement is
+    /// cancelled and the call returns [`PgError::Deadline`]. `None` (the default): as long as the server answers a new
+    /// connection when it is asked ([`Silence`](crate::Silence)); when it doesn't, the call returns [`PgError::Silent`].
     pub fn set_statement_deadline(&mut self, silence_max: Option<Duration>) {
-        self.deadline = silence_max;
-        self.wire.silence_max = silence_max;
+        self.patience = match silence_max {
+            Some(limit) => Patience::Limited(limit),
+            None => Patience::WhileReachable(Arc::new(self.target.clone())),
+        };
+        self.wire.patience = self.patience.clone();
     }
 
     /// Takes the notices and warnings that came since the last call, oldest first (256 at most are kept).
@@ -324,6 +331,8 @@ impl Session {
                 let cancelled = self.cancel_and_drain().await;
                 PgError::Deadline { after, cancelled }
             }
+            // It was asked, and nobody is there who could cancel or explain anything.
+            error @ PgError::Silent { .. } => self.give_up(error),
             error => {
                 let last_words = timeout(CLOSE_LIMIT, self.last_words()).await.ok().flatten();
                 self.broken = true;
@@ -365,7 +374,7 @@ impl Session {
     }
 
     async fn cancel_and_drain(&mut self) -> bool {
-        self.wire.silence_max = None;
+        self.wire.patience = Patience::Endless;
         let handle = self.cancel.clone();
         let work = async {
             handle.cancel().await?;
@@ -377,7 +386,7 @@ impl Session {
             }
         };
         let result = timeout(CANCEL_GRACE, work).await;
-        self.wire.silence_max = self.deadline;
+        self.wire.patience = self.patience.clone();
         match result {
             Ok(Ok(frame)) => {
                 self.ready(frame);

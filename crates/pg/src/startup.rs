@@ -66,7 +66,7 @@ pub(crate) async fn begin_session(
     };
     startup.wire.authenticated();
     let cancel = CancelHandle {
-        target: target.pinned(host),
+        target: target.pinned(host, address),
         host: host.clone(),
         address: address.clone(),
         tls,
@@ -76,7 +76,7 @@ pub(crate) async fn begin_session(
     let Startup { wire, notices, .. } = startup;
     Ok(Session::opened(Opened {
         wire,
-        target: target.pinned(host),
+        target: target.pinned(host, address),
         cancel,
         process_id,
         parameters,

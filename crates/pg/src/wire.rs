@@ -2,7 +2,8 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::timeout;
 
 use crate::PgError;
+use crate::conninfo::Target;
 use crate::stream::Stream;
 
 /// Tag and length.
@@ -55,21 +57,43 @@ pub(crate) struct Wire {
     end: usize,
     message_bytes_max: usize,
     /// How long the server may be silent while it is waited for.
-    pub(crate) silence_max: Option<Duration>,
+    pub(crate) patience: Patience,
 }
 
-/// `timeout`, if there is one. On expiry: [`io::ErrorKind::TimedOut`] never comes from a socket read, but may from
-/// the kernel's keepalives, so the expiry has an error of its own.
-async fn within<T>(limit: Option<Duration>, work: impl Future<Output = io::Result<T>>) -> Result<T, PgError> {
-    match limit {
-        None => Ok(work.await?),
-        Some(limit) => match timeout(limit, work).await {
-            Ok(result) => Ok(result?),
-            Err(_) => Err(PgError::Deadline {
-                after: limit,
-                cancelled: false,
-            }),
-        },
+/// How long a server that says nothing is waited for.
+#[derive(Debug, Clone, Default)]
+pub(crate) enum Patience {
+    /// For ever; who waits has a limit of its own.
+    #[default]
+    Endless,
+    /// So long.
+    Limited(Duration),
+    /// As long as it answers when it's asked.
+    WhileReachable(Arc<Target>),
+}
+
+impl Patience {
+    /// On expiry: [`io::ErrorKind::TimedOut`] never comes from a socket read, but may from the kernel's keepalives, so
+    /// the expiry has errors of its own.
+    async fn wait<T>(&self, work: impl Future<Output = io::Result<T>>) -> Result<T, PgError> {
+        match self {
+            Self::Endless => Ok(work.await?),
+            Self::Limited(limit) => match timeout(*limit, work).await {
+                Ok(result) => Ok(result?),
+                Err(_) => Err(PgError::Deadline {
+                    after: *limit,
+                    cancelled: false,
+                }),
+            },
+            Self::WhileReachable(target) => {
+                let work = pin!(work);
+                tokio::select! {
+                    biased;
+                    result = work => Ok(result?),
+                    error = target.until_unreachable() => Err(error),
+                }
+            }
+        }
     }
 }
 
@@ -81,7 +105,7 @@ impl Wire {
             start: 0,
             end: 0,
             message_bytes_max: STARTUP_MESSAGE_BYTES_MAX,
-            silence_max: None,
+            patience: Patience::Endless,
         }
     }
 
@@ -174,7 +198,7 @@ impl Wire {
     pub(crate) async fn fill(&mut self) -> Result<(), PgError> {
         self.make_room()?;
         let room = self.input.get_mut(self.end..).unwrap_or_default();
-        let read = within(self.silence_max, self.stream.read(room)).await?;
+        let read = self.patience.wait(self.stream.read(room)).await?;
         if read == 0 {
             return Err(PgError::Closed);
         }
@@ -224,7 +248,10 @@ impl Wire {
                 buffer.reserve(missing.min(buffer.len().max(INPUT_BYTES)));
             }
             let limit = u64::try_from(missing).unwrap_or(u64::MAX);
-            let read = within(self.silence_max, (&mut self.stream).take(limit).read_buf(buffer)).await?;
+            let read = self
+                .patience
+                .wait((&mut self.stream).take(limit).read_buf(buffer))
+                .await?;
             if read == 0 {
                 return Err(PgError::Closed);
             }
@@ -252,7 +279,7 @@ impl Wire {
             }
             Pin::new(&mut *stream).poll_write(context, data)
         });
-        match within(self.silence_max, work).await {
+        match self.patience.wait(work).await {
             Err(PgError::Io(error)) if error.kind() == io::ErrorKind::UnexpectedEof => Err(PgError::Closed),
             result => result,
         }
@@ -268,17 +295,14 @@ impl Wire {
     }
 
     pub(crate) async fn flush(&mut self) -> Result<(), PgError> {
-        let (limit, stream) = (self.silence_max, &mut self.stream);
-        within(
-            limit,
-            poll_fn(|context| Pin::new(&mut *stream).poll_flush(context)),
-        )
-        .await
+        let (patience, stream) = (&self.patience, &mut self.stream);
+        let flushing = poll_fn(|context| Pin::new(&mut *stream).poll_flush(context));
+        patience.wait(flushing).await
     }
 
     /// Ends the connection's writing side.
     pub(crate) async fn shutdown(&mut self) -> Result<(), PgError> {
-        within(self.silence_max, self.stream.shutdown()).await
+        self.patience.wait(self.stream.shutdown()).await
     }
 
     /// Waits until the server closes the connection; what it still sends is thrown away.
@@ -329,7 +353,7 @@ mod tests {
             let _ = ServerError::from_body(body).to_string();
             let _ = crate::session::parameter_status(body);
             let _ = crate::session::affected_rows(body);
-            let columns = column_names(body).unwrap_or_else(|_| std::sync::Arc::new([]));
+            let columns = column_names(body).unwrap_or_else(|_| Arc::new([]));
             if let Ok(row) = Row::from_body(&columns, body) {
                 for index in 0..=row.len() {
                     let _ = (

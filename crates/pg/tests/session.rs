@@ -11,9 +11,10 @@ mod support;
 use std::time::{Duration, Instant};
 
 use pgkeep_base::{Classified, RetryClass};
-use pgkeep_pg::server::StopMode;
-use pgkeep_pg::{PgError, Session};
-use support::{TestServer, eventually, majors};
+use pgkeep_pg::programs::ProgramSearch;
+use pgkeep_pg::server::{ServerOptions, StopMode, TemporaryServer, TemporaryServerError};
+use pgkeep_pg::{PgError, Session, Silence};
+use support::{TestServer, binaries, eventually, major, majors, resolve};
 
 #[tokio::test]
 async fn every_version_answers() {
@@ -232,6 +233,127 @@ async fn silence_beyond_the_deadline_is_cancelled() {
 }
 
 #[tokio::test]
+async fn a_silent_server_is_waited_for_as_long_as_it_answers() {
+    let mut server = TestServer::started().await;
+    let limit = Duration::from_millis(200);
+    let silence = Silence {
+        max: limit,
+        answer_max: Duration::from_secs(2),
+    };
+    let target = server.server.target("postgres").with_silence(silence);
+    let mut session = Session::connect(&target).await.unwrap();
+    // Silent for much longer than the limit, and nothing wrong.
+    assert_eq!(session.query("SELECT pg_sleep(1.5)").await.unwrap().len(), 1);
+    // Nobody else is let in, and that is an answer, too.
+    session.close().await;
+    server.server.stop(StopMode::Fast).await.unwrap();
+    let few = [
+        ("max_connections", "4"),
+        ("superuser_reserved_connections", "0"),
+        ("max_wal_senders", "0"),
+    ];
+    server.server.start(&few).await.unwrap();
+    let target = server.server.target("postgres").with_silence(silence);
+    let mut sessions = Vec::new();
+    while let Ok(session) = Session::connect(&target).await {
+        sessions.push(session);
+    }
+    let mut session = sessions.pop().unwrap();
+    assert_eq!(session.query("SELECT pg_sleep(1)").await.unwrap().len(), 1);
+    // The postmaster is stopped, and the kernel goes on taking up connections for it.
+    let postmaster = i32::try_from(server.server.process_id().unwrap()).unwrap();
+    let stopped = Stopped::new(postmaster);
+    let statements = async {
+        let silent = session.query("SELECT pg_sleep(600)").await;
+        let error = silent.unwrap_err();
+        assert!(matches!(error, PgError::Silent { .. }), "{error}");
+        assert_eq!(error.retry_class(), RetryClass::Transient);
+        assert!(error.hint().is_some() && session.is_broken());
+        let mut session = sessions.pop().unwrap();
+        let silent = session.copy_out("COPY (SELECT pg_sleep(600)) TO STDOUT").await;
+        assert!(matches!(silent.unwrap_err(), PgError::Silent { .. }));
+    };
+    tokio::time::timeout(Duration::from_secs(60), statements)
+        .await
+        .expect("it waits for ever");
+    drop(stopped);
+}
+
+/// A process that doesn't run while this lives.
+struct Stopped(nix::unistd::Pid);
+
+impl Stopped {
+    fn new(process: i32) -> Self {
+        let process = nix::unistd::Pid::from_raw(process);
+        nix::sys::signal::kill(process, nix::sys::signal::Signal::SIGSTOP).unwrap();
+        Self(process)
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        let _ = nix::sys::signal::kill(self.0, nix::sys::signal::Signal::SIGCONT);
+    }
+}
+
+/// A name may have several addresses, each another server's: whoever works on the same snapshot must reach the same.
+#[tokio::test]
+async fn a_session_is_pinned_to_the_address_that_answered() {
+    let server = TestServer::started().await;
+    server.hba("host all all 127.0.0.1/32 trust").await;
+    let port = server.server.port();
+    let target = resolve(&format!(
+        "host=localhost port={port} user=postgres dbname=postgres"
+    ));
+    let session = Session::connect(&target).await.unwrap();
+    let environment = session.target().libpq_environment();
+    let value = |name: &str| {
+        let found = environment.iter().find(|(known, _)| known == name);
+        found.map(|(_, value)| value.expose().to_owned())
+    };
+    assert_eq!(value("PGHOSTADDR").as_deref(), Some("127.0.0.1"));
+    // By the name certificates are verified, and passwords found.
+    assert_eq!(value("PGHOST").as_deref(), Some("localhost"));
+    assert_eq!(session.target().endpoint(), format!("localhost:{port}"));
+}
+
+/// Whoever waited long enough for a shutdown leaves it alone: killed in the middle, the server would have to recover.
+#[tokio::test]
+async fn a_server_that_is_still_stopping_is_left_to_it() {
+    let mut server = TestServer::new(major()).await;
+    server.server = {
+        let search = ProgramSearch::only(binaries(major()).unwrap());
+        let options = ServerOptions {
+            stop_limit: Duration::from_millis(300),
+            ..ServerOptions::default()
+        };
+        let data = server.server.data_directory().to_owned();
+        TemporaryServer::existing(&data, major(), &search, "postgres", options)
+            .await
+            .unwrap()
+    };
+    server.start(&[]).await;
+    let process = i32::try_from(server.server.process_id().unwrap()).unwrap();
+    let stopped = Stopped::new(process);
+    let error = server.server.stop(StopMode::Fast).await.unwrap_err();
+    assert!(matches!(error, TemporaryServerError::StopDeadline(_)), "{error}");
+    let data = server.server.data_directory().to_owned();
+    let TestServer { server, directory } = server;
+    drop(server);
+    drop(stopped);
+    let status = tokio::task::spawn_blocking(move || {
+        nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(process), None).unwrap()
+    });
+    let status = status.await.unwrap();
+    assert!(
+        matches!(status, nix::sys::wait::WaitStatus::Exited(_, 0)),
+        "{status:?}"
+    );
+    assert!(!data.join("postmaster.pid").exists());
+    drop(directory);
+}
+
+#[tokio::test]
 async fn a_terminated_session_says_why_and_may_be_retried() {
     let server = TestServer::started().await;
     let mut session = server.session().await;
@@ -269,7 +391,7 @@ async fn two_databases_and_the_wrong_names() {
 
 #[tokio::test]
 async fn nobody_listens() {
-    let error = Session::connect(&support::resolve("host=127.0.0.1 port=1 user=u"))
+    let error = Session::connect(&resolve("host=127.0.0.1 port=1 user=u"))
         .await
         .unwrap_err();
     assert_eq!(
@@ -277,14 +399,14 @@ async fn nobody_listens() {
         "cannot connect to 127.0.0.1:1: connection refused"
     );
     assert!(error.hint().is_some() && error.retry_class() == RetryClass::Transient);
-    let error = Session::connect(&support::resolve("host=/nonexistent user=u"))
+    let error = Session::connect(&resolve("host=/nonexistent user=u"))
         .await
         .unwrap_err();
     assert_eq!(
         error.to_string(),
         "cannot connect to /nonexistent/.s.PGSQL.5432: there is no such socket"
     );
-    let error = Session::connect(&support::resolve("host=nowhere.invalid user=u"))
+    let error = Session::connect(&resolve("host=nowhere.invalid user=u"))
         .await
         .unwrap_err();
     assert!(error.to_string().contains("could not be resolved"), "{error}");
@@ -294,7 +416,7 @@ async fn nobody_listens() {
 async fn a_server_that_says_nothing_runs_into_connect_timeout() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
-    let target = support::resolve(&format!(
+    let target = resolve(&format!(
         "host=127.0.0.1 port={port} user=u sslmode=disable connect_timeout=2"
     ));
     let started = Instant::now();
@@ -316,7 +438,7 @@ async fn something_else_than_postgresql_is_told_as_such() {
         }
     });
     for mode in ["disable", "prefer"] {
-        let target = support::resolve(&format!("host=127.0.0.1 port={port} user=u sslmode={mode}"));
+        let target = resolve(&format!("host=127.0.0.1 port={port} user=u sslmode={mode}"));
         let error = Session::connect(&target).await.unwrap_err();
         assert!(matches!(error, PgError::Protocol(_)), "{error}");
     }
@@ -327,12 +449,12 @@ async fn several_hosts_and_the_kind_of_server() {
     let server = TestServer::started().await;
     server.hba("host all all 127.0.0.1/32 trust").await;
     let port = server.server.port();
-    let target = support::resolve(&format!("host=127.0.0.1,127.0.0.1 port=1,{port} user=postgres"));
+    let target = resolve(&format!("host=127.0.0.1,127.0.0.1 port=1,{port} user=postgres"));
     let session = Session::connect(&target).await.unwrap();
     assert_eq!(session.target().endpoint(), format!("127.0.0.1:{port}"));
     session.close().await;
     let target = |attributes: &str| {
-        support::resolve(&format!(
+        resolve(&format!(
             "host=127.0.0.1 port={port} user=postgres target_session_attrs={attributes}"
         ))
     };
@@ -343,7 +465,7 @@ async fn several_hosts_and_the_kind_of_server() {
         let error = Session::connect(&target(attributes)).await.unwrap_err();
         assert!(error.to_string().contains("target_session_attrs"), "{error}");
     }
-    let target = support::resolve("host=127.0.0.1,127.0.0.1 port=1,2 user=u");
+    let target = resolve("host=127.0.0.1,127.0.0.1 port=1,2 user=u");
     let error = Session::connect(&target).await.unwrap_err().to_string();
     assert!(
         error.contains("127.0.0.1:1: connection refused; 127.0.0.1:2: connection refused"),

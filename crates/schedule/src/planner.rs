@@ -13,6 +13,10 @@ const BACK_MAX: SignedDuration = SignedDuration::from_hours(3);
 const PAUSE_MIN: SignedDuration = SignedDuration::from_mins(1);
 const PAUSE_MAX: SignedDuration = SignedDuration::from_hours(1);
 
+/// Beside a run that doesn't end, what was due meanwhile is told after this at the latest: each night of a nightly
+/// schedule, also when the clocks change.
+const TOLD_AGAIN_MAX: SignedDuration = SignedDuration::from_hours(12);
+
 /// More missed due times than this aren't counted one by one.
 const COUNT_MAX: u64 = 1000;
 
@@ -47,8 +51,8 @@ enum State {
     Running {
         run: Run,
         since: Timestamp,
-        /// Whether it was told that another one was due meanwhile.
-        told: bool,
+        /// Of those that were due meanwhile, the last that was told.
+        told: Option<Timestamp>,
     },
     Failed {
         run: Run,
@@ -185,23 +189,37 @@ impl Planner {
         }
     }
 
-    fn while_running(&mut self, now: Timestamp, run: Run, since: Timestamp, told: bool) -> Action {
-        if told {
-            // The rest is told at the end, or a short schedule would fill pages beside a long dump.
-            return Action::Wait(None);
-        }
-        match self.next_due() {
-            Some(due) if due <= now => {
-                self.covered = due;
-                self.state = State::Running {
-                    run,
-                    since,
-                    told: true,
-                };
-                Action::Tell(one(due, Reason::UnderWay))
+    /// What is due is told at once, and then in growing distance: a short schedule must not fill pages beside a long dump,
+    /// nor may a dump that never ends go unnoticed.
+    fn while_running(
+        &mut self,
+        now: Timestamp,
+        run: Run,
+        since: Timestamp,
+        told: Option<Timestamp>,
+    ) -> Action {
+        let due = match told {
+            None => self.next_due(),
+            Some(told) => {
+                // As long as the run had lasted by then.
+                let pause = told
+                    .duration_since(since)
+                    .clamp(SignedDuration::ZERO, TOLD_AGAIN_MAX);
+                self.schedule.next_after(self.covered.max(later(told, pause)))
             }
-            due => Action::Wait(due),
-        }
+        };
+        let Some(due) = due.filter(|due| *due <= now) else {
+            return Action::Wait(due);
+        };
+        let last = self.schedule.last_at(now).unwrap_or(due).max(due);
+        let missed = self.missed_until(last, true, Reason::UnderWay);
+        self.covered = last;
+        self.state = State::Running {
+            run,
+            since,
+            told: Some(last),
+        };
+        Action::Tell(missed.unwrap_or_else(|| one(due, Reason::UnderWay)))
     }
 
     fn after_failure(&mut self, now: Timestamp, run: Run, retry_at: Timestamp) -> Action {
@@ -287,7 +305,7 @@ impl Planner {
         self.state = State::Running {
             run: run.clone(),
             since: now,
-            told: false,
+            told: None,
         };
         Action::Start(run)
     }

@@ -1,6 +1,7 @@
 //! A server made for a restore, from local binaries.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use pgkeep_dump::manifest::DumpManifest;
 use pgkeep_pg::programs::ProgramSearch;
@@ -16,6 +17,8 @@ pub const SETTINGS: [(&str, &str); 4] = [
     ("synchronous_commit", "off"),
     ("max_wal_size", "4GB"),
 ];
+/// One that was left without a shutdown has to replay what its log holds.
+const RECOVERY_LIMIT: Duration = Duration::from_secs(3600);
 const SUPERUSER: &str = "postgres";
 const MAINTENANCE_DATABASE: &str = "postgres";
 
@@ -33,12 +36,13 @@ impl NewServer {
         programs: &ProgramSearch,
         resume: bool,
     ) -> Result<Self, Failure> {
-        let options = ServerOptions::default();
+        let mut options = ServerOptions::default();
         let mut server = match (resume, std::fs::read_to_string(path.join("PG_VERSION"))) {
             (true, Ok(version)) => {
                 let major = version.trim().parse().map_err(|error: std::num::ParseIntError| {
                     Failure::failed(format!("{} is not a data directory", path.display()), &error)
                 })?;
+                options.start_limit = RECOVERY_LIMIT;
                 TemporaryServer::existing(path, major, programs, SUPERUSER, options).await?
             }
             _ => {

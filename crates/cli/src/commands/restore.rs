@@ -236,7 +236,6 @@ fn options(
         enable_jobs: args.enable_jobs,
         update_extensions: args.update_extensions,
         programs: settings.programs(),
-        silence_max: None,
         work_directory: None,
     }
 }
@@ -450,20 +449,41 @@ async fn into_new_server(
     let programs = work.settings.programs();
     let starting = NewServer::start(path, &work.manifest, &programs, resume);
     let server = context.cancellation.or(starting).await?;
-    let report = match restore(context, work, &server.target()).await {
-        Ok(report) => report,
-        Err(failure) => {
-            server.stop().await?;
+    let restored = restore(context, work, &server.target()).await;
+    let command = server.start_command();
+    let stopped = server.stop().await;
+    let report = match (restored, stopped.err()) {
+        (Ok(report), None) => report,
+        (Ok(report), Some(failure)) => still_stopping(report, path, &failure),
+        (Err(failure), None) => return Err(failure),
+        (Err(failure), Some(of_stop)) => {
+            context.output.note(not_stopped(path, &of_stop));
             return Err(failure);
         }
     };
-    let command = server.start_command();
-    server.stop().await?;
     let outcome = tell(context, work, &report, &format!("in {}", path.display()), None);
     context.output.summary(format!(
         "\nStart it with    {command}\nIt lets the users of this machine in by its socket; for the network, edit pg_hba.conf."
     ));
     Ok(outcome)
+}
+
+/// The restore is done, whatever becomes of the shutdown.
+fn still_stopping(mut report: RestoreReport, path: &Path, failure: &Failure) -> RestoreReport {
+    let not_stopped = not_stopped(path, failure);
+    report
+        .attention
+        .push(format!("the restore is complete, but {not_stopped}"));
+    report
+}
+
+fn not_stopped(path: &Path, failure: &Failure) -> String {
+    format!(
+        "the server in {} has not shut down yet: {}; it is ready to be started when {} is gone",
+        path.display(),
+        failure.text(),
+        path.join("postmaster.pid").display()
+    )
 }
 
 /// The summary; `server` is what `--json` says of a server that was made.
@@ -545,7 +565,33 @@ pub(super) fn tell(
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use pgkeep_pg::server::TemporaryServerError;
+
     use super::*;
+
+    #[test]
+    fn a_shutdown_that_takes_long_does_not_make_a_restore_fail() {
+        let report = RestoreReport {
+            id: "d20261122T020000Z-7f3a9c".parse().unwrap(),
+            databases: Vec::new(),
+            roles_created: Vec::new(),
+            roles_left_out: Vec::new(),
+            attention: Vec::new(),
+            elapsed: Duration::ZERO,
+        };
+        let failure = Failure::from(TemporaryServerError::StopDeadline(Duration::from_secs(600)));
+        let report = still_stopping(report, Path::new("/srv/pg"), &failure);
+        let told = report.attention.join("\n");
+        for part in [
+            "the restore is complete",
+            "did not stop within 600 s",
+            "/srv/pg/postmaster.pid is gone",
+        ] {
+            assert!(told.contains(part), "{told}");
+        }
+    }
 
     #[test]
     fn a_mistyped_target_is_told_with_what_was_meant() {

@@ -182,7 +182,7 @@ impl Archive {
         command.arg(&self.file);
         // Without a database, pg_restore prints what it would do.
         let context = "turning the schema's archive into a script".to_owned();
-        let mut program = schema::ProgramOutput::start(command, context)?;
+        let mut program = schema::ProgramOutput::start(command, None, context)?;
         let mut at_beginning = true;
         while let Some(mut block) = program.next().await? {
             if std::mem::take(&mut at_beginning) {
@@ -283,11 +283,8 @@ impl Archive {
             command.arg("--exit-on-error");
         }
         command.arg(&self.file);
-        let limits = RunLimits {
-            deadline: schema::PROGRAM_DEADLINE,
-            stdout_bytes_max: CONTENTS_BYTES_MAX,
-        };
-        match programs::run(command, &limits).await {
+        let ran = schema::run_on_server(command, target).await;
+        match ran.context(|| "running pg_restore".to_owned())? {
             Ok(_) => Ok(Ok(())),
             Err(ProgramError::Failed { stderr, .. })
                 if complains && complaints::are_harmless(&stderr, program_major, server_major) =>

@@ -39,8 +39,6 @@ pub struct RestoreOptions {
     pub update_extensions: bool,
     /// Where to look for PostgreSQL's client programs.
     pub programs: ProgramSearch,
-    /// How long any one statement of the server may be silent before the restore gives up.
-    pub silence_max: Option<Duration>,
     /// Where temporary files (the schema's archive) go.
     pub work_directory: Option<PathBuf>,
 }

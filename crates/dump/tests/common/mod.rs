@@ -120,7 +120,6 @@ pub fn restore_options(cluster: &Cluster) -> RestoreOptions {
         enable_jobs: false,
         update_extensions: false,
         programs: ProgramSearch::only(cluster.pg_bin()),
-        silence_max: None,
         work_directory: None,
     }
 }

@@ -8,7 +8,7 @@ use pgkeep_base::{Classified, RetryClass};
 use pgkeep_dump::restore::RestoreOptions;
 use pgkeep_dump::{DumpError, DumpOptions};
 use pgkeep_pg::programs::ProgramSearch;
-use pgkeep_pg::{Conninfo, Environment};
+use pgkeep_pg::{Conninfo, Environment, PgError, Silence};
 use pgkeep_store::StoreOptions;
 use pgkeep_testkit::{Cluster, Session, StopMode, poll_until, require};
 
@@ -114,6 +114,52 @@ fn blocking(source: &Cluster) -> Session {
     let mut session = source.session(DATABASE);
     session.run("BEGIN; LOCK TABLE large IN ACCESS EXCLUSIVE MODE;");
     session
+}
+
+/// The kernel of a machine whose server is stopped, paused or waits for its disk goes on taking up connections and
+/// answering keepalives; nobody else does.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dump_of_a_server_that_is_stopped_comes_to_an_end() {
+    let source = require!(source());
+    let folder = tempfile::tempdir().unwrap();
+    let sound = repository_through(folder.path(), StoreOptions::default()).await;
+    let blocker = blocking(&source);
+    let silence = Silence {
+        max: Duration::from_millis(300),
+        answer_max: Duration::from_secs(3),
+    };
+    let target = common::target(&source, "postgres").with_silence(silence);
+    let options = DumpOptions {
+        lock_timeout: Duration::from_secs(3600),
+        ..dump_options(&source)
+    };
+    let dumping = tokio::spawn(async move {
+        let progress = std::sync::Arc::default();
+        pgkeep_dump::dump(&sound, &target, &options, &progress, std::future::pending()).await
+    });
+    wait_for_waiter(&source, DATABASE, "large", "AccessShareLock");
+    let file = std::fs::read_to_string(source.data_dir().join("postmaster.pid")).unwrap();
+    let postmaster = file.lines().next().unwrap().to_owned();
+    let signal = |name: &str| {
+        let sent = std::process::Command::new("kill")
+            .args(["-s", name, &postmaster])
+            .status();
+        assert!(sent.unwrap().success());
+    };
+    signal("STOP");
+    let ended = tokio::time::timeout(PATIENCE, dumping).await;
+    signal("CONT");
+    drop(blocker);
+    let error = ended.expect("it waits for ever").unwrap().unwrap_err();
+    let silent = matches!(
+        &error,
+        DumpError::Pg {
+            source: PgError::Silent { .. },
+            ..
+        }
+    );
+    assert!(silent && error.retry_class() == RetryClass::Transient, "{error}");
+    assert_no_orphans(folder.path());
 }
 
 #[tokio::test(flavor = "multi_thread")]

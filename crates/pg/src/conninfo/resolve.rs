@@ -157,6 +157,7 @@ impl Resolver<'_> {
                 .to_owned(),
             options: self.get("options").map(str::to_owned),
             keepalives: self.keepalives()?,
+            silence: crate::silence::Silence::default(),
             replication: self.get("replication").map(str::to_owned),
         })
     }

@@ -1,11 +1,13 @@
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use pgkeep_base::Secret;
 
 use super::passfile::{PassFile, PasswordSource};
+use crate::silence::Silence;
+use crate::stream::Address;
 
 /// How much TLS is asked for, as libpq's `sslmode`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -171,6 +173,7 @@ pub struct Target {
     pub(crate) application_name: String,
     pub(crate) options: Option<String>,
     pub(crate) keepalives: Keepalives,
+    pub(crate) silence: Silence,
     pub(crate) replication: Option<String>,
 }
 
@@ -229,6 +232,7 @@ impl Target {
                 count: None,
                 user_timeout: None,
             },
+            silence: Silence::default(),
             replication: None,
         }
     }
@@ -252,10 +256,17 @@ impl Target {
             .join(",")
     }
 
-    /// The same, with only one of its hosts.
-    pub(crate) fn pinned(&self, host: &Host) -> Self {
+    /// The same, with only one of its hosts, at the address where it was found: a name may have several, each another
+    /// server's. The name stays, for certificates and password files.
+    pub(crate) fn pinned(&self, host: &Host, found_at: &Address) -> Self {
+        let mut host = host.clone();
+        if let (HostKind::Network { address, .. }, Address::Network(found_at)) = (&mut host.kind, found_at) {
+            // A link-local address says nothing without its interface, which the name may have.
+            let is_scoped = matches!(found_at, SocketAddr::V6(found_at) if found_at.scope_id() != 0);
+            *address = Some(found_at.ip()).filter(|_| !is_scoped);
+        }
         Self {
-            hosts: vec![host.clone()],
+            hosts: vec![host],
             ..self.clone()
         }
     }

@@ -275,7 +275,7 @@ fn what_is_due_while_a_dump_runs_is_told_and_not_begun() {
     assert_eq!(
         told,
         [(1, Reason::UnderWay), (2, Reason::UnderWay)],
-        "the first at once, the rest at the end"
+        "the first at once, the others later"
     );
     let begun = world
         .events
@@ -286,6 +286,32 @@ fn what_is_due_while_a_dump_runs_is_told_and_not_begun() {
         times,
         [at("2026-11-10T13:00", "UTC"), at("2026-11-10T17:00", "UTC")]
     );
+}
+
+#[test]
+fn a_dump_that_never_ends_is_told_again_and_again() {
+    let days = 20;
+    for (text, told_max) in [("0 2 * * *", days), ("* * * * *", 60)] {
+        let mut world = World::new(text, "Europe/Berlin", "2026-10-15T01:00");
+        world.dumps.push(world.now());
+        world.takes = HOUR * 24 * 365;
+        world.run_until(world.now() + HOUR * 24 * i32::try_from(days).unwrap());
+        let times = world
+            .events
+            .iter()
+            .filter(|(_, event)| matches!(event, Event::Told(_)))
+            .map(|(time, _)| *time);
+        let times: Vec<Timestamp> = times.collect();
+        assert!(times.len() <= told_max, "{text}: {} lines", times.len());
+        // One night after the other, one of them an hour longer.
+        for pair in times.windows(2) {
+            assert!(pair[1].duration_since(pair[0]) <= HOUR * 25, "{text}: {pair:?}");
+        }
+        let last = times.last().unwrap();
+        assert!(world.now().duration_since(*last) <= HOUR * 25, "{text}: {last}");
+        let reasons = world.told().map(|missed| missed.reason);
+        assert!(reasons.into_iter().all(|reason| reason == Reason::UnderWay));
+    }
 }
 
 #[test]
