@@ -30,6 +30,8 @@ struct Chain {
     roots: Vec<CertificateDer<'static>>,
     /// `verify-full`.
     names: bool,
+    /// There are revocation lists, which only webpki compares with.
+    has_lists: bool,
 }
 
 impl Verifier {
@@ -45,10 +47,16 @@ impl Verifier {
         webpki: Arc<dyn ServerCertVerifier>,
         roots: Vec<CertificateDer<'static>>,
         names: bool,
+        has_lists: bool,
     ) -> Self {
         Self {
             algorithms: provider.signature_verification_algorithms,
-            chain: Some(Chain { webpki, roots, names }),
+            chain: Some(Chain {
+                webpki,
+                roots,
+                names,
+                has_lists,
+            }),
         }
     }
 
@@ -152,13 +160,17 @@ impl ServerCertVerifier for Verifier {
 impl Chain {
     /// What OpenSSL accepts and webpki doesn't: the server's certificate is itself a configured root (PostgreSQL's
     /// documented self-signed certificate: CaUsedAsEndEntity), or it is of X.509 version 1, without extensions that
-    /// could restrict it, and signed directly by a configured root.
+    /// could restrict it, and signed directly by a configured root. Where there are revocation lists, neither: nothing here
+    /// could tell whether it was revoked.
     fn accept_otherwise(
         &self,
         leaf: &CertificateDer<'_>,
         algorithms: &WebPkiSupportedAlgorithms,
         now: UnixTime,
     ) -> Option<()> {
+        if self.has_lists {
+            return None;
+        }
         let parsed = Certificate::from_der(leaf).ok()?;
         let validity = parsed.tbs_certificate().validity();
         let now = now.as_secs();
@@ -331,6 +343,14 @@ pub(crate) fn explain(error: &Error) -> (String, Option<&'static str>) {
             }
             CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
                 Some("renew the server's certificate; check this machine's clock")
+            }
+            CertificateError::UnknownRevocationStatus => Some(
+                "give sslcrl=FILE the list of each issuer in the server's chain, or leave sslcrl, sslcrldir and \
+                 ~/.postgresql/root.crl out",
+            ),
+            CertificateError::ExpiredRevocationList
+            | CertificateError::ExpiredRevocationListContext { .. } => {
+                Some("fetch the issuer's present revocation list; check this machine's clock")
             }
             CertificateError::Revoked => Some("renew the server's certificate: it was revoked"),
             _ => None,

@@ -143,9 +143,11 @@ fn verifier(target: &Target, host: &Host, provider: &Arc<CryptoProvider>) -> Res
     let mut builder =
         WebPkiServerVerifier::builder_with_provider(Arc::new(store.clone()), Arc::clone(provider));
     let lists = revocation_lists(target, host)?;
-    if !lists.is_empty() {
-        // As OpenSSL without X509_V_FLAG_CRL_CHECK's strictness: certificates of other issuers have no list here.
-        builder = builder.with_crls(lists).allow_unknown_revocation_status();
+    let has_lists = !lists.is_empty();
+    if has_lists {
+        // As libpq has it (X509_V_FLAG_CRL_CHECK_ALL): each certificate of the chain needs its issuer's list, and a list
+        // that isn't out of date.
+        builder = builder.with_crls(lists).enforce_revocation_expiration();
     }
     let chain: Arc<dyn ServerCertVerifier> = builder
         .build()
@@ -155,6 +157,7 @@ fn verifier(target: &Target, host: &Host, provider: &Arc<CryptoProvider>) -> Res
         chain,
         roots,
         target.sslmode == SslMode::VerifyFull,
+        has_lists,
     ))
 }
 

@@ -8,105 +8,15 @@
 
 mod support;
 
-use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use pgkeep_base::{Classified, RetryClass};
-use pgkeep_pg::{Conninfo, Environment, PasswordSource, PgError, Session, Target};
-use rcgen::{
-    BasicConstraints, Certificate, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    SanType,
-};
+use pgkeep_pg::{Conninfo, Environment, PasswordSource, PgError, Session};
+use pgkeep_testkit::{Missing, require};
+use rcgen::{ExtendedKeyUsagePurpose, KeyPair, date_time_ymd};
+use support::certificates::{Root, encrypted, install, params, tls_reason, tls_server, write};
 use support::{TestServer, binaries, resolve};
-
-fn params(common_name: &str, names: &[&str], ca: bool) -> CertificateParams {
-    let mut params = CertificateParams::new(Vec::<String>::new()).unwrap();
-    params.distinguished_name = rcgen::DistinguishedName::new();
-    params.distinguished_name.push(DnType::CommonName, common_name);
-    for name in names {
-        params.subject_alt_names.push(match name.parse::<IpAddr>() {
-            Ok(address) => SanType::IpAddress(address),
-            Err(_) => SanType::DnsName((*name).try_into().unwrap()),
-        });
-    }
-    if ca {
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    }
-    params
-}
-
-/// A certificate that signs, and what it signs with.
-struct Root {
-    certificate: Certificate,
-    issuer: Issuer<'static, KeyPair>,
-}
-
-impl Root {
-    fn new(name: &str) -> Self {
-        let key = KeyPair::generate().unwrap();
-        let params = params(name, &[], true);
-        let certificate = params.self_signed(&key).unwrap();
-        Self {
-            certificate,
-            issuer: Issuer::new(params, key),
-        }
-    }
-
-    fn sign(&self, params: CertificateParams) -> (String, String) {
-        let key = KeyPair::generate().unwrap();
-        (
-            params.signed_by(&key, &self.issuer).unwrap().pem(),
-            key.serialize_pem(),
-        )
-    }
-}
-
-fn write(path: &Path, text: &str) -> PathBuf {
-    std::fs::write(path, text).unwrap();
-    path.to_owned()
-}
-
-/// Gives the server a certificate and turns TLS on; works on a running server too.
-async fn install(server: &TestServer, certificate: &str, key: &str) {
-    use std::os::unix::fs::MetadataExt;
-    let data = server.server.data_directory();
-    write(&data.join("server.crt"), certificate);
-    // The server refuses a key of somebody else.
-    let path = write(&data.join("server.key"), key);
-    std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).unwrap();
-    let owner = std::fs::metadata(data).unwrap();
-    std::os::unix::fs::chown(&path, Some(owner.uid()), Some(owner.gid())).unwrap();
-    std::os::unix::fs::chown(data.join("server.crt"), Some(owner.uid()), Some(owner.gid())).unwrap();
-}
-
-async fn tls_server(certificate: &str, key: &str, settings: &[(&str, &str)]) -> TestServer {
-    let mut server = TestServer::new(support::major()).await;
-    install(&server, certificate, key).await;
-    let settings: Vec<_> = [("ssl", "on")].iter().chain(settings).copied().collect();
-    server.start(&settings).await;
-    server
-}
-
-/// Is the session encrypted, as the server sees it?
-async fn encrypted(target: &Target) -> Result<bool, PgError> {
-    let mut session = Session::connect(target).await?;
-    let rows = session
-        .query("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()")
-        .await?;
-    session.close().await;
-    rows[0].get(0)
-}
-
-fn tls_reason(result: Result<bool, PgError>) -> String {
-    match result {
-        Err(error @ PgError::Tls { .. }) => {
-            assert_eq!(error.retry_class(), RetryClass::Permanent);
-            error.to_string()
-        }
-        other => panic!("expected an error of TLS: {other:?}"),
-    }
-}
 
 #[tokio::test]
 async fn every_sslmode_with_and_without_root_certificates() {
@@ -263,7 +173,7 @@ async fn the_self_signed_certificate_of_the_documentation_is_accepted() {
     assert!(encrypted(&target("verify-full", "localhost")).await.unwrap());
     // Nor is an expired one.
     let mut expired = params("localhost", &[], true);
-    expired.not_after = rcgen::date_time_ymd(2020, 1, 1);
+    expired.not_after = date_time_ymd(2020, 1, 1);
     let certificate = expired.self_signed(&key).unwrap().pem();
     install(&server, &certificate, &key.serialize_pem()).await;
     server.hba("host all all 127.0.0.1/32 trust").await;
@@ -288,10 +198,12 @@ async fn a_version_1_certificate_of_openssl_is_accepted_as_by_libpq() {
             .status();
         status.is_ok_and(|status| status.success())
     };
-    if !openssl("version") {
-        eprintln!("SKIPPED: the program openssl isn't here");
-        return;
-    }
+    let found = openssl("version").then_some(());
+    require!(found.ok_or(Missing("the program openssl".to_owned())));
+    let list = write(
+        &directory.path().join("list.crl"),
+        &Root::new("root").revocation_list(&[], 2090),
+    );
     for algorithm in ["rsa:2048", "ec -pkeyopt ec_paramgen_curve:P-256"] {
         assert!(openssl(&format!(
             "req -new -x509 -days 10 -nodes -newkey {algorithm} -out root.crt -keyout root.key -subj /CN=root"
@@ -325,6 +237,9 @@ async fn a_version_1_certificate_of_openssl_is_accepted_as_by_libpq() {
             assert!(encrypted(&target("require", "none")).await.unwrap());
             assert!(encrypted(&target("verify-ca", "root.crt")).await.unwrap());
             assert!(encrypted(&target("verify-full", "root.crt")).await.unwrap());
+            // Nothing compares it with a list.
+            let crl = format!("root.crt sslcrl={}", list.display());
+            tls_reason(encrypted(&target("verify-ca", &crl)).await);
             // The same name, another key.
             tls_reason(encrypted(&target("verify-ca", "other.crt")).await);
         }

@@ -128,7 +128,6 @@ pub(crate) fn find(name: &str) -> Option<&'static Keyword> {
 
 /// The known name most like `name`, if one is like it at all.
 pub(crate) fn nearest(name: &str) -> Option<&'static str> {
-    const SIMILARITY_MIN: f64 = 0.7;
     // People also write what other drivers call it.
     match name {
         "database" | "db" => return Some("dbname"),
@@ -137,15 +136,5 @@ pub(crate) fn nearest(name: &str) -> Option<&'static str> {
         "ssl" => return Some("sslmode"),
         _ => {}
     }
-    KEYWORDS
-        .iter()
-        .map(|keyword| {
-            (
-                strsim::jaro_winkler(&name.to_lowercase(), keyword.name),
-                keyword.name,
-            )
-        })
-        .filter(|(similarity, _)| *similarity >= SIMILARITY_MIN)
-        .max_by(|left, right| left.0.total_cmp(&right.0))
-        .map(|(_, name)| name)
+    pgkeep_base::nearest(name, KEYWORDS.iter().map(|keyword| keyword.name))
 }

@@ -104,6 +104,7 @@ impl Resolver<'_> {
             .map(|password| (Secret::new(password), self.password_source.clone()));
         let (sslmode, sslrootcert) = self.tls_mode()?;
         let (sslcert, sslkey) = self.client_certificate()?;
+        let (sslcrl, sslcrldir) = self.revocation_lists();
         let tls_version_min = self
             .tls_version("ssl_min_protocol_version")?
             .unwrap_or(TlsVersion::V1_2);
@@ -127,8 +128,8 @@ impl Resolver<'_> {
             sslrootcert,
             sslcert,
             sslkey,
-            sslcrl: self.get("sslcrl").map(PathBuf::from),
-            sslcrldir: self.get("sslcrldir").map(PathBuf::from),
+            sslcrl,
+            sslcrldir,
             sslsni: self.flag("sslsni")?,
             tls_version_min,
             tls_version_max,
@@ -399,6 +400,17 @@ impl Resolver<'_> {
             .map(PathBuf::from)
             .or_else(|| self.home_file("postgresql.key"));
         Ok((certificate, key))
+    }
+
+    /// The revocation lists: as in libpq, where none are named, those of the home directory, if it has any.
+    fn revocation_lists(&self) -> (Option<PathBuf>, Option<PathBuf>) {
+        let file = self.get("sslcrl").map(PathBuf::from);
+        let directory = self.get("sslcrldir").map(PathBuf::from);
+        if file.is_some() || directory.is_some() {
+            return (file, directory);
+        }
+        let of_home = self.home_file("root.crl").filter(|path| path.exists());
+        (of_home, None)
     }
 
     fn tls_version(&self, name: &'static str) -> Result<Option<TlsVersion>, ConninfoError> {

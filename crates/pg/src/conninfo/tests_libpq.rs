@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::Mutex;
 
+use pgkeep_testkit::{Missing, require};
 use proptest::prelude::*;
 
 use super::Conninfo;
@@ -159,10 +160,8 @@ fn conninfo_like() -> impl Strategy<Value = String> {
 
 #[test]
 fn real_libpq_reads_the_same() {
-    let Some(libpq) = Libpq::start() else {
-        eprintln!("SKIPPED: needs python3 and libpq.so.5 of PGKEEP_TEST_PG");
-        return;
-    };
+    let missing = || Missing("python3 and libpq.so.5 of PGKEEP_TEST_PG".to_owned());
+    let libpq = require!(Libpq::start().ok_or_else(missing));
     let libpq = Mutex::new(libpq);
     let config = ProptestConfig {
         cases: 4000,

@@ -2,6 +2,8 @@
 //! one that scripts/test-setup fills.
 #![allow(dead_code, reason = "not every test needs everything")]
 
+pub mod certificates;
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
