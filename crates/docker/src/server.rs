@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::net::{Ipv4Addr, TcpListener};
 use std::time::{Duration, Instant};
 
-use pgkeep_base::{Secret, quote_literal};
+use pgkeep_base::Secret;
 use pgkeep_pg::{Conninfo, Environment, PgError, Session, Target};
 use rand::Rng;
 use rand::distr::Alphanumeric;
@@ -423,19 +423,30 @@ impl ServerContainer {
     /// # Errors
     /// [`DockerError::HandOver`]: it doesn't shut down cleanly, or doesn't come up again. The volume stays in any case.
     pub async fn hand_over(&mut self) -> Result<(), DockerError> {
-        let handed_over = self.start_anew().await;
-        handed_over.map_err(|source| DockerError::HandOver {
+        let Err(source) = self.start_anew().await else {
+            return Ok(());
+        };
+        // Where that can't be told, it is taken for being there: removing none does no harm.
+        let found = self.engine.container(self.name()).await;
+        let is_there = !matches!(found, Ok(None));
+        Err(DockerError::HandOver {
             name: self.name().to_owned(),
-            start_command: format!(
-                "docker run --detach --name {name} --publish 127.0.0.1:{}:{} --volume {name}:{} {}",
-                self.port,
-                port_inside(&self.image),
-                self.image.data_mount().unwrap_or_default(),
-                self.options.image,
-                name = self.name(),
-            ),
+            start_command: self.start_command(is_there),
             source: Box::new(source),
         })
+    }
+
+    /// What starts a container on the volume, in the place of one of that name that is there.
+    fn start_command(&self, is_there: bool) -> String {
+        let mount = self.image.data_mount().unwrap_or_default();
+        let inside = port_inside(&self.image);
+        start_command(
+            self.name(),
+            is_there,
+            (self.port, inside),
+            mount,
+            &self.options.image,
+        )
     }
 
     async fn start_anew(&mut self) -> Result<(), DockerError> {
@@ -494,9 +505,25 @@ impl ServerContainer {
     }
 }
 
+fn start_command(
+    name: &str,
+    is_there: bool,
+    (port, inside): (u16, u16),
+    mount: &str,
+    image: &ImageName,
+) -> String {
+    let remove = if is_there {
+        format!("docker rm --force {name}; ")
+    } else {
+        String::new()
+    };
+    format!(
+        "{remove}docker run --detach --name {name} --publish 127.0.0.1:{port}:{inside} --volume {name}:{mount} {image}"
+    )
+}
+
 /// What a new server lacks. Returns whether it has to be restarted.
 async fn prepare(session: &mut Session, timescaledb: bool, resumed: bool) -> Result<bool, PgError> {
-    const TIMESCALEDB: &str = "timescaledb";
     if !resumed {
         // TimescaleDB's image puts the extension into every database; the one that is there already must be empty for
         // the restore.
@@ -504,30 +531,12 @@ async fn prepare(session: &mut Session, timescaledb: bool, resumed: bool) -> Res
             .execute("DROP EXTENSION IF EXISTS timescaledb CASCADE")
             .await?;
     }
-    let sql = "SELECT pg_catalog.current_setting('shared_preload_libraries'),
-        EXISTS (SELECT FROM pg_catalog.pg_available_extensions WHERE name = 'timescaledb')";
-    let rows = session.query(sql).await?;
-    let Some(row) = rows.first() else {
-        return Ok(false);
-    };
-    let (present, available): (String, bool) = (row.get(0)?, row.get(1)?);
-    let mut libraries: Vec<&str> = present
-        .split(',')
-        .map(|library| library.trim().trim_matches('"'))
-        .filter(|library| !library.is_empty())
-        .collect();
-    // Without the library the server would not start; the restore's own checks say that it is missing.
-    if !timescaledb || !available || libraries.contains(&TIMESCALEDB) {
-        return Ok(false);
+    // Where the library isn't installed, the restore's own checks say so.
+    if timescaledb {
+        pgkeep_timescale::preload(session).await
+    } else {
+        Ok(false)
     }
-    libraries.push(TIMESCALEDB);
-    let libraries: Vec<String> = libraries.into_iter().map(quote_literal).collect();
-    let set = format!(
-        "ALTER SYSTEM SET shared_preload_libraries = {}",
-        libraries.join(", ")
-    );
-    session.execute(&set).await?;
-    Ok(true)
 }
 
 async fn usable_image(engine: &Engine, name: &ImageName) -> Result<Image, DockerError> {
@@ -573,4 +582,18 @@ fn target(host: &str, port: u16, password: &str) -> Result<Target, DockerError> 
     );
     let resolved = Conninfo::parse(&text).and_then(|conninfo| conninfo.resolve(&Environment::empty()));
     resolved.map_err(|error| DockerError::Address(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_name_is_freed_before_it_is_taken_again() {
+        let image = ImageName::parse("postgres:17").unwrap();
+        let command = |is_there| start_command("n", is_there, (5433, 5432), "/data", &image);
+        let run = "docker run --detach --name n --publish 127.0.0.1:5433:5432 --volume n:/data postgres:17";
+        assert_eq!(command(false), run);
+        assert_eq!(command(true), format!("docker rm --force n; {run}"));
+    }
 }

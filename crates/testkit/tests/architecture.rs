@@ -17,7 +17,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("pgkeep-schedule", &["pgkeep-base"]),
     ("pgkeep-repository", &["pgkeep-base", "pgkeep-store"]),
     ("pgkeep-timescale", &["pgkeep-base", "pgkeep-pg"]),
-    ("pgkeep-docker", &["pgkeep-base", "pgkeep-pg"]),
+    ("pgkeep-docker", &["pgkeep-base", "pgkeep-pg", "pgkeep-timescale"]),
     (
         "pgkeep-dump",
         &[

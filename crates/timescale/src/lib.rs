@@ -44,6 +44,7 @@ mod foreign_keys;
 pub mod fuzzing;
 mod inventory;
 mod jobs;
+mod preload;
 mod restore;
 mod retention;
 mod rows;
@@ -57,6 +58,7 @@ pub use inventory::{
     chunk_fingerprint, inventory,
 };
 pub use jobs::{JobId, hold_jobs, missing_job_owners, release_jobs};
+pub use preload::{preload, preload_statement};
 pub use restore::{create_extension, post_restore, pre_restore, update_extension};
 pub use retention::{PendingChunk, PendingDeletion, pending_deletions};
 pub use rows::{compressed_row_count_sql, hypertable_row_count};

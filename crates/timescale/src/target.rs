@@ -4,6 +4,7 @@ use pgkeep_base::{quote_identifier, quote_literal};
 use pgkeep_pg::{Row, Session};
 use serde::{Deserialize, Serialize};
 
+use crate::preload::preload_statement;
 use crate::{Inventory, License, TimescaleError};
 
 /// How bad a finding is.
@@ -133,28 +134,14 @@ fn check_preload(facts: &Facts) -> Option<Finding> {
         return None;
     }
     let others = facts.preload_libraries.as_deref().unwrap_or_default();
-    let preloaded: Vec<&str> = others
-        .split(',')
-        .map(|library| library.trim().trim_matches('"'))
-        .collect();
-    if preloaded.contains(&"timescaledb") {
+    let Some(statement) = preload_statement(others) else {
         return Some(Finding::new(
             Severity::Blocking,
             "timescaledb is in shared_preload_libraries, but no session has its loader",
             "hypertables would look like empty tables",
             "psql -c \"SHOW timescaledb.disable_load\"   # must be off; then see the server's log for timescaledb",
         ));
-    }
-    let libraries: Vec<String> = preloaded
-        .into_iter()
-        .filter(|library| !library.is_empty())
-        .chain(["timescaledb"])
-        .map(quote_literal)
-        .collect();
-    let statement = format!(
-        "ALTER SYSTEM SET shared_preload_libraries = {}",
-        libraries.join(", ")
-    );
+    };
     Some(Finding::new(
         Severity::Blocking,
         "timescaledb is not in shared_preload_libraries",

@@ -95,10 +95,11 @@ pub fn needs_timescaledb(manifest: &DumpManifest) -> bool {
 
 /// Without it the server would not start with TimescaleDB the next time.
 async fn preload_timescaledb(target: &Target) -> Result<(), Failure> {
+    let Some(statement) = pgkeep_timescale::preload_statement("") else {
+        return Ok(());
+    };
     let mut session = Session::connect(target).await?;
-    session
-        .execute("ALTER SYSTEM SET shared_preload_libraries = 'timescaledb'")
-        .await?;
+    session.execute(&statement).await?;
     session.close().await;
     Ok(())
 }
