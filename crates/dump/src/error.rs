@@ -35,6 +35,9 @@ pub enum DumpError {
         /// What was wrong.
         source: ProgramError,
     },
+    /// The role may not read what is to be dumped.
+    #[error(transparent)]
+    MayNotRead(Box<DumpError>),
     /// The list of relations changed under every attempt.
     #[error(
         "cannot get a stable view of database '{database}': in {attempts} attempts its tables changed each time between \
@@ -239,10 +242,19 @@ impl DumpError {
         }
     }
 
+    /// What a dump was refused to read, as such.
+    pub(crate) fn of_a_dump(self) -> Self {
+        match self.sqlstate() {
+            Some(SQLSTATE_INSUFFICIENT_PRIVILEGE) => Self::MayNotRead(Box::new(self)),
+            _ => self,
+        }
+    }
+
     /// The SQLSTATE, when PostgreSQL reported one.
     pub fn sqlstate(&self) -> Option<&str> {
         match self {
             Self::Pg { source, .. } => source.sqlstate(),
+            Self::MayNotRead(source) => source.sqlstate(),
             _ => None,
         }
     }
@@ -255,7 +267,7 @@ impl Classified for DumpError {
             Self::Repository(error) => error.retry_class(),
             Self::Timescale { source, .. } => source.retry_class(),
             Self::Program { source, .. } => source.retry_class(),
-            Self::Unfinished { source, .. } => source.retry_class(),
+            Self::Unfinished { source, .. } | Self::MayNotRead(source) => source.retry_class(),
             Self::Unstable { .. } | Self::LockTimeout { .. } => RetryClass::Transient,
             Self::Usage { .. } => RetryClass::Usage,
             Self::Refused { .. } | Self::HalfRestored { .. } | Self::NewerUnreadable { .. } => {
@@ -285,6 +297,9 @@ impl Classified for DumpError {
             Self::Usage { hint, .. } | Self::Target { hint, .. } => hint.clone()?,
             Self::Unstable { .. } => {
                 "run it again at a quieter time, or leave the tables that come and go out with --exclude-table".to_owned()
+            }
+            Self::MayNotRead(_) => {
+                "the role lacks a privilege: GRANT pg_read_all_data TO the role, or connect as another one".to_owned()
             }
             Self::LockTimeout { .. } => "wait for those sessions to end, or allow more time with --lock-timeout".to_owned(),
             Self::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
@@ -334,6 +349,9 @@ fn newer_unreadable(unreadable: &[String], sound: &str, command: &str, source: &
     }
 }
 
+/// `insufficient_privilege`
+const SQLSTATE_INSUFFICIENT_PRIVILEGE: &str = "42501";
+
 /// Adds what was being done to an error from below.
 pub(crate) trait Context<T> {
     /// `context` in the present tense: "reading table app.games".
@@ -364,5 +382,33 @@ impl<T> Context<T> for std::io::Result<T> {
             context: context(),
             source,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pgkeep_pg::ServerError;
+
+    use super::*;
+
+    #[test]
+    fn a_missing_privilege_is_explained_by_what_was_done() {
+        let server = ServerError {
+            severity: "ERROR".to_owned(),
+            sqlstate: SQLSTATE_INSUFFICIENT_PRIVILEGE.to_owned(),
+            message: "permission denied to create role".to_owned(),
+            hint: Some("the server's own".to_owned()),
+            ..ServerError::default()
+        };
+        let refused = || DumpError::Pg {
+            context: "c".to_owned(),
+            source: PgError::Server(Box::new(server.clone())),
+        };
+        let hint = |error: DumpError| error.hint().map(|hint| hint.to_string()).unwrap_or_default();
+        assert_eq!(hint(refused()), "the server's own");
+        let of_a_dump = refused().of_a_dump();
+        assert_eq!(of_a_dump.to_string(), refused().to_string());
+        assert_eq!(of_a_dump.sqlstate(), refused().sqlstate());
+        assert!(hint(of_a_dump).contains("pg_read_all_data"));
     }
 }

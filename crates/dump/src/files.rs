@@ -91,6 +91,16 @@ pub async fn write_files(
     progress: &Arc<Progress>,
     cancelled: impl Future<Output = ()>,
 ) -> Result<FileReport, DumpError> {
+    let written = write_readable(target, options, progress, cancelled).await;
+    written.map_err(DumpError::of_a_dump)
+}
+
+async fn write_readable(
+    target: &Target,
+    options: &FileOptions,
+    progress: &Arc<Progress>,
+    cancelled: impl Future<Output = ()>,
+) -> Result<FileReport, DumpError> {
     let begun = Instant::now();
     progress.set_phase("connecting");
     let context = || {

@@ -140,6 +140,17 @@ pub async fn dump(
     progress: &Arc<Progress>,
     cancelled: impl Future<Output = ()>,
 ) -> Result<DumpReport, DumpError> {
+    let dumped = dump_readable(repository, target, options, progress, cancelled).await;
+    dumped.map_err(DumpError::of_a_dump)
+}
+
+async fn dump_readable(
+    repository: &Repository,
+    target: &Target,
+    options: &DumpOptions,
+    progress: &Arc<Progress>,
+    cancelled: impl Future<Output = ()>,
+) -> Result<DumpReport, DumpError> {
     let begun = Instant::now();
     let mut cancelled = pin!(cancelled);
     let prepared = tokio::select! {

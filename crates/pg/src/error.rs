@@ -371,9 +371,6 @@ fn server_hint(error: &ServerError) -> Option<Hint> {
         }
         // Its messages are in the server's language.
         "42501" if error.routine.as_deref() == Some(ROW_SECURITY_ROUTINE) => ROW_SECURITY_HINT,
-        "42501" => {
-            "the role lacks a privilege: GRANT pg_read_all_data TO the role, or connect as another one"
-        }
         "53100" => "the server's disk is full: free some space, then run it again",
         _ => return None,
     };

@@ -28,16 +28,10 @@ pub struct ProgramSearch {
 }
 
 impl ProgramSearch {
-    /// What this process should use: `directory` (from the configuration), else `PGKEEP_PG_BIN`; `PATH`; the packages'
-    /// directories.
+    /// What this process should use: `directory` (from the configuration), `PATH`, the packages' directories.
     pub fn process(directory: Option<PathBuf>) -> Self {
-        let variable = || {
-            std::env::var_os("PGKEEP_PG_BIN")
-                .filter(|value| !value.is_empty())
-                .map(PathBuf::from)
-        };
         Self {
-            directory: directory.or_else(variable),
+            directory,
             path: std::env::var_os("PATH"),
             standard_directories: true,
         }
