@@ -72,7 +72,16 @@ pub struct GlobalArgs {
     /// 'age', or 'none' to write backups that anyone can read.
     #[arg(long, global = true, value_name = "MODE")]
     pub encryption: Option<String>,
-    /// Any setting by its name in pgkeep.toml, such as s3.endpoint=URL; may be repeated.
+    /// Directory of pg_dump, pg_restore and the like [default: found on the machine].
+    #[arg(long, global = true, value_name = "DIRECTORY")]
+    pub pg_bin: Option<PathBuf>,
+    /// Endpoint of an S3-compatible store, without the bucket.
+    #[arg(long, global = true, value_name = "URL")]
+    pub s3_endpoint: Option<String>,
+    /// The bucket's region.
+    #[arg(long, global = true, value_name = "NAME")]
+    pub s3_region: Option<String>,
+    /// Any setting by its name in pgkeep.toml, such as s3.path_style=true; may be repeated.
     #[arg(long, global = true, value_name = "NAME=VALUE", value_parser = parse_pair)]
     pub set: Vec<(String, String)>,
     /// One JSON document (or JSON lines) on standard output.

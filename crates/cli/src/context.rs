@@ -58,8 +58,10 @@ pub struct Settings {
 pub enum KeyUse {
     /// Contents are not read.
     None,
-    /// Contents are read where there is a key.
+    /// Contents are read where there is a key; one that is configured and can't be read is warned of, and done without.
     IfThere,
+    /// Contents are read where a key is configured; that it can't be read is an error.
+    IfConfigured,
     /// Without a key there is nothing to be done, if the repository is encrypted.
     Needed,
 }
@@ -136,6 +138,9 @@ impl Context {
             recipients: self.global.recipients.clone(),
             encryption: self.global.encryption.clone(),
             identity_file: self.global.identity.clone(),
+            pg_bin: self.global.pg_bin.clone(),
+            s3_endpoint: self.global.s3_endpoint.clone(),
+            s3_region: self.global.s3_region.clone(),
             set: self
                 .global
                 .set
@@ -172,9 +177,12 @@ impl Settings {
     /// Settings that are given and do nothing in this version, which must not go unnoticed.
     pub fn without_effect(&self) -> Vec<&'static str> {
         let cluster = &self.cluster;
+        let backup = &cluster.backup;
         let all = [
             ("stream", cluster.stream),
-            ("backup.schedule", cluster.backup.schedule.is_some()),
+            ("backup.schedule", backup.schedule.is_some()),
+            ("backup.jobs", backup.jobs.is_some()),
+            ("backup.compression_level", backup.compression_level.is_some()),
             ("drill.schedule", cluster.drill.schedule.is_some()),
         ];
         all.into_iter()
@@ -206,7 +214,7 @@ impl Settings {
         };
         let identities = match keys {
             KeyUse::None => Vec::new(),
-            KeyUse::Needed => self.identities()?,
+            KeyUse::Needed | KeyUse::IfConfigured => self.identities()?,
             // What takes no key is done all the same, and whoever gave one learns why it is of no use.
             KeyUse::IfThere => self.identities().unwrap_or_else(|failure| {
                 let mend = failure.hint().map(|hint| format!("; {hint}")).unwrap_or_default();
@@ -339,5 +347,68 @@ fn store_options(cluster: &Cluster) -> StoreOptions {
             endpoint: cluster.azure.endpoint.clone(),
         },
         ..StoreOptions::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pgkeep_config::SETTINGS;
+
+    use super::*;
+
+    fn settings(set: &[(&str, &str)]) -> Result<Settings, Failure> {
+        // Nothing of this machine's own.
+        let loaded = pgkeep_config::load(Some("/dev/null".as_ref()), &|_| None)?;
+        let set = set.iter();
+        let overrides = Overrides {
+            set: set
+                .map(|(name, value)| ((*name).to_owned(), Secret::new(*value)))
+                .collect(),
+            ..Overrides::default()
+        };
+        let (name, cluster) = loaded.config.select(None, &overrides)?;
+        Ok(Settings {
+            name,
+            cluster,
+            loaded,
+        })
+    }
+
+    #[test]
+    fn what_the_documentation_says_does_nothing_is_told() {
+        let idle = SETTINGS
+            .iter()
+            .filter(|setting| setting.doc.contains("Does nothing yet"));
+        for setting in idle {
+            let values = ["true", "7", "0 3 * * *"];
+            let given = values
+                .into_iter()
+                .find_map(|value| settings(&[(setting.name, value)]).ok());
+            assert_eq!(given.unwrap().without_effect(), [setting.name]);
+        }
+        let whole_group = SETTINGS
+            .iter()
+            .filter(|setting| setting.name.starts_with("backup."));
+        for setting in whole_group {
+            assert!(setting.doc.contains("Does nothing yet"), "{setting:?}");
+        }
+        assert!(
+            settings(&[("dump.jobs", "7")])
+                .unwrap()
+                .without_effect()
+                .is_empty()
+        );
+    }
+
+    #[test]
+    fn a_key_that_cannot_be_read_is_not_taken_for_none() {
+        let none = settings(&[]).unwrap();
+        let missing = settings(&[("identity_file", "/nowhere/pgkeep.key")]).unwrap();
+        for keys in [KeyUse::IfThere, KeyUse::IfConfigured] {
+            assert!(none.access(keys).unwrap().identities.is_empty());
+        }
+        assert!(missing.access(KeyUse::IfThere).unwrap().identities.is_empty());
+        let failure = missing.access(KeyUse::IfConfigured).err().unwrap();
+        assert!(failure.text().contains("/nowhere/pgkeep.key"), "{failure:?}");
     }
 }

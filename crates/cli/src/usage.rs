@@ -1,5 +1,7 @@
 //! Reading the command line. clap repeats what it doesn't understand, and that may be half of a password.
 
+use std::ffi::OsString;
+
 use clap::Parser;
 
 use crate::args::Cli;
@@ -18,13 +20,18 @@ pub fn parse() -> Result<Cli, u8> {
             anstream::print!("{text}");
             return DONE;
         }
-        for secret in std::env::args().skip(1).filter_map(secret_part) {
+        for secret in secret_parts(std::env::args_os().skip(1)) {
             text = text.replace(&secret, "[not shown]");
         }
         anstream::eprint!("{text}");
         crate::pipes::error(&anstream::adapter::strip_str(&text).to_string());
         USAGE
     })
+}
+
+/// What must not be repeated. An argument needn't be UTF-8; clap repeats it with the same marks for what isn't.
+fn secret_parts(arguments: impl Iterator<Item = OsString>) -> impl Iterator<Item = String> {
+    arguments.filter_map(|argument| secret_part(argument.to_string_lossy().into_owned()))
 }
 
 /// What of an argument must not be repeated: all of it, or the value of `--option=value`.
@@ -40,7 +47,16 @@ fn secret_part(argument: String) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::ffi::OsStringExt;
+
     use super::*;
+
+    #[test]
+    fn arguments_that_are_not_utf_8_are_read_too() {
+        let arguments = [b"x\xff".to_vec(), b"password=\xff".to_vec()].map(OsString::from_vec);
+        let parts: Vec<String> = secret_parts(arguments.into_iter()).collect();
+        assert_eq!(parts, ["password=\u{fffd}"]);
+    }
 
     #[test]
     fn arguments_that_may_hold_secrets_are_known() {

@@ -36,9 +36,9 @@ pub struct Overrides {
     pub identity_file: Option<PathBuf>,
     /// `--pg-bin`
     pub pg_bin: Option<PathBuf>,
-    /// `--jobs`, of whatever the command does.
+    /// `--jobs`
     pub jobs: Option<u32>,
-    /// `--compression-level`, of whatever the command writes.
+    /// `--compression-level`
     pub compression_level: Option<i32>,
     /// `--upload-limit`, such as `20MB/s`.
     pub upload_limit: Option<String>,
@@ -77,9 +77,7 @@ impl Overrides {
             ("recipients", "--recipient", self.recipients.clone()),
             ("encryption", "--encryption", text(&self.encryption)),
             ("dump.jobs", "--jobs", count(self.jobs)),
-            ("backup.jobs", "--jobs", count(self.jobs)),
-            ("dump.compression_level", "--compression-level", level.clone()),
-            ("backup.compression_level", "--compression-level", level),
+            ("dump.compression_level", "--compression-level", level),
             (
                 "limits.upload_bytes_per_second",
                 "--upload-limit",
@@ -156,6 +154,11 @@ impl Config {
             if let Some(setting) = setting(name) {
                 apply(setting, &mut chosen, &Input::Texts(&values), Origin::Flag(flag))?;
             }
+        }
+        // A key of the environment counts for less than the file that a flag names.
+        let names_file = |(name, _): &(String, Secret)| name == "identity_file";
+        if overrides.identity_file.is_some() || overrides.set.iter().any(names_file) {
+            chosen.identity = None;
         }
         // Not through text: a path needn't be UTF-8.
         chosen.identity_file = overrides.identity_file.clone().or(chosen.identity_file);

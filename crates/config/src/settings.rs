@@ -99,7 +99,7 @@ pub const SETTINGS: &[Setting] = &[
         "repository",
         "URL or list of URLs",
         "none",
-        "Where backups go: `s3://bucket/prefix`, `gs://`, `az://` or `file:///directory`. Several are written from one read.",
+        "Where backups go: `s3://bucket/prefix`, `gs://`, `az://` or `file:///directory`. One for now: a list of several is refused; `pgkeep copy` brings backups to another.",
         |cluster, input| cluster.repository = input.repositories()?
     ),
     setting!(
@@ -120,7 +120,7 @@ pub const SETTINGS: &[Setting] = &[
         "identity_file",
         "path",
         "none",
-        "The file with the secret key. Only restoring, verifying contents and showing details need it.",
+        "The file with the secret key. Only restoring, verifying contents, pruning and showing details need it.",
         |cluster, input| cluster.identity_file = Some(input.path()?)
     ),
     setting!(
@@ -163,7 +163,7 @@ pub const SETTINGS: &[Setting] = &[
         "dump.exclude_databases",
         "list of patterns",
         "none",
-        "Databases to leave out.",
+        "Databases to leave out. Refused for now: name those to dump by `dump.databases`.",
         |cluster, input| cluster.dump.exclude_databases = input.list()?
     ),
     setting!(
@@ -248,14 +248,14 @@ pub const SETTINGS: &[Setting] = &[
         "backup.jobs",
         "1 to 256",
         "by the number of CPUs",
-        "Parallel workers of a base backup.",
+        "Parallel workers of a base backup. Does nothing yet.",
         |cluster, input| cluster.backup.jobs = Some(input.count(1, JOBS_MAX)?)
     ),
     setting!(
         "backup.compression_level",
         "1 to 19",
         "3",
-        "zstd's level.",
+        "zstd's level for base backups. Does nothing yet.",
         |cluster, input| cluster.backup.compression_level = Some(input.compression_level()?)
     ),
     setting!(

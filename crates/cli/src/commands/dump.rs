@@ -234,16 +234,7 @@ fn tell_files(context: &Context, report: &FileReport, encrypted: bool) -> Outcom
         .seconds("elapsed_seconds", report.elapsed)
         .list("attention", &report.attention);
     pipes::materialization(None, &metadata);
-    attention(context, &report.attention)
-}
-
-fn attention(context: &Context, lines: &[String]) -> Outcome {
-    lines.iter().for_each(|line| context.output.attention(line));
-    if lines.is_empty() {
-        Outcome::Done
-    } else {
-        Outcome::Attention
-    }
+    super::attention(context, &report.attention)
 }
 
 /// The facts that Dagster keeps with the asset. (`dagster/row_count` is the name by which it draws rows.)
@@ -373,5 +364,5 @@ fn tell(context: &Context, report: &DumpReport, url: &str) -> Outcome {
             counted(number as u64, "dump", "dumps")
         ));
     }
-    attention(context, &report.attention)
+    super::attention(context, &report.attention)
 }

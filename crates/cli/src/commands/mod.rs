@@ -22,6 +22,16 @@ use crate::args::Command;
 use crate::context::Context;
 use crate::exit::{Failure, Outcome};
 
+/// Tells what needs attention, and ends accordingly.
+fn attention(context: &Context, lines: &[String]) -> Outcome {
+    lines.iter().for_each(|line| context.output.attention(line));
+    if lines.is_empty() {
+        Outcome::Done
+    } else {
+        Outcome::Attention
+    }
+}
+
 /// Runs one.
 pub async fn run(context: &Context, command: Command) -> Result<Outcome, Failure> {
     match command {

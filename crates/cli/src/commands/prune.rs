@@ -28,34 +28,24 @@ pub async fn run(context: &Context, args: PruneArgs) -> Result<Outcome, Failure>
         keep_yearly: args.keep_yearly,
         ..Overrides::default()
     })?;
-    let policy = policy(&settings.cluster);
-    let opened = context.repository(&settings, KeyUse::IfThere);
-    let repository = context.cancellation.or(opened).await?;
-    if policy.keeps_everything() {
+    if !is_configured(&settings) {
         context
             .output
             .note("no retention is configured, so every backup is kept: set keep.window, keep.daily, ...");
     }
     if args.dry_run {
-        let plan = async {
+        let planning = async {
+            let repository = context.repository(&settings, KeyUse::IfConfigured).await?;
             let input = input(&repository).await?;
+            let policy = policy(&settings.cluster);
             Ok(prune::plan(&repository, &policy, &input, repository.now()).await?)
         };
-        let plan = context.cancellation.or(plan).await?;
-        tell_plan(context, &plan, &BTreeMap::new(), true);
+        let plan = context.cancellation.or(planning).await?;
+        tell_plan(context, &plan, None);
         return Ok(Outcome::Done);
     }
-    let removing = |id: &BackupId| tracing::info!("removing {id}");
-    let cancelled = context.cancellation.cancelled();
-    let input = input(&repository);
-    let report: PruneReport =
-        prune::execute::<Failure>(&repository, &policy, input, LEASE_DURATION, removing, cancelled).await?;
-    let failed = report
-        .failed
-        .iter()
-        .map(|(id, error)| (id.clone(), error.to_string()))
-        .collect();
-    tell_plan(context, &report.plan, &failed, false);
+    let report = execute(context, &settings).await?;
+    tell_plan(context, &report.plan, Some(&report));
     Ok(tell_report(context, &report))
 }
 
@@ -64,20 +54,17 @@ pub fn is_configured(settings: &Settings) -> bool {
     !policy(&settings.cluster).keeps_everything()
 }
 
-/// Whether dumps of a part can be told from whole ones here, without which nothing may be pruned.
-pub fn is_possible(settings: &Settings) -> bool {
-    let has_key = || {
-        settings
-            .identities()
-            .is_ok_and(|identities| !identities.is_empty())
-    };
-    settings.cluster.encryption == EncryptionMode::None || has_key()
+/// Whether dumps of a part can be told from whole ones here, without which nothing may be pruned. A key that is
+/// configured and can't be read is an error, or nothing would ever be pruned for a mistyped path.
+pub fn is_possible(settings: &Settings) -> Result<bool, Failure> {
+    let has_key = !settings.identities()?.is_empty();
+    Ok(has_key || settings.cluster.encryption == EncryptionMode::None)
 }
 
 /// Carries the retention settings out, and tells nobody.
-pub async fn after_dump(context: &Context, settings: &Settings) -> Result<PruneReport, Failure> {
-    let opened = context.repository(settings, KeyUse::IfThere);
-    let repository = context.cancellation.or(opened).await?;
+pub async fn execute(context: &Context, settings: &Settings) -> Result<PruneReport, Failure> {
+    let opening = context.repository(settings, KeyUse::IfConfigured);
+    let repository = context.cancellation.or(opening).await?;
     let removing = |id: &BackupId| tracing::info!("removing {id}");
     let cancelled = context.cancellation.cancelled();
     let policy = policy(&settings.cluster);
@@ -158,7 +145,8 @@ async fn manifest_of_whole(repository: &Repository, id: &BackupId) -> Result<Dum
     Ok(manifest)
 }
 
-fn tell_plan(context: &Context, plan: &Plan, failed: &BTreeMap<BackupId, String>, dry_run: bool) {
+/// What stays and what goes; without a report of what was done, what would.
+fn tell_plan(context: &Context, plan: &Plan, report: Option<&PruneReport>) {
     let output = &context.output;
     let mut table = Table::new(&[
         ("ID", Align::Left),
@@ -167,7 +155,7 @@ fn tell_plan(context: &Context, plan: &Plan, failed: &BTreeMap<BackupId, String>
         ("WHY", Align::Fold),
     ]);
     for decision in &plan.decisions {
-        let word = word(decision, failed, dry_run);
+        let word = word(decision, report);
         output.json(&decision_json(decision, word));
         let reasons = decision
             .reasons
@@ -183,12 +171,13 @@ fn tell_plan(context: &Context, plan: &Plan, failed: &BTreeMap<BackupId, String>
         ]);
     }
     for id in &plan.incomplete {
-        let (word, why) = if dry_run {
-            ("goes", "unfinished")
-        } else {
-            ("removed", "unfinished")
-        };
-        output.json(&json!({ "id": id.to_string(), "keep": false, "state": word, "reasons": [{ "code": why, "text": why }] }));
+        let (word, why) = (word_of_unfinished(id, report), "unfinished");
+        output.json(&json!({
+            "id": id.to_string(),
+            "keep": word == STAYS,
+            "state": word.to_lowercase(),
+            "reasons": [{ "code": why, "text": why }],
+        }));
         table.row(vec![
             id.to_string(),
             time_short(id.started_at()),
@@ -201,7 +190,7 @@ fn tell_plan(context: &Context, plan: &Plan, failed: &BTreeMap<BackupId, String>
     } else {
         output.table(&table);
     }
-    if dry_run {
+    if report.is_none() {
         let number = plan.removed().count() + plan.incomplete.len();
         output.summary(match number {
             0 => "\nNothing would be removed.".to_owned(),
@@ -214,12 +203,28 @@ fn backups(number: usize) -> String {
     counted(number as u64, "backup", "backups")
 }
 
-fn word(decision: &Decision, failed: &BTreeMap<BackupId, String>, dry_run: bool) -> &'static str {
-    match (decision.keep, dry_run, failed.contains_key(&decision.id)) {
-        (true, _, _) => "stays",
-        (false, true, _) => "goes",
-        (false, false, false) => "removed",
-        (false, false, true) => "FAILED",
+const STAYS: &str = "stays";
+const GOES: &str = "goes";
+const REMOVED: &str = "removed";
+const FAILED: &str = "FAILED";
+
+fn word(decision: &Decision, report: Option<&PruneReport>) -> &'static str {
+    let has_failed = |report: &PruneReport| report.failed.iter().any(|(id, _)| *id == decision.id);
+    match report {
+        _ if decision.keep => STAYS,
+        None => GOES,
+        Some(report) if has_failed(report) => FAILED,
+        Some(_) => REMOVED,
+    }
+}
+
+/// An unfinished one goes with the sweep, which may fail, and which leaves alone what was finished meanwhile.
+fn word_of_unfinished(id: &BackupId, report: Option<&PruneReport>) -> &'static str {
+    match report {
+        None => GOES,
+        Some(report) if report.swept.backups.contains(id) => REMOVED,
+        Some(report) if report.sweep_failure.is_some() => FAILED,
+        Some(_) => STAYS,
     }
 }
 
@@ -275,5 +280,27 @@ fn tell_report(context: &Context, report: &PruneReport) -> Outcome {
         Outcome::Failed
     } else {
         Outcome::Done
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pgkeep_repository::RepositoryError;
+
+    use super::*;
+
+    #[test]
+    fn an_unfinished_backup_is_removed_only_if_it_was_swept() {
+        let ids: Vec<BackupId> = ["d20261122T020000Z-7f3a9c", "d20261123T020000Z-7f3a9c"]
+            .map(|id| id.parse().unwrap())
+            .into();
+        let mut report = PruneReport::default();
+        report.swept.backups.push(ids[0].clone());
+        let words =
+            |report: Option<&PruneReport>| [0, 1].map(|place| word_of_unfinished(&ids[place], report));
+        assert_eq!(words(None), [GOES, GOES]);
+        assert_eq!(words(Some(&report)), [REMOVED, STAYS]);
+        report.sweep_failure = Some(RepositoryError::Internal("x".to_owned()));
+        assert_eq!(words(Some(&report)), [REMOVED, FAILED]);
     }
 }

@@ -553,14 +553,7 @@ pub(super) fn tell(
         "elapsed_seconds": report.elapsed.as_secs_f64(),
         "server": server,
     }));
-    for attention in &report.attention {
-        output.attention(attention);
-    }
-    if report.attention.is_empty() {
-        Outcome::Done
-    } else {
-        Outcome::Attention
-    }
+    super::attention(context, &report.attention)
 }
 
 #[cfg(test)]

@@ -177,6 +177,33 @@ fn the_first_dump_is_made_at_once_and_sigterm_ends_an_idle_scheduler() {
 }
 
 #[test]
+fn what_is_asked_for_and_cannot_be_done_is_not_passed_over() {
+    let cluster = server();
+    let mut place = with_schedule(Place::with(&cluster, None), YEARLY);
+    place.run(&["run", "--once", "--quiet"]).expect(0);
+    // A setting that does nothing needs attention.
+    let idle = ("PGKEEP_BACKUP__JOBS".to_owned(), "2".to_owned());
+    place.environment.push(idle);
+    let once = place.run(&["run", "--once", "--quiet"]).expect(3);
+    assert!(
+        once.stderr.contains("'backup.jobs' does nothing yet"),
+        "{}",
+        once.stderr
+    );
+    place.environment.pop();
+    // A key that is configured and not there isn't the same as none.
+    let missing = ("PGKEEP_IDENTITY_FILE".to_owned(), "nowhere.key".to_owned());
+    place.environment.push(missing);
+    for command in [["run", "--once"].as_slice(), &["prune", "--dry-run"]] {
+        let refused = place.run(command);
+        assert!([1, 2].contains(&refused.code), "{refused:?}");
+        assert!(refused.stderr.contains("nowhere.key"), "{refused:?}");
+    }
+    let pinned = place.run(&["pin", "latest"]).expect(0);
+    assert!(pinned.stderr.contains("nowhere.key"), "{}", pinned.stderr);
+}
+
+#[test]
 fn a_dump_of_a_part_is_not_what_was_due() {
     let cluster = server();
     let place = with_schedule(Place::with(&cluster, None), YEARLY);

@@ -29,6 +29,8 @@ pub struct Job<'a> {
     pub clock: &'a dyn Clock,
     pub events: Events<'a>,
     pub service: &'a Service,
+    /// Whether it can be pruned here.
+    pub prunes: bool,
     /// Do what is due now, and no more.
     pub once: bool,
 }
@@ -51,12 +53,13 @@ enum Ran {
 impl Job<'_> {
     /// Dumps whenever it's due, until the user wants it to end.
     pub async fn run(&self) -> End {
-        self.tell_what_is_left_out();
+        let left_out = self.tell_what_is_left_out();
         let mut planner = Planner::new(self.schedule.clone(), self.clock.now());
         if self.once {
             planner = planner.started_now_and_then();
         }
-        let mut outcome = Outcome::Done;
+        // A scheduler that ends because it is asked to has nothing to complain of.
+        let mut outcome = if self.once { left_out } else { Outcome::Done };
         let mut told_next = None;
         while !self.context.cancellation.is_cancelled() {
             match planner.decide(self.clock.now()) {
@@ -71,7 +74,6 @@ impl Job<'_> {
                     Ran::Interrupted => return End::Interrupted,
                     Ran::Failed(_) if self.once => return End::Outcome(Outcome::Failed),
                     Ran::Failed(_) => {}
-                    // A scheduler that ends because it is asked to has nothing to complain of.
                     Ran::Done(of_run) if self.once => outcome = outcome.and(of_run),
                     Ran::Done(_) => {}
                 },
@@ -93,17 +95,20 @@ impl Job<'_> {
         End::Outcome(outcome)
     }
 
-    fn tell_what_is_left_out(&self) {
+    fn tell_what_is_left_out(&self) -> Outcome {
+        let mut outcome = Outcome::Done;
         for setting in self.settings.without_effect() {
             self.events.attention(&format!(
                 "the setting '{setting}' does nothing yet: only dumps are made"
             ));
+            outcome = Outcome::Attention;
         }
-        if prune::is_configured(self.settings) && !prune::is_possible(self.settings) {
+        if prune::is_configured(self.settings) && !self.prunes {
             self.events.note(
                 "dumps are made here, and not pruned: the secret key isn't here; run 'pgkeep prune' where it is",
             );
         }
+        outcome
     }
 
     fn tell_next(&self, planner: &Planner, until: Option<Timestamp>) {
@@ -160,7 +165,7 @@ impl Job<'_> {
     /// future.
     async fn newest(&self) -> Result<Option<Timestamp>, Failure> {
         let store = self.settings.store(self.settings.repository_url()?).await?;
-        let access = self.settings.access(KeyUse::IfThere)?;
+        let access = self.settings.access(KeyUse::IfConfigured)?;
         let repository = match Repository::open(store, &self.settings.name, access).await {
             Ok(repository) => repository,
             Err(RepositoryError::NotARepository { .. }) => return Ok(None),
@@ -257,14 +262,11 @@ impl Job<'_> {
             self.events.attention(line);
             outcome = Outcome::Attention;
         }
-        if cancellation.is_cancelled()
-            || !prune::is_configured(self.settings)
-            || !prune::is_possible(self.settings)
-        {
+        if cancellation.is_cancelled() || !prune::is_configured(self.settings) || !self.prunes {
             return Ran::Done(outcome);
         }
         self.service.status(&self.settings.name, "pruning".to_owned());
-        let failures = match prune::after_dump(self.context, self.settings).await {
+        let failures = match prune::execute(self.context, self.settings).await {
             Ok(report) => self.events.pruned(&report),
             Err(_) if cancellation.is_cancelled() => {
                 self.events

@@ -10,7 +10,7 @@ use pgkeep_base::SystemClock;
 use pgkeep_config::DumpFormat;
 use pgkeep_schedule::{EXAMPLE, Schedule};
 
-use super::dump;
+use super::{dump, prune};
 use crate::args::RunArgs;
 use crate::context::{Context, Settings};
 use crate::exit::{Failure, Outcome};
@@ -19,27 +19,33 @@ use job::{End, Job};
 use service::Service;
 
 /// A cluster, and when it is dumped.
-type Scheduled = (Settings, Schedule);
+struct Scheduled {
+    settings: Settings,
+    schedule: Schedule,
+    /// Whether it can be pruned here.
+    prunes: bool,
+}
 
 /// `pgkeep run`
 pub async fn run(context: &Context, args: RunArgs) -> Result<Outcome, Failure> {
     let (scheduled, others) = clusters(context)?;
-    let width = scheduled.iter().map(|(settings, _)| settings.name.len()).max();
+    let width = scheduled.iter().map(|one| one.settings.name.len()).max();
     let service = Service::start();
     let jobs: Vec<Job<'_>> = scheduled
         .iter()
-        .map(|(settings, schedule)| Job {
+        .map(|one| Job {
             context,
-            settings,
-            schedule,
+            settings: &one.settings,
+            schedule: &one.schedule,
             clock: &SystemClock,
             events: Events::new(
                 &context.output,
-                &settings.name,
+                &one.settings.name,
                 width.unwrap_or(0),
-                schedule.zone(),
+                one.schedule.zone(),
             ),
             service: &service,
+            prunes: one.prunes,
             once: args.once,
         })
         .collect();
@@ -72,7 +78,12 @@ fn clusters(context: &Context) -> Result<(Vec<Scheduled>, Vec<String>), Failure>
         match schedule(&settings)? {
             Some(schedule) => {
                 check(&settings)?;
-                scheduled.push((settings, schedule));
+                let prunes = prune::is_possible(&settings)?;
+                scheduled.push(Scheduled {
+                    settings,
+                    schedule,
+                    prunes,
+                });
             }
             None => others.push(settings.name),
         }
