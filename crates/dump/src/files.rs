@@ -328,7 +328,8 @@ impl Writing<'_> {
                 return Ok(());
             };
             let command = self.pg_dump(&target, &snapshot, format, attempts.begin());
-            let mut program = ProgramOutput::start(command, Some(&target), format!("dumping database '{name}'"))?;
+            let mut program =
+                ProgramOutput::start(command, Some(&target), format!("dumping database '{name}'"))?;
             // pg_dump has all its locks before it writes anything.
             match program.next().await {
                 Ok(first) => break (snapshot, program, first),

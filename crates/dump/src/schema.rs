@@ -276,6 +276,7 @@ mod tests {
         let silence = Silence {
             max: limit,
             answer_max: limit,
+            ..Silence::default()
         };
         let target = Target::for_socket(directory, 5432, "u", "d").with_silence(silence);
         (listener, target)

@@ -214,12 +214,13 @@ pub enum PgError {
         /// Did the server confirm that the statement was cancelled?
         cancelled: bool,
     },
-    /// The server was silent for long, and when it was asked whether it's there, it didn't answer.
-    #[error("{endpoint} said nothing for {} s, nor did it answer a new connection: {reason}", after.as_secs_f64())]
+    /// The server was silent for long, and didn't answer when it was asked whether it's there, or was silent for much too
+    /// long.
+    #[error("{endpoint} said nothing for {} s, {reason}", after.as_secs())]
     Silent {
         /// `host:port` or the socket's path.
         endpoint: String,
-        /// How long it was waited for before it was asked.
+        /// How long it was waited for.
         after: Duration,
         /// What came of asking.
         reason: String,

@@ -331,8 +331,10 @@ impl Session {
                 let cancelled = self.cancel_and_drain().await;
                 PgError::Deadline { after, cancelled }
             }
-            // It was asked, and nobody is there who could cancel or explain anything.
-            error @ PgError::Silent { .. } => self.give_up(error),
+            error @ PgError::Silent { .. } => {
+                self.leave().await;
+                error
+            }
             error => {
                 let last_words = timeout(CLOSE_LIMIT, self.last_words()).await.ok().flatten();
                 self.broken = true;
@@ -346,6 +348,12 @@ impl Session {
         if !matches!(error, PgError::Deadline { .. }) {
             return self.explain(error).await;
         }
+        self.leave().await;
+        error
+    }
+
+    /// Ends the session without waiting for what the server still says; the server is told, if it can be.
+    async fn leave(&mut self) {
         self.broken = true;
         let handle = self.cancel.clone();
         if !matches!(timeout(CANCEL_GRACE, handle.cancel()).await, Ok(Ok(()))) {
@@ -354,7 +362,6 @@ impl Session {
                 "the statement could not be cancelled"
             );
         }
-        error
     }
 
     /// The error that the server sent before it closed the connection.

@@ -3,6 +3,9 @@
 //! Keepalives don't tell: the kernel answers them for a server that is paused, stopped, or waits for its disk. Nor does
 //! silence: an index build, a count, or a scan of what was deleted says nothing for hours. So who has waited long asks, by
 //! a connection of its own, and goes on waiting if the server answers.
+//!
+//! A server whose disk hangs may answer from what it has in memory. That is only noticed when silence has lasted longer
+//! than anything that is at work.
 
 use std::pin::Pin;
 use std::time::Duration;
@@ -22,6 +25,8 @@ pub struct Silence {
     pub max: Duration,
     /// How long it has for the answer: a busy machine may take its time for a new connection.
     pub answer_max: Duration,
+    /// Not a byte for so long is the end, whatever it answers. Building indexes takes hours; a week is a hang.
+    pub total_max: Duration,
 }
 
 impl Default for Silence {
@@ -29,6 +34,7 @@ impl Default for Silence {
         Self {
             max: Duration::from_secs(30 * 60),
             answer_max: Duration::from_secs(5 * 60),
+            total_max: Duration::from_secs(7 * 24 * 3600),
         }
     }
 }
@@ -44,16 +50,23 @@ impl Target {
     }
 
     /// Asks the server again and again, after each [`Silence::max`], whether it is still there; ends when it doesn't
-    /// answer. To be waited for beside what comes from the server, directly or by a program.
+    /// answer, or has said nothing else for too long. To be waited for beside what comes from the server, directly or by
+    /// a program.
     pub async fn until_unreachable(&self) -> PgError {
+        let begun = Instant::now();
         loop {
             sleep(self.silence.max).await;
+            let silent = |reason| PgError::Silent {
+                endpoint: self.endpoint(),
+                after: begun.elapsed(),
+                reason,
+            };
+            let asked = begun.elapsed();
             if let Err(reason) = self.ask().await {
-                return PgError::Silent {
-                    endpoint: self.endpoint(),
-                    after: self.silence.max,
-                    reason,
-                };
+                return silent(format!("nor did it answer a new connection: {reason}"));
+            }
+            if asked >= self.silence.total_max {
+                return silent("though it answers a new connection".to_owned());
             }
             tracing::debug!(
                 endpoint = self.endpoint(),

@@ -239,11 +239,18 @@ async fn a_silent_server_is_waited_for_as_long_as_it_answers() {
     let silence = Silence {
         max: limit,
         answer_max: Duration::from_secs(2),
+        ..Silence::default()
     };
     let target = server.server.target("postgres").with_silence(silence);
     let mut session = Session::connect(&target).await.unwrap();
     // Silent for much longer than the limit, and nothing wrong.
     assert_eq!(session.query("SELECT pg_sleep(1.5)").await.unwrap().len(), 1);
+    // But not for ever.
+    let total_max = Duration::from_millis(500);
+    let hasty = target.with_silence(Silence { total_max, ..silence });
+    let mut impatient = Session::connect(&hasty).await.unwrap();
+    let error = impatient.query("SELECT pg_sleep(600)").await.unwrap_err();
+    assert!(error.to_string().contains("though it answers"), "{error}");
     // Nobody else is let in, and that is an answer, too.
     session.close().await;
     server.server.stop(StopMode::Fast).await.unwrap();

@@ -62,7 +62,6 @@ fn options(tables: &[&str]) -> RestoreOptions {
         enable_jobs: false,
         update_extensions: false,
         programs: ProgramSearch::default(),
-        silence_max: None,
         work_directory: None,
     }
 }
