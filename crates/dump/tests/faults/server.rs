@@ -135,7 +135,7 @@ async fn a_dump_of_a_server_that_is_stopped_comes_to_an_end() {
         ..dump_options(&source)
     };
     let dumping = tokio::spawn(async move {
-        let progress = std::sync::Arc::default();
+        let progress = Arc::default();
         pgkeep_dump::dump(&sound, &target, &options, &progress, std::future::pending()).await
     });
     wait_for_waiter(&source, DATABASE, "large", "AccessShareLock");
