@@ -165,3 +165,21 @@ impl CredentialProvider for Profile {
             })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An SSO session that ran out must not make way for the machine's role.
+    #[test]
+    fn only_a_profile_that_is_not_there_lets_others_be_looked_for() {
+        assert!(Unusable::of(&CredentialsError::not_loaded("profile `default` was not defined")).is_none);
+        for broken in [
+            CredentialsError::invalid_configuration("the file is no profile file"),
+            CredentialsError::provider_error("the SSO session has expired"),
+        ] {
+            let unusable = Unusable::of(&broken);
+            assert!(!unusable.is_none && !unusable.why.is_empty(), "{unusable:?}");
+        }
+    }
+}
