@@ -156,6 +156,10 @@ fn parse_file(text: &str, rest: &str) -> Result<StoreUrl, String> {
     if rest.split('/').any(|part| part == "..") || rest.to_ascii_lowercase().contains("%2e") {
         return Err("'..' in it may lead anywhere; write the directory out".to_owned());
     }
+    // Decoded, it would part what the URL's parser took for one name.
+    if rest.to_ascii_lowercase().contains("%2f") {
+        return Err("write '/' as it is, not as %2F".to_owned());
+    }
     let url = Url::parse(text).map_err(|error| error.to_string())?;
     let path = url
         .to_file_path()
@@ -341,6 +345,7 @@ mod tests {
             ("file:///", "root directory"),
             ("file:///a/../b", ".."),
             ("file:///a/%2e%2e/b", ".."),
+            ("file:///.%2F./", "write '/' as it is"),
             ("s3:/bucket", "write file:///"),
             ("s4://bucket", "s4:// is unknown"),
             ("flie:///srv/backups", "(did you mean file://?)"),
