@@ -20,6 +20,16 @@ pub fn quote_literal(text: &str) -> String {
     }
 }
 
+/// Quotes one word of a shell's command (POSIX `sh`), where that is needed.
+pub fn quote_for_shell(text: &str) -> String {
+    let plain = |character: char| character.is_ascii_alphanumeric() || "_-./:=,@%+".contains(character);
+    if !text.is_empty() && text.chars().all(plain) {
+        text.to_owned()
+    } else {
+        format!("'{}'", text.replace('\'', "'\\''"))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -29,5 +39,8 @@ mod tests {
         assert_eq!(quote_qualified("a\"b", "Größe x"), "\"a\"\"b\".\"Größe x\"");
         assert_eq!(quote_literal("it's"), "'it''s'");
         assert_eq!(quote_literal("a\\'b"), "E'a\\\\''b'");
+        assert_eq!(quote_for_shell("/a-b_c.1"), "/a-b_c.1");
+        assert_eq!(quote_for_shell("it's $x"), "'it'\\''s $x'");
+        assert_eq!(quote_for_shell(""), "''");
     }
 }

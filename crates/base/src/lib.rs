@@ -18,7 +18,7 @@ pub use bytes_count::{ByteCount, ParseByteCountError};
 pub use clock::{Clock, ManualClock, SystemClock};
 pub use error::{Classified, Hint, RetryClass};
 pub use id::{BackupId, BackupKind, ParseBackupIdError};
-pub use ident::{quote_identifier, quote_literal, quote_qualified};
+pub use ident::{quote_for_shell, quote_identifier, quote_literal, quote_qualified};
 pub use nearest::nearest;
 pub use secret::Secret;
 pub use shown::{acts_on_terminal, list_names, one_line, push_escaped, shown_name};

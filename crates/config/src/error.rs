@@ -2,7 +2,7 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
-use pgkeep_base::{Classified, Hint, RetryClass};
+use pgkeep_base::{Classified, Hint, RetryClass, quote_for_shell};
 
 use crate::file::CONFIG_FILE_BYTES_MAX;
 
@@ -182,6 +182,22 @@ pub enum Warning {
         /// Its permission bits.
         mode: u32,
     },
+}
+
+impl Warning {
+    /// The command that mends it.
+    pub fn mend(&self) -> Option<String> {
+        match self {
+            Self::UnknownVariable { name, nearest } => Some(match nearest {
+                Some(nearest) => format!("export {nearest}=\"${name}\"; unset {name}"),
+                None => format!("unset {name}"),
+            }),
+            Self::SecretsReadable { path, .. } => {
+                let path = path.display().to_string();
+                Some(format!("chmod o-rwx {}", quote_for_shell(&path)))
+            }
+        }
+    }
 }
 
 impl fmt::Display for Warning {

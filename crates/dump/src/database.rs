@@ -22,6 +22,7 @@ use crate::manifest::{
 use crate::roles;
 use crate::run::{Run, sealed_suffix};
 use crate::schema;
+use crate::sequences;
 use crate::snapshot::{self, LockedSnapshot};
 use crate::unfit::{self, Exclusion};
 use crate::way_out;
@@ -297,7 +298,7 @@ async fn read_catalog(
         let put = run.repository.put_contents(&run.prefix, &name, Bytes::from(text));
         Ok::<_, DumpError>(put.await?)
     };
-    let sequences = match catalog::sequences_script(session, excluded).await? {
+    let sequences = match sequences::script(session, excluded).await? {
         Some(script) => Some(put(format!("{folder}/sequences.sql{suffix}"), script).await?),
         None => None,
     };

@@ -15,9 +15,9 @@ pub(crate) struct ChosenDatabases {
 }
 
 /// A database of the cluster, template0 and template1 aside.
-struct Listed {
-    name: String,
-    closed: Option<Closed>,
+pub(crate) struct Listed {
+    pub name: String,
+    pub closed: Option<Closed>,
 }
 
 /// What PostgreSQL sets `datconnlimit` to before it removes a database's files.
@@ -70,7 +70,11 @@ impl Closed {
     }
 }
 
-async fn list(session: &mut Session) -> Result<Vec<Listed>, DumpError> {
+/// All that a dump of everything would read, and what it can't.
+///
+/// # Errors
+/// PostgreSQL's.
+pub(crate) async fn list(session: &mut Session) -> Result<Vec<Listed>, DumpError> {
     let context = || "listing the databases".to_owned();
     // Scratch databases of restores hold nothing of their own.
     let sql = format!(
@@ -110,7 +114,10 @@ pub(crate) async fn choose(
                 closed.mend(name)
             ))
         });
-        let omissions = omissions.chain(in_template1(target).await).collect();
+        let in_template1 = in_template1(target).await.map(|what| {
+            format!("{what}; keep it as a script: pg_dump --dbname=template1 --file=template1.sql")
+        });
+        let omissions = omissions.chain(in_template1).collect();
         let readable = listed.into_iter().filter(|database| database.closed.is_none());
         let databases = readable.map(|database| database.name).collect();
         return Ok(ChosenDatabases { databases, omissions });
@@ -145,7 +152,7 @@ pub(crate) async fn choose(
 }
 
 /// What somebody put into template1 is in new databases of the old server; restores make theirs of template0.
-async fn in_template1(target: &Target) -> Option<String> {
+pub(crate) async fn in_template1(target: &Target) -> Option<String> {
     let look = async {
         let target = target.with_database("template1");
         let mut session = Session::connect(&target)
@@ -157,10 +164,7 @@ async fn in_template1(target: &Target) -> Option<String> {
     };
     match look.await {
         Ok(contents) => contents.map(|contents| {
-            format!(
-                "what was put into template1 ({contents}), of which new databases are made; keep it as a script: \
-                 pg_dump --dbname=template1 --file=template1.sql"
-            )
+            format!("what was put into template1 ({contents}), of which new databases are made")
         }),
         Err(DumpError::Pg { source, .. }) if source.sqlstate() == Some(SQLSTATE_NO_SUCH_DATABASE) => None,
         Err(error) => Some(format!(

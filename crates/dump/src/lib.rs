@@ -3,6 +3,7 @@
 mod binary;
 mod blocks;
 mod catalog;
+pub mod check;
 mod choose;
 mod columns;
 mod data;
@@ -31,6 +32,7 @@ mod reuse;
 mod roles;
 mod run;
 mod schema;
+mod sequences;
 mod snapshot;
 mod sql;
 mod unfit;

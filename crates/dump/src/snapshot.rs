@@ -128,7 +128,10 @@ pub async fn take(
 
 /// The relations to read, with chunks known by their hypertables as of now: those that came after the last look belong
 /// to them as well.
-async fn list(
+///
+/// # Errors
+/// PostgreSQL's, or a malformed pattern.
+pub(crate) async fn list(
     session: &mut Session,
     filters: &Filters,
     database: &str,

@@ -185,8 +185,9 @@ async fn connect_address(target: &Target, host: &Host, address: &Address) -> Res
 /// The first attempt's error tells more than "no pg_hba.conf entry ... no encryption"; but that a server has no TLS, which
 /// was only preferred, is not why it refuses the password.
 fn more_telling(first: Option<PgError>, last: PgError) -> PgError {
-    let for_want_of_tls =
-        matches!(&last, PgError::Authentication(error) if error.reason.contains("no encryption"));
+    let for_want_of_tls = matches!(&last, PgError::Authentication(error) if error.reason.contains("no encryption")
+            // A line that rejects means whom it names, with TLS and without.
+            && !error.reason.contains("pg_hba.conf rejects"));
     match first {
         Some(first) if for_want_of_tls || !matches!(first, PgError::Tls { .. }) => first,
         _ => last,

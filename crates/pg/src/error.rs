@@ -1,7 +1,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use pgkeep_base::{Classified, Hint, RetryClass};
+use pgkeep_base::{Classified, Hint, RetryClass, quote_identifier};
 
 use crate::conninfo::PasswordSource;
 
@@ -391,6 +391,9 @@ fn reason_hint(endpoint: &str, reason: &ConnectReason) -> Option<Hint> {
             "a firewall or security group may drop the packets, or the address is wrong; connect_timeout=SECONDS waits longer".to_owned()
         }
         ConnectReason::Server(error) => match error.sqlstate.as_str() {
+            "42501" if error.message.contains("for database") => {
+                "let the role in, as the database's owner or a superuser: GRANT CONNECT ON DATABASE ... TO ...".to_owned()
+            }
             "3D000" => "name an existing database (dbname=... or the path of the URI); list them with: psql -l".to_owned(),
             "57P03" => "the server is starting up or shutting down: try again in a moment".to_owned(),
             "53300" => "all connections are taken: lower --jobs, or raise max_connections".to_owned(),
@@ -413,6 +416,14 @@ fn authentication_hint(error: &AuthenticationError) -> Hint {
         } else {
             "add a line for this host, user and database to the server's pg_hba.conf and run: SELECT pg_reload_conf()"
         });
+    }
+    let missing = format!("role \"{}\" does not exist", error.user);
+    if error.reason.contains(&missing) {
+        return Hint::new(format!(
+            "correct the user's name, or make the role as a superuser: CREATE ROLE {} LOGIN PASSWORD '...' IN ROLE \
+             pg_read_all_data",
+            quote_identifier(&error.user)
+        ));
     }
     match &error.password_source {
         Some(source) => Hint::new(format!(

@@ -25,7 +25,7 @@ mod tls;
 mod wire;
 
 pub use cancel::CancelHandle;
-pub use conninfo::{Conninfo, ConninfoError, Environment, PasswordSource, Target};
+pub use conninfo::{Conninfo, ConninfoError, Environment, IgnoredPassfile, PasswordSource, Target};
 pub use copy::{CopyIn, CopyOut};
 pub use error::{AuthenticationError, ConnectReason, PgError, ServerError};
 pub use row::{FromText, Row};

@@ -13,7 +13,7 @@ use std::str::FromStr;
 use age::secrecy::ExposeSecret;
 use age::x25519;
 use jiff::Timestamp;
-use pgkeep_base::{Classified, Hint, RetryClass, Secret};
+use pgkeep_base::{Classified, Hint, RetryClass, Secret, quote_for_shell};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use zeroize::Zeroizing;
 
@@ -243,6 +243,17 @@ impl fmt::Display for KeyWarning {
                 "{path} holds a secret key and others may read it (mode {mode:04o}); `chmod 600 {path}` closes it",
                 path = path.display()
             ),
+        }
+    }
+}
+
+impl KeyWarning {
+    /// The command that mends it.
+    pub fn mend(&self) -> String {
+        match self {
+            Self::ReadableByOthers { path, .. } => {
+                format!("chmod 600 {}", quote_for_shell(&path.display().to_string()))
+            }
         }
     }
 }

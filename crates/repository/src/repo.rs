@@ -159,6 +159,34 @@ impl Repository {
         Ok(store.list_directories("").await?)
     }
 
+    /// Whether the database cluster with this system identifier has written under this name before.
+    ///
+    /// # Errors
+    /// [`RepositoryError::OtherIdentity`] where only others have, unless `accept_new` is given; whatever the store says.
+    pub async fn check_identity(
+        &self,
+        system_identifier: u64,
+        accept_new: bool,
+    ) -> Result<bool, RepositoryError> {
+        let prefix = layout::identity_prefix(&self.cluster);
+        let mut found = Vec::new();
+        for object in self.store.list(&prefix).await? {
+            if let Some(identity) = object.key.strip_prefix(&prefix) {
+                found.push(identity.to_owned());
+            }
+        }
+        match found.last() {
+            _ if found.contains(&system_identifier.to_string()) => Ok(true),
+            Some(other) if !accept_new => Err(RepositoryError::OtherIdentity {
+                cluster: self.cluster.clone(),
+                url: self.store.url().to_owned(),
+                found: other.clone(),
+                ours: system_identifier,
+            }),
+            _ => Ok(false),
+        }
+    }
+
     /// Makes sure that the database cluster with this system identifier is the one that writes under this name, and
     /// records it the first time.
     ///
@@ -169,25 +197,10 @@ impl Repository {
         system_identifier: u64,
         accept_new: bool,
     ) -> Result<(), RepositoryError> {
-        let prefix = layout::identity_prefix(&self.cluster);
-        let mut found = Vec::new();
-        for object in self.store.list(&prefix).await? {
-            if let Some(identity) = object.key.strip_prefix(&prefix) {
-                found.push(identity.to_owned());
-            }
-        }
-        let ours = system_identifier.to_string();
-        if found.contains(&ours) {
+        if self.check_identity(system_identifier, accept_new).await? {
             return Ok(());
         }
-        if let (Some(other), false) = (found.last(), accept_new) {
-            return Err(RepositoryError::OtherIdentity {
-                cluster: self.cluster.clone(),
-                url: self.store.url().to_owned(),
-                found: other.clone(),
-                ours: system_identifier,
-            });
-        }
+        let ours = system_identifier.to_string();
         let marker = IdentityMarker {
             system_identifier: ours.clone(),
             first_seen_at: self.now(),
@@ -195,7 +208,10 @@ impl Repository {
         // Another process of the same cluster may just have written it.
         let _ = self
             .store
-            .put_new(&format!("{prefix}{ours}"), to_json(&marker)?)
+            .put_new(
+                &format!("{}{ours}", layout::identity_prefix(&self.cluster)),
+                to_json(&marker)?,
+            )
             .await?;
         Ok(())
     }

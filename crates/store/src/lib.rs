@@ -13,6 +13,7 @@
 mod aws_profile;
 mod classify;
 mod counts;
+mod disk;
 pub mod durable;
 mod error;
 pub mod fault;
@@ -35,6 +36,7 @@ mod throttle;
 mod writer;
 
 pub use counts::RequestCounts;
+pub use disk::Disk;
 pub use error::{StoreError, StoreErrorKind};
 pub use options::{AzureOptions, GcsOptions, S3Addressing, S3Checksum, S3Options, StoreOptions};
 pub use probe::{Capabilities, Finding, ProbeReport, Severity};

@@ -1,6 +1,6 @@
 //! Can this server take the dump?
 
-use pgkeep_base::{quote_identifier, quote_literal};
+use pgkeep_base::{quote_for_shell, quote_identifier, quote_literal};
 use pgkeep_pg::{Row, Session};
 use serde::{Deserialize, Serialize};
 
@@ -116,17 +116,12 @@ pub async fn check_target(session: &mut Session, dumped: &Inventory) -> Result<V
             "the whole table of jobs would not load",
             format!(
                 "psql -c {}",
-                shell_quote(&format!("CREATE ROLE {}", quote_identifier(&owner)))
+                quote_for_shell(&format!("CREATE ROLE {}", quote_identifier(&owner)))
             ),
         ));
     }
     findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
     Ok(findings)
-}
-
-/// In single quotes for a shell, whatever is in it.
-fn shell_quote(text: &str) -> String {
-    format!("'{}'", text.replace('\'', "'\\''"))
 }
 
 fn check_preload(facts: &Facts) -> Option<Finding> {
@@ -146,7 +141,10 @@ fn check_preload(facts: &Facts) -> Option<Finding> {
         Severity::Blocking,
         "timescaledb is not in shared_preload_libraries",
         "the extension can't be created, and restored hypertables would answer wrongly",
-        format!("psql -c {}   # then restart the server", shell_quote(&statement)),
+        format!(
+            "psql -c {}   # then restart the server",
+            quote_for_shell(&statement)
+        ),
     ))
 }
 
@@ -246,7 +244,7 @@ async fn check_privilege(session: &mut Session, facts: &Facts) -> Result<Option<
         Severity::Blocking,
         format!("the role {role} may not set timescaledb.restoring"),
         "timescaledb_pre_restore() needs a superuser or this right",
-        format!("psql -c {}   # as a superuser", shell_quote(&statement)),
+        format!("psql -c {}   # as a superuser", quote_for_shell(&statement)),
     )))
 }
 

@@ -59,7 +59,8 @@ fn format(settings: &Settings, args: &DumpArgs) -> Format {
     })
 }
 
-fn check_databases(settings: &Settings) -> Result<(), Failure> {
+/// Refuses the settings that choose databases and that this version has not.
+pub fn check_databases(settings: &Settings) -> Result<(), Failure> {
     match settings.cluster.dump.exclude_databases.first() {
         None => Ok(()),
         Some(pattern) => Err(Failure::usage(
@@ -109,7 +110,7 @@ pub async fn into_repository(
 }
 
 /// Which databases, and what of them. Flags are stronger than settings; a list that is given replaces the settings' one.
-fn chosen(settings: &Settings, args: &DumpArgs) -> (Vec<String>, Filters) {
+pub fn chosen(settings: &Settings, args: &DumpArgs) -> (Vec<String>, Filters) {
     let configured = &settings.cluster.dump;
     let databases = match &configured.databases {
         Databases::All => Vec::new(),

@@ -10,6 +10,7 @@
 mod bad_input;
 mod container;
 mod damage;
+mod doctor;
 mod help;
 mod interrupted;
 mod kills;

@@ -344,7 +344,9 @@ fn exported_to(place: &Place, url: &str) {
 #[test]
 fn the_doctor_finds_everything_in_place_and_says_what_is_not() {
     let cluster = server();
-    let place = Place::with(&cluster, None);
+    // In memory: beside the server's data would be a finding.
+    let place = Place::in_memory();
+    place.configure(&cluster, &place.repository_url(), None);
     let findings = place.run(&["doctor", "--json"]).expect(0).json_lines();
     let areas: Vec<&str> = findings
         .iter()

@@ -45,7 +45,7 @@ pub(crate) use complaints::without_refused_settings;
 pub(crate) use database::archive_major;
 pub(crate) use left_out::lines as lines_left_out;
 pub(crate) use load::client_encoding;
-pub(crate) use mark::refuse as refuse_unfinished;
+pub(crate) use mark::{MARK_SCHEMA, read as read_mark, refuse as refuse_unfinished};
 pub(crate) use plan::choose_databases;
 pub(crate) use prepare::contents;
 pub(crate) use selection::{Selection, select};
@@ -322,7 +322,7 @@ impl Restore<'_> {
                     hint: format!(
                         "repeat it with --overwrite, which drops its tables and starts over; until then the database is \
                          marked by its schema {}",
-                        mark::MARK_SCHEMA
+                        MARK_SCHEMA
                     ),
                 }
             }
@@ -366,8 +366,7 @@ fn unfinished(restore: &Restore<'_>, target_name: &str, source: DumpError) -> Du
         hint: format!(
             "{cause}go on with 'pgkeep restore {} --resume ...' (what is loaded stays), or start over with --overwrite; until \
              then the database is marked by its schema {}",
-            restore.id,
-            mark::MARK_SCHEMA
+            restore.id, MARK_SCHEMA
         ),
     }
 }

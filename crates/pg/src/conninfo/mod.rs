@@ -1,5 +1,6 @@
 //! Connection strings, resolved as libpq resolves them (`src/interfaces/libpq/fe-connect.c`).
 
+mod command;
 mod environment;
 mod keywords;
 mod parse;
@@ -15,13 +16,13 @@ mod tests_libpq;
 use std::fmt;
 use std::path::PathBuf;
 
-use pgkeep_base::{Classified, Hint, RetryClass};
+use pgkeep_base::{Classified, Hint, RetryClass, Secret};
 
 pub use environment::Environment;
 use parse::Settings;
 #[cfg(any(test, fuzzing))]
 pub(crate) use passfile::PassFile;
-pub use passfile::PasswordSource;
+pub use passfile::{IgnoredPassfile, PasswordSource};
 #[cfg(any(test, fuzzing))]
 pub(crate) use service::parse as parse_service;
 pub use target::Target;
@@ -66,6 +67,24 @@ impl Conninfo {
         Self { settings }
     }
 
+    /// The same with a parameter of another value; an unknown name changes nothing.
+    #[must_use]
+    pub fn with_setting(&self, name: &str, value: &str) -> Self {
+        let mut settings = self.settings.clone();
+        if let Some(keyword) = keywords::find(name) {
+            settings.insert(keyword.name, value.to_owned());
+        }
+        Self { settings }
+    }
+
+    /// The same without the password, and the password.
+    #[must_use]
+    pub fn split_password(&self) -> (Self, Option<Secret>) {
+        let mut settings = self.settings.clone();
+        let password = settings.remove("password").map(Secret::new);
+        (Self { settings }, password)
+    }
+
     /// What was written for a parameter (`"host"`, `"sslmode"`, ...), unless it is a secret one.
     pub fn setting(&self, name: &str) -> Option<&str> {
         let keyword = keywords::find(name).filter(|keyword| !keyword.secret)?;
@@ -75,6 +94,10 @@ impl Conninfo {
 
 /// Writes one value so that [`Conninfo::parse`] reads it back.
 fn quote_value(value: &str) -> String {
+    let plain = |character: char| character.is_ascii_alphanumeric() || "-_./:,@+%".contains(character);
+    if !value.is_empty() && value.chars().all(plain) {
+        return value.to_owned();
+    }
     format!("'{}'", value.replace('\\', "\\\\").replace('\'', "\\'"))
 }
 

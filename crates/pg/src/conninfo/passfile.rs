@@ -4,7 +4,7 @@ use std::fmt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use pgkeep_base::Secret;
+use pgkeep_base::{Secret, quote_for_shell};
 
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
@@ -52,30 +52,46 @@ struct Entry {
     password: Secret,
 }
 
+/// A password file that is there and isn't used, as libpq has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IgnoredPassfile {
+    /// The file.
+    pub path: PathBuf,
+    /// Why, completing "the password file is ignored: ...".
+    pub reason: String,
+    /// The command that mends it.
+    pub mend: Option<String>,
+}
+
 impl PassFile {
-    /// Reads a file. As in libpq, a missing file is none, and one that others may read is refused with a warning.
-    pub(crate) fn read(path: &Path) -> Option<Self> {
-        let metadata = std::fs::metadata(path).ok()?;
-        if !metadata.is_file() || metadata.len() > FILE_BYTES_MAX {
-            tracing::warn!(path = %path.display(), "the password file is ignored: it is not a plain file below 1 MiB");
-            return None;
-        }
-        if metadata.mode() & 0o077 != 0 {
-            tracing::warn!(
-                path = %path.display(),
-                "the password file is ignored: group or others have access; run: chmod 0600 {}",
-                path.display()
-            );
-            return None;
-        }
-        let text = match std::fs::read(path) {
-            Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
-            Err(error) => {
-                tracing::warn!(path = %path.display(), %error, "the password file can't be read");
-                return None;
+    /// Reads a file. A missing file is none, and one that others may read is refused.
+    pub(crate) fn read(path: &Path) -> Result<Option<Self>, IgnoredPassfile> {
+        let ignored = |reason: String, mend: Option<String>| {
+            tracing::warn!(path = %path.display(), "the password file is ignored: {reason}");
+            IgnoredPassfile {
+                path: path.to_owned(),
+                reason,
+                mend,
             }
         };
-        Some(Self::parse(path, &text))
+        let Ok(metadata) = std::fs::metadata(path) else {
+            return Ok(None);
+        };
+        if !metadata.is_file() || metadata.len() > FILE_BYTES_MAX {
+            return Err(ignored("it is not a plain file below 1 MiB".to_owned(), None));
+        }
+        if metadata.mode() & 0o077 != 0 {
+            let mend = format!("chmod 0600 {}", quote_for_shell(&path.display().to_string()));
+            let reason = format!(
+                "group or others have access (mode {:04o})",
+                metadata.mode() & 0o777
+            );
+            return Err(ignored(reason, Some(mend)));
+        }
+        match std::fs::read(path) {
+            Ok(bytes) => Ok(Some(Self::parse(path, &String::from_utf8_lossy(&bytes)))),
+            Err(error) => Err(ignored(format!("it can't be read: {error}"), None)),
+        }
     }
 
     /// Reads a file's text. As in libpq, a line that is no entry is passed over.

@@ -8,7 +8,7 @@ use pgkeep_base::Secret;
 
 use super::keywords::{KEYWORDS, Support};
 use super::parse::Settings;
-use super::passfile::{PassFile, PasswordSource};
+use super::passfile::{IgnoredPassfile, PassFile, PasswordSource};
 use super::target::{
     ChannelBinding, Host, HostKind, Keepalives, RootCertificates, SessionAttributes, SslMode, SslNegotiation,
     TlsVersion,
@@ -117,12 +117,14 @@ impl Resolver<'_> {
                 "it is above ssl_max_protocol_version",
             ));
         }
+        let (passfile, passfile_ignored) = self.passfile();
         Ok(Target {
             hosts: self.hosts()?,
             user,
             database,
             password,
-            passfile: self.passfile(),
+            passfile,
+            passfile_ignored,
             sslmode,
             sslnegotiation: self.negotiation(sslmode)?,
             sslrootcert,
@@ -466,13 +468,17 @@ impl Resolver<'_> {
         Ok(Some((wanted, methods)))
     }
 
-    fn passfile(&self) -> Option<PassFile> {
-        if self.get("password").is_some() {
-            return None;
-        }
-        match self.get("passfile") {
-            Some(path) => PassFile::read(Path::new(path)),
-            None => PassFile::read(&self.environment.home()?.join(".pgpass")),
+    /// The password file, or why the one that is there isn't used.
+    fn passfile(&self) -> (Option<PassFile>, Option<IgnoredPassfile>) {
+        let in_home = || self.environment.home().map(|home| home.join(".pgpass"));
+        let path = match self.get("password") {
+            Some(_) => None,
+            None => self.get("passfile").map(PathBuf::from).or_else(in_home),
+        };
+        match path.map(|path| PassFile::read(&path)) {
+            Some(Ok(passfile)) => (passfile, None),
+            Some(Err(ignored)) => (None, Some(ignored)),
+            None => (None, None),
         }
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use pgkeep_base::Secret;
 
-use super::passfile::{PassFile, PasswordSource};
+use super::passfile::{IgnoredPassfile, PassFile, PasswordSource};
 use crate::silence::Silence;
 use crate::stream::Address;
 
@@ -130,7 +130,7 @@ impl Host {
     }
 
     /// What a password file calls it: sockets in a default directory are `localhost`.
-    fn passfile_name(&self) -> &str {
+    pub(crate) fn passfile_name(&self) -> &str {
         match &self.kind {
             HostKind::Socket(directory)
                 if super::resolve::SOCKET_DIRECTORIES.contains(&directory.as_str()) =>
@@ -153,6 +153,7 @@ pub struct Target {
     pub(crate) database: String,
     pub(crate) password: Option<(Secret, PasswordSource)>,
     pub(crate) passfile: Option<PassFile>,
+    pub(crate) passfile_ignored: Option<IgnoredPassfile>,
     pub(crate) sslmode: SslMode,
     pub(crate) sslnegotiation: SslNegotiation,
     pub(crate) sslrootcert: RootCertificates,
@@ -207,6 +208,7 @@ impl Target {
             database: database.to_owned(),
             password: None,
             passfile: None,
+            passfile_ignored: None,
             sslmode: SslMode::Prefer,
             sslnegotiation: SslNegotiation::Postgres,
             sslrootcert: RootCertificates::None,

@@ -1,0 +1,265 @@
+//! The store, the repository in it, and the dumps in that.
+
+use std::path::Path;
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use pgkeep_base::{BackupKind, ByteCount, quote_for_shell};
+use pgkeep_repository::backups::{BackupEntry, BackupState};
+use pgkeep_repository::{Repository, RepositoryError, layout};
+use pgkeep_store::{Disk, Severity, Store};
+
+use super::{Findings, Mark};
+use crate::commands::run as scheduler;
+use crate::context::{KeyUse, Settings};
+use crate::exit::Failure;
+use crate::output::{counted, time};
+
+const AREA: &str = "repository";
+/// So long after it was due a dump may still be on its way: the scheduler tries again, and large ones take time.
+const LATE_AFTER: SignedDuration = SignedDuration::from_hours(2);
+/// Dumps that nobody has verified for so long are more than new.
+const UNVERIFIED_MAX: SignedDuration = SignedDuration::from_hours(7 * 24);
+/// Rows take less room in a dump than in the database: text and numbers a fourth, as a rule.
+const DUMP_SHARE: u64 = 4;
+/// How long a store that never answered is asked again.
+const FIRST_CONTACT_MAX: Duration = Duration::from_secs(10);
+/// A disk with less than this part free is nearly full.
+const FREE_SHARE_MIN: u64 = 20;
+
+pub(super) async fn check(settings: &Settings, findings: &mut Findings) {
+    let store = match settings.repository_url() {
+        Ok(url) => open(settings, url).await,
+        Err(failure) => Err(failure),
+    };
+    let store = match store {
+        Ok(store) => store,
+        Err(failure) => return findings.failure(AREA, &failure),
+    };
+    if let Some(directory) = store.directory() {
+        disk(&directory, findings);
+    }
+    if !probe(&store, findings).await {
+        return;
+    }
+    let access = match settings.access(KeyUse::None) {
+        Ok(access) => access,
+        // Told among the keys.
+        Err(_) => return,
+    };
+    match Repository::open(store, &settings.name, access).await {
+        Ok(repository) => {
+            identity(&repository, findings).await;
+            backups(settings, &repository, findings).await;
+        }
+        Err(RepositoryError::NotARepository { .. }) => {
+            let what = "empty: the first 'pgkeep dump' makes the repository";
+            findings.add(AREA, Mark::Info, what, "", None);
+        }
+        Err(error) => findings.error(AREA, &error),
+    }
+}
+
+/// Who asks what is wrong doesn't wait as long as a dump does.
+async fn open(settings: &Settings, url: &str) -> Result<Store, Failure> {
+    let mut options = settings.store_options();
+    options.retry.first_contact_elapsed_max = FIRST_CONTACT_MAX;
+    Ok(Store::open(url, &options).await?)
+}
+
+fn disk(directory: &Path, findings: &mut Findings) {
+    let Some(disk) = Disk::of(directory) else { return };
+    let databases = findings.server.iter().flat_map(|facts| &facts.databases);
+    let bytes: u64 = databases.filter_map(|database| database.bytes).sum();
+    let needed = bytes / DUMP_SHARE;
+    if disk.free_bytes < needed.max(disk.total_bytes / FREE_SHARE_MIN) {
+        let what = format!(
+            "the repository's disk has {} of {} left",
+            ByteCount(disk.free_bytes),
+            ByteCount(disk.total_bytes)
+        );
+        let why = format!(
+            "the databases have {}, so a dump may take some {}",
+            ByteCount(bytes),
+            ByteCount(needed)
+        );
+        let mend = format!(
+            "pgkeep prune   # lets go what keep doesn't hold; else a larger disk: df -h {}",
+            quote_for_shell(&directory.display().to_string())
+        );
+        findings.add(AREA, Mark::Warning, what, why, Some(mend));
+    }
+    let data = findings
+        .server
+        .as_ref()
+        .and_then(|facts| facts.data_directory.clone());
+    // A container's directory is another one, even where this machine has one of that name.
+    let Some(data) = data.filter(|data| Path::new(data).join("PG_VERSION").exists()) else {
+        return;
+    };
+    if Disk::of(Path::new(&data)).is_some_and(|of_data| of_data.device == disk.device) {
+        findings.add(
+            AREA,
+            Mark::Warning,
+            "the repository is on the same disk as the server's data",
+            "if that disk dies, both are gone",
+            Some(
+                "pgkeep copy all --to s3://BUCKET/PREFIX   # or another disk, after every dump; or set repository there"
+                    .to_owned(),
+            ),
+        );
+    }
+}
+
+async fn probe(store: &Store, findings: &mut Findings) -> bool {
+    match store.probe("", layout::is_disposable).await {
+        Ok(report) => {
+            findings.ok(AREA, format!("{} is reachable", store.url()));
+            for finding in report.findings {
+                let mark = match finding.severity {
+                    Severity::Ok => Mark::Ok,
+                    Severity::Info => Mark::Info,
+                    Severity::Warning => Mark::Warning,
+                    Severity::Error => Mark::Error,
+                };
+                findings.add(AREA, mark, finding.what, finding.why, finding.mend);
+            }
+            true
+        }
+        Err(error) => {
+            findings.error(AREA, &error);
+            false
+        }
+    }
+}
+
+async fn identity(repository: &Repository, findings: &mut Findings) {
+    let identifier = findings.server.as_ref().and_then(|facts| facts.system_identifier);
+    let Some(identifier) = identifier else { return };
+    match repository.check_identity(identifier, false).await {
+        Ok(_) => {}
+        Err(RepositoryError::OtherIdentity { cluster, found, .. }) => findings.add(
+            AREA,
+            Mark::Error,
+            format!(
+                "the dumps of '{cluster}' are of another database cluster (system identifier {found}, this one has {identifier})"
+            ),
+            "two clusters under one name would prune each other's dumps",
+            Some(
+                "pgkeep dump --accept-new-identity   # if it is the same data after a restore or pg_upgrade; else rename \
+                 the cluster in the configuration"
+                    .to_owned(),
+            ),
+        ),
+        Err(error) => findings.error(AREA, &error),
+    }
+}
+
+async fn backups(settings: &Settings, repository: &Repository, findings: &mut Findings) {
+    let entries = match repository.backups(BackupKind::Dump).await {
+        Ok(entries) => entries,
+        Err(error) => return findings.error(AREA, &error),
+    };
+    for entry in entries.iter().filter(|entry| entry.state == BackupState::Damaged) {
+        findings.add(
+            AREA,
+            Mark::Error,
+            format!("the manifest of {} is damaged", entry.id),
+            "it can't be restored",
+            Some("pgkeep dump   # a new one; and find out what happened to the store".to_owned()),
+        );
+    }
+    let complete: Vec<&BackupEntry> = entries
+        .iter()
+        .filter(|entry| entry.state == BackupState::Complete)
+        .collect();
+    let Some(newest) = complete.last() else {
+        findings.add(
+            AREA,
+            Mark::Info,
+            "no backup yet",
+            "",
+            Some("pgkeep dump".to_owned()),
+        );
+        return;
+    };
+    let number = counted(complete.len() as u64, "backup", "backups");
+    findings.ok(
+        AREA,
+        format!("{number}, the newest of {}", time(newest.id.started_at())),
+    );
+    late(settings, &entries, newest, findings);
+    verified(&complete, findings);
+}
+
+/// Dumps that were due and aren't there.
+fn late(settings: &Settings, entries: &[BackupEntry], newest: &BackupEntry, findings: &mut Findings) {
+    let Ok(Some(schedule)) = scheduler::schedule(settings) else {
+        return;
+    };
+    let now = Timestamp::now();
+    let last_due = now
+        .checked_sub(LATE_AFTER)
+        .ok()
+        .and_then(|moment| schedule.last_at(moment));
+    let Some(last_due) = last_due.filter(|due| *due > newest.id.started_at()) else {
+        return;
+    };
+    // One that is being written.
+    let underway =
+        |entry: &BackupEntry| entry.state == BackupState::Incomplete && entry.id.started_at() >= last_due;
+    if entries.iter().any(underway) {
+        return;
+    }
+    const COUNTED_MAX: usize = 1000;
+    let missed = schedule
+        .upcoming(newest.id.started_at())
+        .take(COUNTED_MAX)
+        .take_while(|due| *due <= last_due)
+        .count();
+    findings.add(
+        AREA,
+        Mark::Warning,
+        format!(
+            "the newest dump is of {}, and {} due since (dump.schedule: {schedule})",
+            time(newest.id.started_at()),
+            match missed {
+                1 => "another was".to_owned(),
+                missed => format!("{missed} others were"),
+            }
+        ),
+        "what was written since is in no backup",
+        Some("pgkeep dump   # then see why 'pgkeep run' doesn't: systemctl status pgkeep".to_owned()),
+    );
+}
+
+/// Whether anybody has looked at what was written.
+fn verified(complete: &[&BackupEntry], findings: &mut Findings) {
+    let failed = complete
+        .iter()
+        .filter(|entry| entry.evidence.as_ref().is_some_and(|evidence| !evidence.passed));
+    for entry in failed {
+        findings.add(
+            AREA,
+            Mark::Error,
+            format!("the last verification of {} found damage", entry.id),
+            "it may not be restorable",
+            Some(format!(
+                "pgkeep verify {}   # says what is damaged; then take a new one: pgkeep dump",
+                entry.id
+            )),
+        );
+    }
+    if complete.iter().any(|entry| entry.evidence.is_some()) {
+        return;
+    }
+    let oldest = complete.first().map(|entry| entry.id.started_at());
+    let is_old = oldest.is_some_and(|oldest| Timestamp::now().duration_since(oldest) > UNVERIFIED_MAX);
+    findings.add(
+        AREA,
+        if is_old { Mark::Warning } else { Mark::Info },
+        "no dump was ever verified",
+        "a backup that nobody has read back is a hope",
+        Some("pgkeep verify latest   # where the secret key is; --stored-only elsewhere".to_owned()),
+    );
+}
