@@ -22,9 +22,9 @@ const STYLES: Styles = Styles::styled()
 const LOCK_TIMEOUT_DEFAULT: std::time::Duration = std::time::Duration::from_secs(60);
 
 const AFTER_HELP: &str = "\
-Start with three commands:
-  pgkeep key new --output pgkeep.key
-  pgkeep dump --connection postgres://... --repository file:///srv/backups --recipient age1...
+Start with one command, which asks for what it doesn't find; then the others:
+  pgkeep init --repository s3://bucket/prefix
+  pgkeep dump
   pgkeep restore latest --identity pgkeep.key --into postgres://...
 
 Settings can stand in pgkeep.toml, in PGKEEP_* variables, or on the command line; what comes later wins.
@@ -98,6 +98,8 @@ pub struct GlobalArgs {
 /// All commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Find the server, write pgkeep.toml and a key, take the first dump and prove it.
+    Init(InitArgs),
     /// Dump databases into the repository, or into files.
     Dump(DumpArgs),
     /// Restore a dump, or parts of one.
@@ -128,6 +130,26 @@ pub enum Command {
     Completions(CompletionsArgs),
     /// Print the version.
     Version,
+}
+
+/// `pgkeep init`
+#[derive(Debug, Args)]
+pub struct InitArgs {
+    /// Container that runs the server, by its name or its Compose service [default: of this folder's Compose project].
+    #[arg(long, value_name = "NAME", conflicts_with = "connection")]
+    pub container: Option<String>,
+    /// File with the secret key: taken if it is there, else made [default: pgkeep.key, or none with --recipient].
+    #[arg(long, value_name = "FILE")]
+    pub key: Option<PathBuf>,
+    /// When 'pgkeep run' dumps [default: 0 2 * * *].
+    #[arg(long, value_name = "CRON")]
+    pub schedule: Option<String>,
+    /// Ask nothing; without a terminal nothing is asked anyway.
+    #[arg(long, short)]
+    pub yes: bool,
+    /// Leave the first dump for later.
+    #[arg(long)]
+    pub no_dump: bool,
 }
 
 /// `pgkeep dump`

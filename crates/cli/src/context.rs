@@ -1,6 +1,6 @@
 //! From settings to things: the store, the repository, the server.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use pgkeep_base::{ByteCount, Secret};
@@ -28,6 +28,9 @@ const ENCRYPTED_SUFFIX: &str = ".age";
 
 /// The setting that says where the server is.
 const CONNECTION: &str = "connection";
+
+/// A configuration file that says nothing.
+const NO_FILE: &str = "/dev/null";
 
 /// Variables that are read, and aren't settings.
 const OTHER_VARIABLES: [&str; 0] = [];
@@ -116,6 +119,38 @@ impl Context {
             })
         };
         names.into_iter().map(select).collect()
+    }
+
+    /// The cluster's name and what flags and variables alone say of it, whatever file there is.
+    pub fn settings_given(&self, overrides: Overrides) -> Result<(String, Cluster), Failure> {
+        let loaded = pgkeep_config::load(Some(Path::new(NO_FILE)), &|name| std::env::var(name).ok())?;
+        let overrides = self.overrides(overrides);
+        Ok(loaded.config.select(self.global.cluster.as_deref(), &overrides)?)
+    }
+
+    /// One file's settings of a cluster, without the flags.
+    pub fn settings_of_file(&self, path: &Path, cluster: &str) -> Result<Settings, Failure> {
+        let loaded = pgkeep_config::load(Some(path), &|name| std::env::var(name).ok())?;
+        let (name, cluster) = loaded.config.select(Some(cluster), &Overrides::default())?;
+        Ok(Settings {
+            name,
+            cluster,
+            loaded,
+        })
+    }
+
+    /// The file that `--config` or its variable names.
+    pub fn config_path(&self) -> Option<PathBuf> {
+        let variable = || std::env::var_os("PGKEEP_CONFIG").filter(|path| !path.is_empty());
+        self.global
+            .config
+            .clone()
+            .or_else(|| variable().map(PathBuf::from))
+    }
+
+    /// What `--set` says.
+    pub fn further_settings(&self) -> &[(String, String)] {
+        &self.global.set
     }
 
     fn load(&self) -> Result<Loaded, Failure> {

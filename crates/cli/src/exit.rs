@@ -91,6 +91,22 @@ impl Failure {
         }
     }
 
+    /// Refused for safety, by the command itself.
+    pub fn refused(message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self {
+            code: REFUSED,
+            ..Self::usage(message, hint)
+        }
+    }
+
+    /// What the command has said has to be mended first.
+    pub fn unmended(message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self {
+            code: FAILED,
+            ..Self::usage(message, hint)
+        }
+    }
+
     /// A failure of the program's surroundings, found by the command itself.
     pub fn failed(message: impl Into<String>, cause: &dyn Error) -> Self {
         Self {

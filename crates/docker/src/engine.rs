@@ -9,8 +9,8 @@ use bollard::models::{
     PortBinding, VolumeCreateRequest,
 };
 use bollard::query_parameters::{
-    CreateContainerOptions, CreateImageOptions, DownloadFromContainerOptions, LogsOptions,
-    RemoveContainerOptions, RemoveVolumeOptions, RestartContainerOptions, StopContainerOptions,
+    CreateContainerOptions, CreateImageOptions, DownloadFromContainerOptions, ListContainersOptions,
+    LogsOptions, RemoveContainerOptions, RemoveVolumeOptions, RestartContainerOptions, StopContainerOptions,
     UploadToContainerOptions,
 };
 use bytes::Bytes;
@@ -178,11 +178,25 @@ impl Engine {
     /// # Errors
     /// The engine's.
     pub async fn container(&self, name: &str) -> Result<Option<ContainerState>, DockerError> {
+        Ok(self.inspect(name).await?.map(ContainerState::from))
+    }
+
+    /// All that the engine says of a container; none if there is none of that name.
+    pub(crate) async fn inspect(&self, name: &str) -> Result<Option<ContainerInspectResponse>, DockerError> {
         let doing = format!("looking at the container '{name}'");
         let found = self
             .call(&doing, REQUEST_LIMIT, self.docker.inspect_container(name, None))
             .await;
-        Ok(none_if_missing(found)?.map(ContainerState::from))
+        none_if_missing(found)
+    }
+
+    /// The ids of the containers that run.
+    pub(crate) async fn running(&self) -> Result<Vec<String>, DockerError> {
+        let request = self.docker.list_containers(None::<ListContainersOptions>);
+        let found = self
+            .call("listing the containers", REQUEST_LIMIT, request)
+            .await?;
+        Ok(found.into_iter().filter_map(|container| container.id).collect())
     }
 
     pub(crate) async fn create(&self, new: NewContainer<'_>) -> Result<(), DockerError> {

@@ -7,10 +7,12 @@
 mod answer;
 mod engine;
 mod error;
+mod found;
 mod image;
 mod server;
 
 pub use engine::{ContainerState, Engine};
 pub use error::DockerError;
+pub use found::{ComposeService, FoundServer};
 pub use image::{Image, ImageName, Pulled};
 pub use server::{ServerContainer, ServerOptions, Started};

@@ -4,6 +4,7 @@ mod copy;
 mod doctor;
 mod dump;
 mod export;
+mod init;
 mod keep;
 mod key;
 mod latest;
@@ -35,6 +36,7 @@ fn attention(context: &Context, lines: &[String]) -> Outcome {
 /// Runs one.
 pub async fn run(context: &Context, command: Command) -> Result<Outcome, Failure> {
     match command {
+        Command::Init(args) => init::run(context, args).await,
         Command::Dump(args) => dump::run(context, args).await,
         Command::Restore(args) => restore::run(context, args).await,
         Command::List(args) => context.cancellation.or(list::run(context, args)).await,

@@ -7,6 +7,7 @@ use crate::support::Place;
 const SNAPSHOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/snapshots/help.txt");
 const COMMANDS: &[&[&str]] = &[
     &[],
+    &["init"],
     &["dump"],
     &["restore"],
     &["list"],

@@ -12,6 +12,7 @@ mod container;
 mod damage;
 mod doctor;
 mod help;
+mod init;
 mod interrupted;
 mod kills;
 mod latest;

@@ -233,15 +233,17 @@ async fn timescaledb(
             .await
             .context(|| "reading the preloaded libraries".to_owned())?;
         let others: String = rows.first().and_then(|row| row.get(0).ok()).unwrap_or_default();
+        // Where it is in the setting already, a restart is all it takes.
         let statement = pgkeep_timescale::preload_statement(&others);
+        let mend = statement.map(|statement| mender.anywhere(&[&statement]));
         report.add(
             Severity::Error,
             format!("database '{name}' has TimescaleDB {version}, and the server doesn't load it"),
             "hypertables would look like empty tables",
-            Some(format!(
-                "{}   # then restart the server",
-                mender.anywhere(&[&statement])
-            )),
+            Some(match mend {
+                Some(mend) => format!("{mend}   # then restart the server"),
+                None => "restart the server, and see its log for timescaledb".to_owned(),
+            }),
         );
         return Ok(false);
     }
