@@ -5,7 +5,7 @@ use tokio::time::Instant;
 
 /// Uploads of at most this many bytes don't wait: leases, which would run out behind data, tombstones, and whatever else
 /// ends a run that was interrupted.
-const SMALL_BYTES_MAX: u64 = 64 << 10;
+const SMALL_BYTES_MAX: u64 = 4 << 10;
 
 /// A bandwidth limit shared by every upload of a store.
 ///
@@ -98,7 +98,7 @@ mod tests {
                     .is_err()
             );
         }
-        throttle.acquire(60_000).await;
+        throttle.acquire(4_000).await;
         assert!(
             started.elapsed() < Duration::from_millis(500),
             "{:?}",
@@ -107,7 +107,7 @@ mod tests {
         throttle.acquire(100_000).await;
         let elapsed = started.elapsed();
         assert!(
-            elapsed >= Duration::from_millis(10_060) && elapsed < Duration::from_millis(10_200),
+            elapsed >= Duration::from_millis(10_004) && elapsed < Duration::from_millis(10_100),
             "{elapsed:?}"
         );
     }

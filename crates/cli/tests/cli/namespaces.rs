@@ -17,7 +17,7 @@ const PROCESSES: [&str; 4] = ["--pid", "--fork", "--mount-proc", "--kill-child"]
 const SLOWLY: &str = "--upload-limit=200kB/s";
 
 /// Rows that don't compress, so that a slow upload gives time.
-const NOISE: &str = "CREATE TABLE noise AS SELECT i, md5(random()::text) FROM generate_series(1, 20000) i";
+const NOISE: &str = "CREATE TABLE noise AS SELECT i, md5(random()::text) FROM generate_series(1, 50000) i";
 
 fn is_data(path: &Path) -> bool {
     path.to_string_lossy().contains("/d2/0")
