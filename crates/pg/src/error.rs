@@ -442,13 +442,15 @@ mod tests {
 
     /// By the server's function: its messages may be in any language.
     #[test]
-    fn hidden_rows_and_lacking_privileges_have_mends_of_their_own() {
+    fn hidden_rows_have_a_mend_of_their_own() {
         let hint = |routine: &str| {
             let body = format!("SFEHLER\0VERROR\0C42501\0MAnfrage\0R{routine}\0\0");
             let error = PgError::Server(Box::new(ServerError::from_body(body.as_bytes())));
-            error.hint().unwrap().to_string()
+            error.hint().map(|hint| hint.to_string())
         };
-        assert!(hint("check_enable_rls").contains("ALTER ROLE name BYPASSRLS"));
-        assert!(hint("aclcheck_error").contains("GRANT pg_read_all_data"));
+        let hidden = hint("check_enable_rls").unwrap();
+        assert!(hidden.contains("ALTER ROLE name BYPASSRLS"), "{hidden}");
+        // What the role lacks depends on what it was about to do.
+        assert_eq!(hint("aclcheck_error"), None);
     }
 }
