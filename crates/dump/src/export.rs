@@ -18,11 +18,11 @@ use crate::database::split_data;
 use crate::error::{Context, DumpError};
 use crate::files::local_directory;
 use crate::manifest::{DatabaseManifest, DumpManifest, RowFormat};
+use crate::objects::object_refs;
 use crate::output::{Compression, Output};
 use crate::partial::{DIRECTORY_MODE, FILE_MODE, Partial};
 use crate::progress::Progress;
 use crate::restore::{Archive, ArchiveOptions, archive_major};
-use crate::run::object_refs;
 use crate::way_out::{OPENED, opened_name};
 use crate::{sql, way_out};
 

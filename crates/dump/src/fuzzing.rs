@@ -17,7 +17,7 @@ use crate::manifest::{
 };
 use crate::pack::BLOCK_END;
 use crate::pattern::Pattern;
-use crate::{read, restore, run, verify};
+use crate::{objects, read, restore, verify};
 
 /// The size of one block of contents in [`blocks`], at most.
 const BLOCK_BYTES_MAX: usize = 64;
@@ -40,7 +40,7 @@ pub fn manifest(data: &[u8]) {
     let again = serde_json::to_vec(&manifest).unwrap();
     let again: DumpManifest = serde_json::from_slice(&again).unwrap();
     assert_eq!(read::check(&again, &id), Ok(()));
-    let _ = run::totals(&manifest, &run::object_refs(&manifest));
+    let _ = objects::totals(&manifest, &objects::object_refs(&manifest));
     restore::fuzzing::planned(&id, &manifest);
     for fraction in [None, Some(0.5)] {
         verify::choose_work(&manifest, fraction);

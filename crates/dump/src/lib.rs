@@ -20,6 +20,7 @@ mod giving_way;
 mod limits;
 pub mod manifest;
 pub mod memory;
+mod objects;
 mod output;
 mod pack;
 mod partial;

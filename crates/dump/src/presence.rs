@@ -6,8 +6,8 @@ use pgkeep_repository::{Repository, RepositoryError};
 
 use crate::error::DumpError;
 use crate::manifest::{DatabaseManifest, DumpManifest};
+use crate::objects::{database_refs, object_refs};
 use crate::restore::Selection;
-use crate::run::{database_refs, object_refs};
 
 /// Refuses a dump of which an object is missing, or has another size than its manifest says.
 ///

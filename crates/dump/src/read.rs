@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use crate::error::DumpError;
 use crate::limits::{self, Limit};
 use crate::manifest::{DatabaseManifest, DumpManifest, DumpSummary, MANIFEST_FORMAT};
-use crate::run::{object_refs, other_refs};
+use crate::objects::{object_refs, other_refs};
 
 /// What every version of the manifest has.
 #[derive(Deserialize)]

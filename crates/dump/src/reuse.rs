@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use jiff::SignedDuration;
 use pgkeep_base::{BackupId, BackupKind};
+use pgkeep_repository::encryption::Encryption;
 use pgkeep_repository::object::ObjectRef;
 use pgkeep_repository::{Repository, layout};
 
@@ -227,7 +228,10 @@ impl Base {
 /// Whom a repository's new objects are for, in the order of the text; empty without encryption. Objects for others can't be
 /// taken over: whoever may open the dump must be able to open all of it.
 pub(crate) fn recipients(repository: &Repository) -> Vec<String> {
-    let mut recipients = repository.access().encryption.recipients();
+    let mut recipients: Vec<String> = match &repository.access().encryption {
+        Encryption::Age { recipients } => recipients.iter().map(ToString::to_string).collect(),
+        Encryption::None => Vec::new(),
+    };
     recipients.sort();
     recipients
 }

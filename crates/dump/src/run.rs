@@ -21,10 +21,8 @@ use crate::database;
 use crate::databases::{self, ChosenDatabases};
 use crate::error::{Context, DumpError};
 use crate::limits::{self, Limit};
-use crate::manifest::{
-    Asked, DatabaseManifest, DumpManifest, DumpSummary, Filters, MANIFEST_FORMAT, Narrowed, RelationKind,
-    Totals,
-};
+use crate::manifest::{Asked, DumpManifest, Filters, MANIFEST_FORMAT, Narrowed, RelationKind, Totals};
+use crate::objects::{object_refs, summary, totals};
 use crate::presence;
 use crate::progress::Progress;
 use crate::reuse::{self, Base, ReuseOptions};
@@ -537,7 +535,7 @@ impl Run<'_> {
         }
         manifest.totals = totals(manifest, &objects);
         manifest.finished_at = self.repository.now();
-        let summary = serialize(&summary(manifest, self.options), &limits::SUMMARY)?;
+        let summary = serialize(&summary(manifest, self.options.asked()), &limits::SUMMARY)?;
         objects.push(
             self.repository
                 .put_contents(&self.prefix, layout::SUMMARY, summary)
@@ -575,74 +573,4 @@ fn serialize<T: serde::Serialize>(value: &T, limit: &Limit) -> Result<Bytes, Dum
         serde_json::to_vec(value).map_err(|error| DumpError::Internal(format!("writing JSON: {error}")))?;
     limit.check(text.len())?;
     Ok(Bytes::from(text))
-}
-
-/// Every object the manifest names.
-pub fn object_refs(manifest: &DumpManifest) -> Vec<ObjectRef> {
-    manifest
-        .globals
-        .iter()
-        .cloned()
-        .chain(manifest.databases.iter().flat_map(database_refs))
-        .collect()
-}
-
-/// Those without rows.
-pub(crate) fn other_refs(manifest: &DumpManifest) -> Vec<ObjectRef> {
-    let others = manifest.databases.iter().flat_map(other_refs_of);
-    manifest.globals.iter().chain(others).cloned().collect()
-}
-
-/// Every object of one database.
-pub(crate) fn database_refs(database: &DatabaseManifest) -> Vec<ObjectRef> {
-    let data = database.data.iter().map(|data| &data.object);
-    other_refs_of(database).chain(data).cloned().collect()
-}
-
-fn other_refs_of(database: &DatabaseManifest) -> impl Iterator<Item = &ObjectRef> {
-    let single = [Some(&database.dependents), database.sequences.as_ref()];
-    let several = database.schema.iter().chain(&database.large_objects);
-    single.into_iter().flatten().chain(several)
-}
-
-pub(crate) fn totals(manifest: &DumpManifest, objects: &[ObjectRef]) -> Totals {
-    let relations = || manifest.databases.iter().flat_map(|database| &database.relations);
-    let reused = || {
-        objects
-            .iter()
-            .filter(|object| layout::reference(&object.name).is_some())
-    };
-    Totals {
-        objects: objects.len() as u64,
-        stored_bytes: objects.iter().map(|object| object.stored_bytes).sum(),
-        plain_bytes: objects.iter().map(|object| object.plain_bytes).sum(),
-        relations: relations().count() as u64,
-        rows: relations().map(|relation| relation.rows).sum(),
-        reused_objects: reused().count() as u64,
-        reused_bytes: reused().map(|object| object.stored_bytes).sum(),
-    }
-}
-
-fn summary(manifest: &DumpManifest, options: &DumpOptions) -> DumpSummary {
-    let timescaledb = manifest
-        .databases
-        .iter()
-        .find_map(|database| database.timescaledb.as_ref());
-    let asked = options.asked();
-    DumpSummary {
-        finished_at: manifest.finished_at,
-        system_identifier: manifest.system_identifier.clone(),
-        server_version: manifest.server_version.clone(),
-        databases: manifest
-            .databases
-            .iter()
-            .map(|database| database.name.clone())
-            .collect(),
-        timescaledb: timescaledb.map(|inventory| inventory.version.clone()),
-        annotations: manifest.annotations.clone(),
-        totals: manifest.totals,
-        partial: asked.partial,
-        filters: asked.filters,
-        narrowed: Some(asked.narrowed),
-    }
 }

@@ -24,9 +24,9 @@ use crate::binary::RowCount;
 use crate::blocks::{BlockReader, Piece};
 use crate::error::DumpError;
 use crate::manifest::{DataObject, DatabaseManifest, DumpManifest};
+use crate::objects::object_refs;
 use crate::progress::Progress;
 use crate::read::read_manifest;
-use crate::run::object_refs;
 use crate::verify::work::{Group, Work, choose};
 
 /// Of what is wrong, this much is kept in words; the rest is counted.

@@ -36,14 +36,6 @@ impl Encryption {
         matches!(self, Self::Age { .. })
     }
 
-    /// The public keys, as text; none without encryption.
-    pub fn recipients(&self) -> Vec<String> {
-        match self {
-            Self::Age { recipients } => recipients.iter().map(ToString::to_string).collect(),
-            Self::None => Vec::new(),
-        }
-    }
-
     /// Whether objects can be written with it; worth asking before a long run begins.
     ///
     /// # Errors

@@ -14,6 +14,7 @@ mod new_container;
 mod new_server;
 mod prune;
 mod restore;
+mod restore_plan;
 mod run;
 mod show;
 mod summaries;

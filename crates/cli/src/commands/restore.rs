@@ -3,14 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use pgkeep_base::{BackupId, ByteCount, nearest};
+use pgkeep_base::{BackupId, nearest};
 use pgkeep_config::Overrides;
 use pgkeep_docker::ImageName;
 use pgkeep_dump::manifest::DumpManifest;
 use pgkeep_dump::memory;
-use pgkeep_dump::restore::{
-    self, HypertableRange, PlannedRange, PlannedTable, RestoreOptions, RestorePlan, RestoreReport, TargetPlan,
-};
+use pgkeep_dump::restore::{self, HypertableRange, RestoreOptions, RestorePlan, RestoreReport};
 use pgkeep_dump::{Chosen, ExportFormat, ExportOptions, Progress, Skipped, Wanted};
 use pgkeep_pg::Target;
 use pgkeep_repository::Repository;
@@ -19,13 +17,13 @@ use serde_json::{Value, json};
 
 use super::new_container;
 use super::new_server::NewServer;
+use super::restore_plan::{ROLES_LEFT_OUT, tell_plan, tell_target_plan};
 use super::{export, latest};
 use crate::args::RestoreArgs;
 use crate::context::{self, Context, KeyUse, Settings};
 use crate::exit::{Failure, Outcome};
-use crate::output::{ACCENT, count, counted, duration, styled, time};
+use crate::output::{ACCENT, count, counted, duration, styled};
 use crate::progress::Display;
-use crate::table::{Align, Table};
 
 /// Where a restore goes.
 enum Into {
@@ -100,15 +98,15 @@ pub(super) struct Work {
     pub id: BackupId,
     pub manifest: DumpManifest,
     /// Newer dumps that don't hold what is asked for.
-    skipped: Vec<Skipped>,
+    pub(super) skipped: Vec<Skipped>,
     pub options: RestoreOptions,
-    plan: RestorePlan,
+    pub(super) plan: RestorePlan,
 }
 
 impl Work {
     /// What a dry run that looks into no target says that needs attention.
     pub(super) fn foreseen(&self, context: &Context) -> Outcome {
-        foreseen(context, &self.plan.attention)
+        super::attention(context, &self.plan.attention)
     }
 }
 
@@ -240,93 +238,6 @@ fn options(
     }
 }
 
-fn tell_plan(context: &Context, work: &Work, as_json: bool) {
-    let (output, plan) = (&context.output, &work.plan);
-    if as_json {
-        output.json(&plan_json(plan, &work.skipped));
-    }
-    latest::tell_skipped(output, &work.skipped);
-    if output.is_quiet() {
-        return;
-    }
-    output.prose(format!(
-        "Dump {} of {}, from PostgreSQL {}",
-        styled(ACCENT, &plan.id),
-        time(plan.taken_at),
-        plan.server_version
-    ));
-    output.line("");
-    let mut table = Table::new(&[
-        ("DATABASE", Align::Left),
-        ("INTO", Align::Left),
-        ("TABLES", Align::Right),
-        ("ROWS", Align::Right),
-        ("SIZE", Align::Right),
-        ("TO FETCH", Align::Right),
-        ("TIMESCALEDB", Align::Left),
-    ])
-    .dispensable("SIZE");
-    for database in &plan.databases {
-        let most = if database.ranges.is_empty() {
-            ""
-        } else {
-            "at most "
-        };
-        table.row(vec![
-            database.name.clone(),
-            database.target_name.clone(),
-            count(database.relations),
-            format!("{most}{}", count(database.rows)),
-            ByteCount(database.plain_bytes).to_string(),
-            ByteCount(database.stored_bytes).to_string(),
-            database.timescaledb.clone().unwrap_or_default(),
-        ]);
-    }
-    output.table(&table);
-    for range in plan.databases.iter().flat_map(|database| &database.ranges) {
-        output.prose(format!("Of {} the rows {}", range.name, range.words));
-    }
-    latest::tell_omissions(output, &plan.omissions);
-    for line in plan.databases.iter().flat_map(|database| &database.left_out) {
-        output.prose(line);
-    }
-}
-
-fn plan_json(plan: &RestorePlan, skipped: &[Skipped]) -> Value {
-    let range_json = |range: &PlannedRange| {
-        json!({
-            "schema": range.name.schema,
-            "name": range.name.name,
-            "from": range.from,
-            "to": range.to,
-        })
-    };
-    let databases = plan.databases.iter().map(|database| {
-        json!({
-            "name": database.name,
-            "target_name": database.target_name,
-            "tables": database.relations,
-            "rows": database.rows,
-            "plain_bytes": database.plain_bytes,
-            "stored_bytes": database.stored_bytes,
-            "objects": database.objects,
-            "timescaledb": database.timescaledb,
-            "ranges": database.ranges.iter().map(range_json).collect::<Vec<_>>(),
-            "left_out": database.left_out,
-        })
-    });
-    json!({
-        "id": plan.id.to_string(),
-        "dry_run": true,
-        "taken_at": plan.taken_at,
-        "server_version": plan.server_version,
-        "skipped": latest::skipped_json(skipped),
-        "databases": databases.collect::<Vec<_>>(),
-        "omissions": plan.omissions,
-        "attention": plan.attention,
-    })
-}
-
 async fn check(context: &Context, work: &Work, target: &Target) -> Result<Outcome, Failure> {
     let (repository, id, manifest) = (&work.repository, &work.id, &work.manifest);
     let checking = async { Ok(restore::check(repository, id, manifest, target, &work.options).await?) };
@@ -337,90 +248,9 @@ async fn check(context: &Context, work: &Work, target: &Target) -> Result<Outcom
         target.endpoint()
     ));
     planned.notes.iter().for_each(|text| context.output.note(text));
-    let attention = work.plan.attention.iter().chain(&planned.attention);
-    Ok(foreseen(context, attention))
+    let attention = [&work.plan.attention[..], &planned.attention].concat();
+    Ok(super::attention(context, &attention))
 }
-
-/// What a dry run says that needs attention.
-fn foreseen<'a>(context: &Context, attention: impl IntoIterator<Item = &'a String>) -> Outcome {
-    let mut outcome = Outcome::Done;
-    for text in attention {
-        context.output.attention(text);
-        outcome = Outcome::Attention;
-    }
-    outcome
-}
-
-/// What would be done in the target.
-fn tell_target_plan(context: &Context, work: &Work, planned: &TargetPlan) {
-    let output = &context.output;
-    if let Value::Object(mut document) = plan_json(&work.plan, &work.skipped) {
-        document.insert("target".to_owned(), target_json(planned));
-        output.json(&Value::Object(document));
-    }
-    if output.is_quiet() {
-        return;
-    }
-    for database in &planned.databases {
-        output.line("");
-        output.prose(format!("Database '{}' {}.", database.target_name, database.does));
-        if database.tables.is_empty() {
-            continue;
-        }
-        let mut table = Table::new(&[
-            ("TABLE", Align::Left),
-            ("ROWS", Align::Right),
-            ("WHAT IS DONE", Align::Left),
-        ]);
-        for planned in &database.tables {
-            let most = if planned.is_range { "at most " } else { "" };
-            table.row(vec![
-                planned.name.to_string(),
-                format!("{most}{}", count(planned.rows)),
-                planned.action.describe().to_owned(),
-            ]);
-        }
-        output.table(&table);
-    }
-    for (words, roles) in [
-        ("Roles that are made", &planned.roles),
-        (ROLES_LEFT_OUT, &planned.roles_left_out),
-    ] {
-        if !roles.is_empty() {
-            output.prose(format!("{words}: {}", roles.join(", ")));
-        }
-    }
-}
-
-fn target_json(planned: &TargetPlan) -> Value {
-    let table_json = |table: &PlannedTable| {
-        json!({
-            "schema": table.name.schema,
-            "name": table.name.name,
-            "rows": table.rows,
-            "range": table.is_range,
-            "does": table.action.describe(),
-        })
-    };
-    let databases = planned.databases.iter().map(|database| {
-        json!({
-            "name": database.name,
-            "target_name": database.target_name,
-            "does": database.does,
-            "tables": database.tables.iter().map(table_json).collect::<Vec<_>>(),
-        })
-    });
-    json!({
-        "databases": databases.collect::<Vec<_>>(),
-        "roles": planned.roles,
-        "roles_left_out": planned.roles_left_out,
-        "attention": planned.attention,
-        "notes": planned.notes,
-    })
-}
-
-const ROLES_LEFT_OUT: &str =
-    "Roles that are not made, as the databases don't use them (--all-roles makes them)";
 
 /// The work itself, with its progress shown.
 pub(super) async fn restore(

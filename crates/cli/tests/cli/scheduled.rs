@@ -297,7 +297,11 @@ fn sigterm_during_a_dump_whose_store_hangs_ends_it_cleanly() {
     });
     running.signal("TERM");
     assert_eq!(running.wait().code(), Some(1), "{}", running.said());
-    assert!(!running.said().contains("didn't end in time"), "{}", running.said());
+    assert!(
+        !running.said().contains("didn't end in time"),
+        "{}",
+        running.said()
+    );
     fs::remove_file(pipe).unwrap();
     assert_eq!(dumps(&place), 1);
     // It gave its lease back: nobody waits.

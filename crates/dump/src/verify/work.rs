@@ -9,7 +9,7 @@ use rand::seq::SliceRandom;
 
 use super::Sample;
 use crate::manifest::{DataObject, DatabaseManifest, DumpManifest};
-use crate::run::object_refs;
+use crate::objects::object_refs;
 
 /// The places of the chosen ones, in order: at random until their sizes make up the fraction, one at least.
 pub(super) fn choose(sizes: &[u64], sample: Option<Sample>) -> BTreeSet<usize> {
