@@ -286,10 +286,12 @@ async fn what_is_there_already_is_left_alone() {
 #[test]
 fn the_script_has_nothing_that_shellcheck_warns_of() {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/restore.sh");
-    let Ok(output) = Command::new("shellcheck").arg("--shell=sh").arg(script).output() else {
-        pgkeep_testkit::skip(&Missing("shellcheck".to_owned()));
-        return;
-    };
+    let program = require!(requirements::tool("shellcheck"));
+    let output = Command::new(program)
+        .arg("--shell=sh")
+        .arg(script)
+        .output()
+        .unwrap();
     assert!(
         output.status.success(),
         "{}",
