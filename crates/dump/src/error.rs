@@ -244,8 +244,9 @@ impl DumpError {
 
     /// What a dump was refused to read, as such.
     pub(crate) fn of_a_dump(self) -> Self {
+        let hides_rows = matches!(&self, Self::Pg { source, .. } if source.hides_rows());
         match self.sqlstate() {
-            Some(SQLSTATE_INSUFFICIENT_PRIVILEGE) => Self::MayNotRead(Box::new(self)),
+            Some(SQLSTATE_INSUFFICIENT_PRIVILEGE) if !hides_rows => Self::MayNotRead(Box::new(self)),
             _ => self,
         }
     }
@@ -298,11 +299,9 @@ impl Classified for DumpError {
             Self::Unstable { .. } => {
                 "run it again at a quieter time, or leave the tables that come and go out with --exclude-table".to_owned()
             }
-            Self::MayNotRead(source) => match source.hint() {
-                // Row-level security takes something else.
-                Some(hint) => return Some(hint),
-                None => "the role lacks a privilege: GRANT pg_read_all_data TO the role, or connect as another one".to_owned(),
-            },
+            Self::MayNotRead(_) => {
+                "the role lacks a privilege: GRANT pg_read_all_data TO the role, or connect as another one".to_owned()
+            }
             Self::LockTimeout { .. } => "wait for those sessions to end, or allow more time with --lock-timeout".to_owned(),
             Self::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
                 "the disk is full: free some space on it, or write to another one, then run it again".to_owned()

@@ -261,6 +261,12 @@ fn sqlstate_class(code: &str) -> RetryClass {
 }
 
 impl PgError {
+    /// Whether the server refuses to read because a policy hides rows from the role, which takes something else than a
+    /// privilege (`check_enable_rls` in PostgreSQL's rls.c).
+    pub fn hides_rows(&self) -> bool {
+        matches!(self, Self::Server(error) if error.routine.as_deref() == Some(ROW_SECURITY_ROUTINE))
+    }
+
     /// The server's code, if the error is the server's.
     pub fn sqlstate(&self) -> Option<&str> {
         match self {

@@ -98,10 +98,11 @@ fn with_schedule(mut place: Place, schedule: &str) -> Place {
     place
 }
 
+/// The last line of a run that failed, or was interrupted in the middle of a dump, is its error, and no event.
 fn words(events: &[Value]) -> Vec<&str> {
     events
         .iter()
-        .map(|event| event["event"].as_str().unwrap())
+        .filter_map(|event| event["event"].as_str())
         .collect()
 }
 
