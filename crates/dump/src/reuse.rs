@@ -4,16 +4,17 @@
 //! else: no statistics, no file times, no compression status. Its size on disk only decides what is tried first: hashing
 //! alone, or reading and storing at once. docs/design-incremental.md has the whole thought.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use jiff::SignedDuration;
 use pgkeep_base::{BackupId, BackupKind};
+use pgkeep_repository::backups::BackupEntry;
 use pgkeep_repository::encryption::Encryption;
 use pgkeep_repository::object::ObjectRef;
-use pgkeep_repository::{Repository, layout};
+use pgkeep_repository::{Repository, RepositoryError, layout};
 
 use crate::catalog::CatalogRelation;
 use crate::data::{RelationRead, has_own_objects};
@@ -24,11 +25,13 @@ use crate::read::{self, read_manifest};
 use crate::restore::client_encoding;
 
 /// Of the dumps before, so many are looked at for one that holds the same.
-const CANDIDATES_MAX: usize = 5;
+const CANDIDATES_MAX: usize = 20;
 
 /// Whether and from what dumps objects are taken over.
 #[derive(Debug, Clone)]
 pub struct ReuseOptions {
+    /// Off for a full dump, from which the next one may take objects over.
+    pub takes_over: bool,
     /// Objects stored longer ago are stored anew, so that none has to be kept for ever, nor is trusted for ever.
     pub max_age: SignedDuration,
     /// Where a copy of the last manifest is kept: a host without the private key can't read it in the repository.
@@ -93,23 +96,30 @@ impl Base {
         asked: &Asked,
         system_identifier: u64,
     ) -> Result<Option<Self>, DumpError> {
-        let mut looked_at = 0;
-        for id in repository.ids(BackupKind::Dump).await? {
-            if looked_at == CANDIDATES_MAX {
-                break;
-            }
-            if !repository.state(&id).await?.is_there() {
-                continue;
-            }
-            looked_at += 1;
-            let Some(manifest) = manifest_of(repository, options, &id).await? else {
-                continue;
+        let entries = repository.backups(BackupKind::Dump).await?;
+        let there: Vec<BackupEntry> = entries
+            .into_iter()
+            .filter(|entry| entry.state.is_there())
+            .collect();
+        let suspects = suspects(repository, &there).await?;
+        let mut cached = cached(repository, options, asked).await;
+        for BackupEntry { id, .. } in there.into_iter().rev().take(CANDIDATES_MAX) {
+            let manifest = match cached.take_if(|manifest| manifest.id == id.to_string()) {
+                Some(manifest) => manifest,
+                None => match read_manifest(repository, &id).await {
+                    Ok(manifest) => manifest,
+                    // Nothing is taken over from a dump that can't be read; it is verify's business to say so.
+                    Err(error) if error.is_of_one_dump() || error.is_removed() => continue,
+                    Err(error) => return Err(error),
+                },
             };
             let fits = manifest.asked.as_ref() == Some(asked)
                 && manifest.system_identifier == system_identifier.to_string()
                 && manifest.recipients.as_ref() == Some(&recipients(repository));
             if fits {
-                return Self::of(repository, options, id, manifest).await.map(Some);
+                return Self::of(repository, options, id, manifest, &suspects)
+                    .await
+                    .map(Some);
             }
         }
         Ok(None)
@@ -120,6 +130,7 @@ impl Base {
         options: &ReuseOptions,
         id: BackupId,
         manifest: DumpManifest,
+        suspects: &BTreeSet<BackupId>,
     ) -> Result<Self, DumpError> {
         let names: Vec<&str> = manifest
             .databases
@@ -133,7 +144,10 @@ impl Base {
         let usable = stored
             .into_iter()
             .map(|(name, bytes)| (layout::reference_to(&id, &name), bytes))
-            .filter(|(name, _)| layout::reference(name).is_some_and(|(owner, _)| young(&owner)))
+            .filter(|(name, _)| {
+                let owner = layout::reference(name).map(|(owner, _)| owner);
+                owner.is_some_and(|owner| young(&owner) && !suspects.contains(&owner))
+            })
             .collect();
         Ok(Self {
             id,
@@ -236,39 +250,52 @@ pub(crate) fn recipients(repository: &Repository) -> Vec<String> {
     recipients
 }
 
-/// From the cache, or from the repository where the key is at hand.
-async fn manifest_of(
-    repository: &Repository,
-    options: &ReuseOptions,
-    id: &BackupId,
-) -> Result<Option<DumpManifest>, DumpError> {
-    if let Some(path) = cache_path(repository, options)
-        && let Ok(text) = tokio::fs::read(&path).await
-        && let Ok(manifest) = serde_json::from_slice::<DumpManifest>(&text)
-        && read::check(&manifest, id).is_ok()
-    {
-        return Ok(Some(manifest));
+/// Dumps whose newest verification failed, and those whose objects they refer to: what is damaged may lie in any of these
+/// folders, and may not go on into new dumps.
+async fn suspects(repository: &Repository, there: &[BackupEntry]) -> Result<BTreeSet<BackupId>, DumpError> {
+    let mut suspects = BTreeSet::new();
+    for entry in there {
+        if entry.evidence.as_ref().is_none_or(|evidence| evidence.passed) {
+            continue;
+        }
+        suspects.insert(entry.id.clone());
+        match repository.checksums(&entry.id).await {
+            Ok(checksums) => {
+                let names = checksums.iter().map(|checksum| &checksum.name);
+                suspects.extend(names.filter_map(|name| layout::reference(name).map(|(owner, _)| owner)));
+            }
+            Err(error) if error.is_damage() || matches!(error, RepositoryError::Removed { .. }) => {
+                // What it refers to isn't known: whatever is older.
+                let older = there.iter().filter(|other| other.id < entry.id);
+                suspects.extend(older.map(|other| other.id.clone()));
+            }
+            Err(error) => return Err(error.into()),
+        }
     }
-    match read_manifest(repository, id).await {
-        Ok(manifest) => Ok(Some(manifest)),
-        // Nothing is taken over from a dump that can't be read; it is verify's business to say so.
-        Err(error) if error.is_of_one_dump() || error.is_removed() => Ok(None),
-        Err(error) => Err(error),
-    }
+    Ok(suspects)
 }
 
-fn cache_path(repository: &Repository, options: &ReuseOptions) -> Option<PathBuf> {
-    let name = format!(
-        "{}.{}.manifest",
-        repository.marker().repository,
-        repository.cluster()
-    );
+/// The last manifest of a dump of the same, as the cache has it.
+async fn cached(repository: &Repository, options: &ReuseOptions, asked: &Asked) -> Option<DumpManifest> {
+    let path = cache_path(repository, options, asked)?;
+    let text = tokio::fs::read(&path).await.ok()?;
+    let manifest: DumpManifest = serde_json::from_slice(&text).ok()?;
+    let id: BackupId = manifest.id.parse().ok()?;
+    read::check(&manifest, &id).is_ok().then_some(manifest)
+}
+
+/// Dumps of a part have files of their own.
+fn cache_path(repository: &Repository, options: &ReuseOptions, asked: &Asked) -> Option<PathBuf> {
+    let asked = blake3::hash(&serde_json::to_vec(asked).ok()?).to_hex();
+    let (repository, cluster) = (&repository.marker().repository, repository.cluster());
+    let name = format!("{repository}.{cluster}.{}.manifest", asked.get(..16)?);
     Some(options.cache_directory.as_ref()?.join(name))
 }
 
 /// Keeps a copy of the manifest for the next dump. Best effort: without it the next dump stores everything.
 pub(crate) fn remember(repository: &Repository, options: &ReuseOptions, manifest: &DumpManifest) {
-    let Some(path) = cache_path(repository, options) else {
+    let asked = manifest.asked.clone().unwrap_or_default();
+    let Some(path) = cache_path(repository, options, &asked) else {
         return;
     };
     if let Err(error) = write(&path, manifest) {

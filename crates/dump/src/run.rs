@@ -352,8 +352,10 @@ async fn base(
     system_identifier: u64,
 ) -> Result<Option<Base>, DumpError> {
     match &options.reuse {
-        Some(reuse) => Base::find(repository, reuse, &options.asked(), system_identifier).await,
-        None => Ok(None),
+        Some(reuse) if reuse.takes_over => {
+            Base::find(repository, reuse, &options.asked(), system_identifier).await
+        }
+        _ => Ok(None),
     }
 }
 

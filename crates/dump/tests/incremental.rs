@@ -16,7 +16,8 @@ use std::time::Duration;
 use jiff::SignedDuration;
 use pgkeep_base::{BackupId, BackupKind};
 use pgkeep_dump::manifest::Relation;
-use pgkeep_dump::{DumpError, DumpOptions, DumpReport, ReuseOptions, read_manifest};
+use pgkeep_dump::verify::{self, VerifyDepth, VerifyOptions};
+use pgkeep_dump::{DumpError, DumpOptions, DumpReport, Progress, ReuseOptions, read_manifest};
 use pgkeep_repository::backups::BackupState;
 use pgkeep_repository::encryption::Encryption;
 use pgkeep_repository::lease::Lease;
@@ -52,6 +53,7 @@ fn options(cluster: &Cluster) -> DumpOptions {
     DumpOptions {
         databases: vec!["app".to_owned()],
         reuse: Some(ReuseOptions {
+            takes_over: true,
             max_age: SignedDuration::from_hours(24),
             cache_directory: None,
         }),
@@ -297,13 +299,58 @@ async fn without_the_key_the_cache_tells_and_other_keys_get_objects_of_their_own
     let mut partial = options.clone();
     partial.filters.tables = vec!["small".to_owned()];
     reused(&repository, &partial).await;
-    assert_eq!(
-        reused(&repository, &options).await,
-        0,
-        "the cache is another dump's"
+    assert!(
+        reused(&repository, &options).await > 0,
+        "each has a file of its own"
     );
+    // A full dump is one that the next takes objects over from.
+    options.reuse.as_mut().unwrap().takes_over = false;
+    let full = common::dump(&repository, &cluster, &options).await.unwrap();
+    assert_eq!(full.manifest.totals.reused_objects, 0);
+    options.reuse.as_mut().unwrap().takes_over = true;
+    let after = common::dump(&repository, &cluster, &options).await.unwrap();
+    let data = after.manifest.databases[0].data.iter();
+    let mut owners = data.filter_map(|data| layout::reference(&data.object.name));
+    assert!(owners.all(|(owner, _)| owner == full.id));
+    assert!(after.manifest.totals.reused_objects > 0);
     options.reuse.as_mut().unwrap().max_age = SignedDuration::ZERO;
     assert_eq!(reused(&repository, &options).await, 0, "all is too old");
+}
+
+/// An object of the right size and with other bytes is found by a verification alone; from then on nothing of its dump, nor
+/// of those that the dump refers to, goes into new ones.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_verification_found_damaged_is_stored_anew() {
+    let cluster = require!(start());
+    let folder = tempfile::tempdir().unwrap();
+    let repository = common::repository(folder.path(), false).await;
+    let first = dump(&repository, &cluster).await;
+    let second = dump(&repository, &cluster).await.id;
+    let mut objects = first.manifest.databases[0]
+        .data
+        .iter()
+        .map(|data| &data.object.name);
+    let object = objects.find(|name| name.contains(".copy")).unwrap();
+    let file = folder.path().join(format!("test/dump/{}/{object}", first.id));
+    let mut bytes = std::fs::read(&file).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&file, bytes).unwrap();
+    let stored = VerifyOptions {
+        depth: VerifyDepth::Stored,
+        sample: None,
+        jobs: 2,
+    };
+    let verify = async |id: &BackupId| {
+        let report = verify::verify(&repository, id, &stored, &Progress::default()).await;
+        report.unwrap().passed()
+    };
+    assert!(!verify(&second).await);
+    let third = dump(&repository, &cluster).await;
+    assert_eq!(third.manifest.totals.reused_objects, 0);
+    assert!(verify(&third.id).await);
+    let fourth = dump(&repository, &cluster).await;
+    assert!(fourth.manifest.totals.reused_objects > 0);
+    assert!(verify(&fourth.id).await);
 }
 
 /// What SQL can do to a chunk or a table. `{}` is a day from 0 to 99.

@@ -94,7 +94,11 @@ pub async fn into_repository(
 ) -> Result<(DumpReport, String), Failure> {
     let options = options(context, settings, args);
     let target = settings.target()?;
-    let access = settings.access(KeyUse::None)?;
+    // Where there is a key, the dump before is read with it.
+    let access = settings.access(match options.reuse {
+        Some(_) => KeyUse::IfThere,
+        None => KeyUse::None,
+    })?;
     access.encryption.check_writable()?;
     let open = async {
         let store = settings.store(settings.repository_url()?).await?;
@@ -167,8 +171,9 @@ fn options(context: &Context, settings: &Settings, args: &DumpArgs) -> DumpOptio
 /// From what earlier dumps objects are taken over.
 fn reuse(settings: &Settings, args: &DumpArgs) -> Option<ReuseOptions> {
     let configured = &settings.cluster.dump;
-    let incremental = (configured.incremental || args.incremental) && !args.full;
+    let incremental = configured.incremental || args.incremental;
     incremental.then(|| ReuseOptions {
+        takes_over: !args.full,
         max_age: configured.reuse_max_age.unwrap_or(REUSE_MAX_AGE_DEFAULT),
         cache_directory: settings.cache_directory(),
     })

@@ -99,7 +99,7 @@ fn tell(context: &Context, report: &VerifyReport, sample: Option<Sample>) -> Out
         ));
     }
     if !report.passed() {
-        let hint = "restore from another backup, take a new one now, and find out what happened to the store";
+        let hint = "restore from another backup, take a new one now (pgkeep dump --full), and find out what happened to the store";
         output.error(&format!("backup {} is damaged", report.id), &[], Some(hint));
         return Outcome::Failed;
     }

@@ -68,6 +68,7 @@ impl Carried {
         let carried = Self::nowhere(&["age", "zstd"]);
         let mut options = common::dump_options(cluster);
         options.reuse = Some(pgkeep_dump::ReuseOptions {
+            takes_over: true,
             max_age: jiff::SignedDuration::from_hours(1),
             cache_directory: None,
         });
