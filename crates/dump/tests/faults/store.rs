@@ -23,9 +23,10 @@ async fn dumps_and_restores_with(source: &Cluster, destination: &Cluster, writin
     eprintln!("writing with {writing}, reading with {reading}");
     let folder = tempfile::tempdir().unwrap();
     let faulty = repository_with_faults(folder.path(), plan(writing)).await;
-    let report = common::dump(&faulty, source, &dump_options(source))
-        .await
-        .unwrap();
+    // As long as the program's own: an outage that outlasts the lease loses it.
+    let mut options = dump_options(source);
+    options.lease_duration = Duration::from_secs(300);
+    let report = common::dump(&faulty, source, &options).await.unwrap();
     let sound = repository_through(folder.path(), StoreOptions::default()).await;
     assert_eq!(whole_dumps(&sound).await, std::slice::from_ref(&report.id));
     let faulty = repository_with_faults(folder.path(), plan(reading)).await;
