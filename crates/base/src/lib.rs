@@ -12,6 +12,7 @@ mod id;
 mod ident;
 mod nearest;
 mod secret;
+mod severity;
 mod shown;
 
 pub use bytes_count::{ByteCount, ParseByteCountError};
@@ -21,4 +22,5 @@ pub use id::{BackupId, BackupKind, ParseBackupIdError};
 pub use ident::{quote_for_shell, quote_identifier, quote_literal, quote_qualified};
 pub use nearest::nearest;
 pub use secret::Secret;
+pub use severity::Severity;
 pub use shown::{acts_on_terminal, list_names, one_line, push_escaped, shown_name};

@@ -103,6 +103,12 @@ impl Shared {
         relation.ok_or_else(|| DumpError::Internal(format!("there is no relation {place}")))
     }
 
+    /// `reading table game.events of database 'app'`
+    fn doing(&self, what: &str, relation: &CatalogRelation) -> String {
+        let database = self.phase.target.database();
+        format!("{what} table {} of database '{database}'", relation.name)
+    }
+
     fn next_task(&self) -> Option<Task> {
         self.queue
             .lock()
@@ -340,13 +346,7 @@ async fn take_over(
         return Ok(None);
     };
     let relation = shared.relation(place)?;
-    let context = || {
-        format!(
-            "comparing table {} of database '{}' with the dump before",
-            relation.name,
-            shared.phase.target.database()
-        )
-    };
+    let context = || format!("{} with the dump before", shared.doing("comparing", relation));
     let mut copy = session
         .copy_out(&reading_statement(relation))
         .await
@@ -384,13 +384,7 @@ async fn read_relation(
     pipeline: &mut Pipeline,
     relation: &CatalogRelation,
 ) -> Result<u64, TaskError> {
-    let context = || {
-        format!(
-            "reading table {} of database '{}'",
-            relation.name,
-            shared.phase.target.database()
-        )
-    };
+    let context = || shared.doing("reading", relation);
     let mut copy = session
         .copy_out(&reading_statement(relation))
         .await

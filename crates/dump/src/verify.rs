@@ -14,7 +14,7 @@ use futures::StreamExt;
 use pgkeep_base::BackupId;
 use pgkeep_repository::backups::BackupState;
 use pgkeep_repository::encryption::EncryptionError;
-use pgkeep_repository::integrity::Checksum;
+use pgkeep_repository::integrity::{Checksum, names};
 use pgkeep_repository::object::ObjectRef;
 use pgkeep_repository::records::Evidence;
 use pgkeep_repository::{Repository, RepositoryError, layout};
@@ -216,10 +216,6 @@ async fn stored(
         findings.fail(format!("{}: {}", damage.name, damage.reason));
     }
     Ok(())
-}
-
-fn names(checksums: &[Checksum]) -> impl Iterator<Item = &str> {
-    checksums.iter().map(|checksum| checksum.name.as_str())
 }
 
 /// The list of checksums; `None` if there is none that can be read, which is damage.

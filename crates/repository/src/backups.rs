@@ -245,25 +245,20 @@ impl Repository {
         references.forget(id);
         let objects = self.store.list(&layout::backup_prefix(&self.cluster, id)).await?;
         let needed = objects.iter().any(|object| references.need(id, &object.key));
-        let mut removed = 1;
+        let (mut removed, mut gone) = (1, objects);
         if needed {
-            removed += self
-                .sweep_one(id, "removed; other backups need what is left", references)
-                .await?
-                .objects();
-        } else {
-            let keys = objects.into_iter().map(|object| object.key);
-            removed += self.store.delete_all(keys.collect()).await?;
+            let why = "removed; other backups need what is left";
+            removed += self.sweep_one(id, why, references).await?.objects();
+            gone.clear();
         }
         for prefix in [
             layout::pin_prefix(&self.cluster, id),
             layout::backup_evidence_prefix(&self.cluster, id),
         ] {
-            let objects = self.store.list(&prefix).await?;
-            let keys = objects.into_iter().map(|object| object.key);
-            removed += self.store.delete_all(keys.collect()).await?;
+            gone.extend(self.store.list(&prefix).await?);
         }
-        Ok(removed)
+        let keys = gone.into_iter().map(|object| object.key);
+        Ok(removed + self.store.delete_all(keys.collect()).await?)
     }
 
     /// Removes what unfinished backups left. The caller holds the cluster's lease, so no backup of ours is running;

@@ -18,7 +18,7 @@ use tokio::sync::Semaphore;
 
 use crate::backups::BackupState;
 use crate::error::RepositoryError;
-use crate::integrity::Checksum;
+use crate::integrity::{Checksum, names};
 use crate::layout;
 use crate::lease::Lease;
 use crate::repo::Repository;
@@ -162,9 +162,11 @@ pub async fn copy(
     }
     claim_identities(source, destination).await?;
     let checksums = source.checksums(id).await.map_err(from)?;
-    let names = || checksums.iter().map(|checksum| checksum.name.as_str());
-    let sizes = source.stored_sizes(id, names()).await.map_err(from)?;
-    let present = destination.stored_sizes(id, names()).await.map_err(to)?;
+    let sizes = source.stored_sizes(id, names(&checksums)).await.map_err(from)?;
+    let present = destination
+        .stored_sizes(id, names(&checksums))
+        .await
+        .map_err(to)?;
     make_room(destination, &checksums).await.map_err(to)?;
     let copying = Copying {
         source,
@@ -204,9 +206,8 @@ pub async fn copy(
 pub async fn size(source: &Repository, id: &BackupId) -> Result<CopySize, CopyError> {
     let from = |error| from_source(source, error);
     let checksums = source.checksums(id).await.map_err(from)?;
-    let names = checksums.iter().map(|checksum| checksum.name.as_str());
-    let sizes = source.stored_sizes(id, names.clone()).await.map_err(from)?;
-    let names: BTreeSet<&str> = names.chain([layout::CHECKSUMS]).collect();
+    let sizes = source.stored_sizes(id, names(&checksums)).await.map_err(from)?;
+    let names: BTreeSet<&str> = names(&checksums).chain([layout::CHECKSUMS]).collect();
     let sizes = || sizes.iter().filter(|(name, _)| names.contains(name.as_str()));
     Ok(CopySize {
         objects: sizes().count() as u64,
@@ -246,9 +247,8 @@ async fn give_back(destination: &Repository, lease: &Lease, id: &BackupId) -> Re
 /// Objects of earlier backups lie in those backups' folders, also where the backups themselves aren't copied: then a
 /// tombstone says that these are no unfinished backups.
 async fn make_room(destination: &Repository, checksums: &[Checksum]) -> Result<(), RepositoryError> {
-    let owners: BTreeSet<BackupId> = checksums
-        .iter()
-        .filter_map(|checksum| layout::reference(&checksum.name).map(|(owner, _)| owner))
+    let owners: BTreeSet<BackupId> = names(checksums)
+        .filter_map(|name| layout::reference(name).map(|(owner, _)| owner))
         .collect();
     for owner in owners {
         if destination.state(&owner).await? == BackupState::Incomplete {
@@ -416,8 +416,11 @@ impl Copying<'_> {
     /// enough for another one to sweep the copy, the manifest goes again.
     async fn look_again(&self, checksums: &[Checksum]) -> Result<(), CopyError> {
         let to = |error| to_destination(self.destination, error);
-        let names = checksums.iter().map(|checksum| checksum.name.as_str());
-        let there = self.destination.stored_sizes(self.id, names).await.map_err(to)?;
+        let there = self
+            .destination
+            .stored_sizes(self.id, names(checksums))
+            .await
+            .map_err(to)?;
         let whole = checksums
             .iter()
             .all(|checksum| there.get(&checksum.name) == self.sizes.get(&checksum.name));

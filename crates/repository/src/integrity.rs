@@ -48,6 +48,11 @@ pub struct Checksum {
     pub name: String,
 }
 
+/// The names of the objects in such a list.
+pub fn names(checksums: &[Checksum]) -> impl Iterator<Item = &str> {
+    checksums.iter().map(|checksum| checksum.name.as_str())
+}
+
 /// The file's text.
 pub fn format_checksums<'a>(objects: impl Iterator<Item = &'a ObjectRef>) -> Bytes {
     let mut text = String::new();

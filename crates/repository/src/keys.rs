@@ -14,6 +14,7 @@ use age::secrecy::ExposeSecret;
 use age::x25519;
 use jiff::Timestamp;
 use pgkeep_base::{Classified, Hint, RetryClass, Secret, quote_for_shell};
+use pgkeep_store::durable;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use zeroize::Zeroizing;
 
@@ -402,7 +403,7 @@ pub fn write_key_file(path: &Path, identity: &Identity, created: Timestamp) -> R
             match source.kind() {
                 io::ErrorKind::AlreadyExists => KeyError::FileExists { path },
                 io::ErrorKind::NotFound => KeyError::NoFolder {
-                    folder: parent(&path).to_owned(),
+                    folder: durable::parent(&path).to_owned(),
                     path,
                 },
                 _ => file_error("create the key file", source),
@@ -428,11 +429,5 @@ pub fn write_key_file(path: &Path, identity: &Identity, created: Timestamp) -> R
 
 /// Makes the file's name durable, not only its content.
 fn sync_parent(path: &Path) -> io::Result<()> {
-    File::open(parent(path))?.sync_all()
-}
-
-fn parent(path: &Path) -> &Path {
-    path.parent()
-        .filter(|parent| !parent.as_os_str().is_empty())
-        .unwrap_or(Path::new("."))
+    File::open(durable::parent(path))?.sync_all()
 }

@@ -51,12 +51,6 @@ pub fn reference(name: &str) -> Option<(BackupId, &str)> {
     Some((owner, name))
 }
 
-/// The backup of a kind to which an object belongs.
-pub fn backup_of(cluster: &str, kind: BackupKind, key: &str) -> Option<BackupId> {
-    let (id, _) = key.strip_prefix(&kind_prefix(cluster, kind))?.split_once('/')?;
-    id.parse().ok()
-}
-
 /// The folder of a cluster's leases.
 pub fn lease_prefix(cluster: &str) -> String {
     format!("{cluster}/lease/")

@@ -39,7 +39,7 @@ pub use counts::RequestCounts;
 pub use disk::Disk;
 pub use error::{StoreError, StoreErrorKind};
 pub use options::{AzureOptions, GcsOptions, S3Addressing, S3Checksum, S3Options, StoreOptions};
-pub use probe::{Capabilities, Finding, ProbeReport, Severity};
+pub use probe::{Capabilities, Finding, ProbeReport};
 pub use reader::ObjectReader;
 pub use retry::RetryOptions;
 pub use store::{ObjectInfo, PutOutcome, Store};

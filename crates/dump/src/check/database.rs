@@ -1,10 +1,10 @@
 //! What holds for one database.
 
-use pgkeep_base::{Classified, quote_identifier};
+use pgkeep_base::{Classified, Severity, quote_identifier};
 use pgkeep_pg::{PgError, Session};
 
 use super::server::LockCapacity;
-use super::{CheckOptions, CheckReport, DatabaseFacts, Mender, Severity, rights};
+use super::{CheckOptions, CheckReport, DatabaseFacts, Mender, rights};
 use crate::databases::{self, Closed};
 use crate::error::{Context, DumpError};
 use crate::restore::{MARK_SCHEMA, read_mark};

@@ -6,24 +6,11 @@ mod pooler;
 mod rights;
 mod server;
 
-use pgkeep_base::{Classified, quote_identifier};
+use pgkeep_base::{Classified, Severity, quote_identifier};
 use pgkeep_pg::{PgError, Session, Target};
 
 use crate::DumpError;
 use crate::manifest::Filters;
-
-/// How much a finding matters.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Severity {
-    /// As it should be.
-    Ok,
-    /// Good to know.
-    Info,
-    /// A dump can be made, and something may be missing from it or go wrong.
-    Warning,
-    /// A dump would fail.
-    Error,
-}
 
 /// One thing that was looked at.
 #[derive(Debug, Clone, PartialEq, Eq)]

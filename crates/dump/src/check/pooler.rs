@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use pgkeep_base::Severity;
 use pgkeep_pg::{PgError, Session, Target};
 
-use super::{CheckReport, Severity};
+use super::CheckReport;
 use crate::error::{Context, DumpError};
 
 /// A setting that no server knows: a session keeps it, and nobody minds.

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use pgkeep_base::quote_identifier;
+use pgkeep_base::{Severity, quote_identifier};
 use pgkeep_pg::Session;
 
-use super::{CheckReport, Mender, Severity};
+use super::{CheckReport, Mender};
 use crate::catalog::CatalogRelation;
 use crate::error::{Context, DumpError};
 use crate::manifest::QualifiedName;
@@ -69,6 +69,25 @@ fn tell(known: &Known<'_>, what: String, mend: String, report: &mut CheckReport)
     report.add(Severity::Error, what, why, Some(mend));
 }
 
+/// Tells what the role may not `verb`, things of the kind `noun`, with the grant. `single` is the right that is lacking for
+/// one of them, as a statement has it: `SELECT ON SEQUENCE game.id`.
+fn tell_denied(
+    known: &Known<'_>,
+    mender: &Mender,
+    (verb, noun): (&str, &str),
+    (names, single): (&[String], Option<String>),
+    report: &mut CheckReport,
+) {
+    let plural = if names.len() == 1 { "" } else { "s" };
+    let what = format!(
+        "'{}' may not {verb} the {noun}{plural} {}",
+        mender.target.user(),
+        listed(names)
+    );
+    let single = single.map(|right| format!("GRANT {right} TO {}", mender.role()));
+    tell(known, what, grant(known, mender, single), report);
+}
+
 /// Of the relations to read, those whose oid a query of `pg_class` gives.
 async fn relations(
     session: &mut Session,
@@ -109,20 +128,10 @@ async fn schemas(
         return Ok(());
     }
     let single = match names.as_slice() {
-        [only] => Some(format!(
-            "GRANT USAGE ON SCHEMA {} TO {}",
-            quote_identifier(only),
-            mender.role()
-        )),
+        [only] => Some(format!("USAGE ON SCHEMA {}", quote_identifier(only))),
         _ => None,
     };
-    let noun = if names.len() == 1 {
-        "the schema"
-    } else {
-        "the schemas"
-    };
-    let what = format!("'{}' may not use {noun} {}", mender.target.user(), listed(&names));
-    tell(known, what, grant(known, mender, single), report);
+    tell_denied(known, mender, ("use", "schema"), (&names, single), report);
     Ok(())
 }
 
@@ -140,20 +149,10 @@ async fn tables(
     .await?;
     let single = match names.as_slice() {
         [] => return Ok(()),
-        [only] => Some(format!("GRANT SELECT ON {} TO {}", only.quoted(), mender.role())),
+        [only] => Some(format!("SELECT ON {}", only.quoted())),
         _ => None,
     };
-    let noun = if names.len() == 1 {
-        "the table"
-    } else {
-        "the tables"
-    };
-    let what = format!(
-        "'{}' may not read {noun} {}",
-        mender.target.user(),
-        listed(&texts(&names))
-    );
-    tell(known, what, grant(known, mender, single), report);
+    tell_denied(known, mender, ("read", "table"), (&texts(&names), single), report);
     Ok(())
 }
 
@@ -196,24 +195,16 @@ async fn unreadable_sequences(
     let names = sequences::unreadable(session).await?;
     let single = match names.as_slice() {
         [] => return Ok(()),
-        [only] => Some(format!(
-            "GRANT SELECT ON SEQUENCE {} TO {}",
-            only.quoted(),
-            mender.role()
-        )),
+        [only] => Some(format!("SELECT ON SEQUENCE {}", only.quoted())),
         _ => None,
     };
-    let noun = if names.len() == 1 {
-        "the sequence"
-    } else {
-        "the sequences"
-    };
-    let what = format!(
-        "'{}' may not read {noun} {}",
-        mender.target.user(),
-        listed(&texts(&names))
+    tell_denied(
+        known,
+        mender,
+        ("read", "sequence"),
+        (&texts(&names), single),
+        report,
     );
-    tell(known, what, grant(known, mender, single), report);
     Ok(())
 }
 

@@ -1,8 +1,9 @@
 //! What holds for the whole server: version, role, limits.
 
+use pgkeep_base::Severity;
 use pgkeep_pg::{Row, Session, Target};
 
-use super::{CheckOptions, CheckReport, Mender, ServerFacts, Severity};
+use super::{CheckOptions, CheckReport, Mender, ServerFacts};
 use crate::catalog;
 use crate::error::{Context, DumpError};
 use crate::run::SERVER_VERSION_NUM_MIN;

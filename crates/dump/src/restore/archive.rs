@@ -11,6 +11,7 @@ use pgkeep_pg::Target;
 use pgkeep_pg::programs::{self, Program, ProgramError, ProgramSearch, RunLimits};
 use pgkeep_repository::Repository;
 use pgkeep_repository::object::ObjectRef;
+use pgkeep_store::Disk;
 use pgkeep_timescale::Inventory;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
@@ -118,7 +119,8 @@ impl Archive {
             .iter()
             .map(|piece| piece.plain_bytes)
             .fold(0, u64::saturating_add);
-        require_room(&work_directory, needed, free_bytes(&work_directory))?;
+        let free = Disk::of(&work_directory).map(|disk| disk.free_bytes);
+        require_room(&work_directory, needed, free)?;
         let file = directory.path().join("archive.dump");
         write_pieces(repository, id, pieces, &file).await?;
         let mut archive = Self {
@@ -327,12 +329,6 @@ fn session_options(target: &Target, settings: &[String]) -> String {
         })
 }
 
-/// What is free in a directory, in bytes; none where that can't be told.
-fn free_bytes(directory: &Path) -> Option<u64> {
-    let found = nix::sys::statvfs::statvfs(directory).ok()?;
-    Some(found.blocks_available().saturating_mul(found.fragment_size()))
-}
-
 /// An archive of large objects may be larger than what is set aside for temporary files.
 fn require_room(directory: &Path, needed: u64, free: Option<u64>) -> Result<(), DumpError> {
     match free {
@@ -379,7 +375,7 @@ mod tests {
         require_room(place, 10, None).unwrap();
         let error = require_room(place, 11, Some(10)).unwrap_err();
         assert!(error.hint().unwrap().as_str().contains("TMPDIR"), "{error}");
-        assert!(free_bytes(place).is_some_and(|bytes| bytes > 0));
+        assert!(Disk::of(place).is_some_and(|disk| disk.free_bytes > 0));
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! The settings of an S3 bucket. Not every credential may see them: that's fine, and said.
 
-use super::{ProbeReport, Severity};
+use pgkeep_base::Severity;
+
+use super::ProbeReport;
 use crate::counts::Request;
 use crate::store::Store;
 

@@ -4,24 +4,11 @@ mod bucket;
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use pgkeep_base::Classified;
+use pgkeep_base::{Classified, Severity};
 use rand::Rng;
 
 use crate::error::{StoreError, StoreErrorKind};
 use crate::store::{ObjectInfo, PutOutcome, Store};
-
-/// How much a finding matters.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Severity {
-    /// As it should be.
-    Ok,
-    /// Good to know.
-    Info,
-    /// It works, but something may be lost or cost money.
-    Warning,
-    /// A repository can't be kept safely here.
-    Error,
-}
 
 /// One thing the probe looked at.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,9 +1,9 @@
 //! The probe: what it says of stores that are good, of one that isn't, and of credentials that may do only a part.
 
 use bytes::Bytes;
-use pgkeep_base::Classified;
+use pgkeep_base::{Classified, Severity};
 use pgkeep_store::fault::FaultPlan;
-use pgkeep_store::{ProbeReport, PutOutcome, Severity, Store, StoreErrorKind, StoreOptions};
+use pgkeep_store::{ProbeReport, PutOutcome, Store, StoreErrorKind, StoreOptions};
 use pgkeep_testkit::require;
 use pgkeep_testkit::stores::{RcloneS3, SeaweedFs};
 

@@ -1,8 +1,9 @@
 //! The configuration file, the environment, the schedule.
 
 use jiff::Timestamp;
+use pgkeep_base::Severity;
 
-use super::{Findings, Mark};
+use super::Findings;
 use crate::commands::{dump, run as scheduler};
 use crate::context::Settings;
 use crate::output::time_in;
@@ -18,7 +19,7 @@ pub(super) fn check(settings: &Settings, findings: &mut Findings) {
                 pgkeep_config::SEARCH_PATHS.join(", ")
             );
             let what = "no file: environment and flags decide";
-            findings.add(AREA, Mark::Info, what, "", Some(mend));
+            findings.add(AREA, Severity::Info, what, "", Some(mend));
         }
     }
     findings.ok(AREA, format!("cluster '{}'", settings.name));
@@ -31,7 +32,7 @@ pub(super) fn check(settings: &Settings, findings: &mut Findings) {
         let mend = "set keep = { window = \"30d\", daily = 7, weekly = 4, monthly = 6 }, or whatever suits";
         findings.add(
             AREA,
-            Mark::Info,
+            Severity::Info,
             "no retention: every backup is kept for ever",
             "",
             Some(mend.to_owned()),
@@ -46,7 +47,7 @@ fn warnings(settings: &Settings, findings: &mut Findings) {
         .collect();
     let unknown = pgkeep_config::unknown_variables(names.iter().map(String::as_str), &[]);
     for warning in settings.loaded.warnings.iter().chain(&unknown) {
-        findings.add(AREA, Mark::Warning, warning.to_string(), "", warning.mend());
+        findings.add(AREA, Severity::Warning, warning.to_string(), "", warning.mend());
     }
 }
 
@@ -67,13 +68,19 @@ fn schedule(settings: &Settings, findings: &mut Findings) {
         Ok(None) => {
             let mend =
                 "for 'pgkeep run' set dump = { schedule = \"0 2 * * *\" }; cron or a timer will do as well";
-            findings.add(area, Mark::Info, "no dump.schedule", "", Some(mend.to_owned()));
+            findings.add(
+                area,
+                Severity::Info,
+                "no dump.schedule",
+                "",
+                Some(mend.to_owned()),
+            );
         }
         Err(failure) => findings.failure(area, &failure),
     }
     for name in settings.without_effect() {
         let what = format!("'{name}' is set, and does nothing yet: only dumps are made");
         let mend = format!("take {name} out of the configuration");
-        findings.add(area, Mark::Warning, what, "", Some(mend));
+        findings.add(area, Severity::Warning, what, "", Some(mend));
     }
 }

@@ -2,12 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use pgkeep_base::quote_for_shell;
+use pgkeep_base::{Severity, quote_for_shell};
 use pgkeep_config::EncryptionMode;
 use pgkeep_repository::keys::{self, Identity, Recipient};
 use pgkeep_store::StoreUrl;
 
-use super::{Findings, Mark};
+use super::Findings;
 use crate::context::Settings;
 use crate::output::counted;
 
@@ -21,7 +21,13 @@ pub(super) fn check(settings: &Settings, findings: &mut Findings) {
             Ok(file) => {
                 findings.ok(AREA, format!("secret key in {}", path.display()));
                 for warning in &file.warnings {
-                    findings.add(AREA, Mark::Warning, warning.to_string(), "", Some(warning.mend()));
+                    findings.add(
+                        AREA,
+                        Severity::Warning,
+                        warning.to_string(),
+                        "",
+                        Some(warning.mend()),
+                    );
                 }
                 fits(&file.identities, &recipients, Some(path), findings);
                 beside_the_backups(settings, path, findings);
@@ -39,7 +45,7 @@ pub(super) fn check(settings: &Settings, findings: &mut Findings) {
     } else if cluster.encryption == EncryptionMode::Age {
         findings.add(
             AREA,
-            Mark::Info,
+            Severity::Info,
             "no secret key here: backups can be taken, not read",
             "good on a host that only takes backups; --identity FILE reads them",
             None,
@@ -52,7 +58,7 @@ fn recipients(settings: &Settings, findings: &mut Findings) -> Vec<Recipient> {
     if cluster.encryption == EncryptionMode::None {
         findings.add(
             AREA,
-            Mark::Warning,
+            Severity::Warning,
             "off",
             "who reaches the repository can read the backups",
             Some(
@@ -85,7 +91,7 @@ fn fits(identities: &[Identity], recipients: &[Recipient], path: Option<&Path>, 
     });
     findings.add(
         AREA,
-        Mark::Warning,
+        Severity::Warning,
         "the secret key belongs to none of the recipients",
         "what is dumped now can't be read with it",
         Some(format!(
@@ -111,7 +117,7 @@ fn beside_the_backups(settings: &Settings, path: &Path, findings: &mut Findings)
     let quoted = |path: &Path| quote_for_shell(&path.display().to_string());
     findings.add(
         AREA,
-        Mark::Warning,
+        Severity::Warning,
         format!("the secret key lies in the repository itself ({})", key.display()),
         "who takes the repository has the key, and who loses it has neither",
         Some(format!(

@@ -6,7 +6,7 @@ mod print;
 mod repository;
 mod server;
 
-use pgkeep_base::Classified;
+use pgkeep_base::{Classified, Severity};
 use pgkeep_config::Overrides;
 use pgkeep_dump::check::ServerFacts;
 use serde_json::Value;
@@ -17,39 +17,10 @@ use crate::exit::{Failure, Outcome};
 /// The oldest server that is supported.
 const MAJOR_MIN: u32 = 15;
 
-/// How a check went.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mark {
-    /// As it should be.
-    Ok,
-    /// Good to know.
-    Info,
-    /// It works, with something missing or at risk.
-    Warning,
-    /// It doesn't work.
-    Error,
-}
-
-impl Mark {
-    fn word(self) -> &'static str {
-        match self {
-            Self::Ok => "ok",
-            Self::Info => "info",
-            Self::Warning => "warning",
-            Self::Error => "error",
-        }
-    }
-
-    /// Whether somebody should do something.
-    fn needs_something(self) -> bool {
-        matches!(self, Self::Warning | Self::Error)
-    }
-}
-
 /// One check.
 struct Finding {
     area: &'static str,
-    mark: Mark,
+    severity: Severity,
     what: String,
     why: String,
     mend: Option<String>,
@@ -67,14 +38,14 @@ impl Findings {
     fn add(
         &mut self,
         area: &'static str,
-        mark: Mark,
+        severity: Severity,
         what: impl Into<String>,
         why: impl Into<String>,
         mend: Option<String>,
     ) {
         self.all.push(Finding {
             area,
-            mark,
+            severity,
             what: what.into(),
             why: why.into(),
             mend,
@@ -82,31 +53,34 @@ impl Findings {
     }
 
     fn ok(&mut self, area: &'static str, what: impl Into<String>) {
-        self.add(area, Mark::Ok, what, "", None);
+        self.add(area, Severity::Ok, what, "", None);
     }
 
     fn error(&mut self, area: &'static str, error: &dyn Classified) {
         let mend = error.hint().map(|hint| hint.to_string());
-        self.add(area, Mark::Error, error.to_string(), "", mend);
+        self.add(area, Severity::Error, error.to_string(), "", mend);
     }
 
     fn failure(&mut self, area: &'static str, failure: &Failure) {
         let mend = failure.hint().map(str::to_owned);
-        self.add(area, Mark::Error, failure.text(), "", mend);
+        self.add(area, Severity::Error, failure.text(), "", mend);
     }
 
-    fn number_of(&self, mark: Mark) -> u64 {
-        self.all.iter().filter(|finding| finding.mark == mark).count() as u64
+    fn number_of(&self, severity: Severity) -> u64 {
+        self.all
+            .iter()
+            .filter(|finding| finding.severity == severity)
+            .count() as u64
     }
 
     /// What a dump would do without, or may be lost.
     pub fn warnings(&self) -> u64 {
-        self.number_of(Mark::Warning)
+        self.number_of(Severity::Warning)
     }
 
     /// What is to be done before a dump can be made.
     pub fn errors(&self) -> u64 {
-        self.number_of(Mark::Error)
+        self.number_of(Severity::Error)
     }
 }
 
@@ -144,6 +118,6 @@ pub fn problems_json(findings: &Findings) -> Vec<Value> {
     let problems = findings
         .all
         .iter()
-        .filter(|finding| finding.mark.needs_something());
+        .filter(|finding| finding.severity.needs_something());
     problems.map(Finding::json).collect()
 }

@@ -1,8 +1,9 @@
 //! The findings, for people and for programs: first those that need something, then the rest; each group by area.
 
+use pgkeep_base::Severity;
 use serde_json::{Value, json};
 
-use super::{Finding, Findings, Mark};
+use super::{Finding, Findings};
 use crate::context::Context;
 use crate::output::{ACCENT, BOLD, DIM, Output, counted, fold, styled, terminal_width};
 
@@ -19,7 +20,7 @@ pub(super) fn tell(context: &Context, findings: &Findings) {
         output.line("");
     }
     if !output.is_quiet() {
-        group(output, findings, |mark| !mark.needs_something());
+        group(output, findings, |severity| !severity.needs_something());
     }
     match (findings.errors(), findings.warnings()) {
         (0, 0) => output.summary("\nEverything is in place."),
@@ -39,7 +40,7 @@ impl Finding {
     pub(super) fn json(&self) -> Value {
         json!({
             "area": self.area,
-            "severity": self.mark.word(),
+            "severity": self.severity.word(),
             "what": self.what,
             "why": self.why,
             "mend": self.mend,
@@ -49,12 +50,12 @@ impl Finding {
 
 /// What needs something; whether there was any.
 pub(super) fn problems(output: &Output, findings: &Findings) -> bool {
-    group(output, findings, Mark::needs_something)
+    group(output, findings, Severity::needs_something)
 }
 
-fn group(output: &Output, findings: &Findings, belongs: impl Fn(Mark) -> bool) -> bool {
+fn group(output: &Output, findings: &Findings, belongs: impl Fn(Severity) -> bool) -> bool {
     let mut areas: Vec<&str> = Vec::new();
-    for finding in findings.all.iter().filter(|finding| belongs(finding.mark)) {
+    for finding in findings.all.iter().filter(|finding| belongs(finding.severity)) {
         if !areas.contains(&finding.area) {
             areas.push(finding.area);
         }
@@ -65,7 +66,7 @@ fn group(output: &Output, findings: &Findings, belongs: impl Fn(Mark) -> bool) -
         }
         output.line(styled(BOLD, area));
         for finding in &findings.all {
-            if finding.area == *area && belongs(finding.mark) {
+            if finding.area == *area && belongs(finding.severity) {
                 one(output, finding);
             }
         }
@@ -74,12 +75,12 @@ fn group(output: &Output, findings: &Findings, belongs: impl Fn(Mark) -> bool) -
 }
 
 fn one(output: &Output, finding: &Finding) {
-    let style = match finding.mark {
-        Mark::Ok => ACCENT,
-        Mark::Info => DIM,
-        Mark::Warning | Mark::Error => BOLD,
+    let style = match finding.severity {
+        Severity::Ok => ACCENT,
+        Severity::Info => DIM,
+        Severity::Warning | Severity::Error => BOLD,
     };
-    let pad = " ".repeat("warning".len() - finding.mark.word().len());
+    let pad = " ".repeat("warning".len() - finding.severity.word().len());
     let indent = " ".repeat(INDENT);
     let folded = |text: &str| {
         fold(text, terminal_width(), INDENT)
@@ -88,10 +89,10 @@ fn one(output: &Output, finding: &Finding) {
     };
     folded(&format!(
         "  {}{pad}   {}",
-        styled(style, finding.mark.word()),
+        styled(style, finding.severity.word()),
         finding.what
     ));
-    if finding.mark == Mark::Ok {
+    if finding.severity == Severity::Ok {
         return;
     }
     if !finding.why.is_empty() {

@@ -4,12 +4,12 @@ use std::path::Path;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use pgkeep_base::{BackupKind, ByteCount, quote_for_shell};
+use pgkeep_base::{BackupKind, ByteCount, Severity, quote_for_shell};
 use pgkeep_repository::backups::{BackupEntry, BackupState};
 use pgkeep_repository::{Repository, RepositoryError, layout};
-use pgkeep_store::{Disk, Severity, Store};
+use pgkeep_store::{Disk, Store};
 
-use super::{Findings, Mark};
+use super::Findings;
 use crate::commands::run as scheduler;
 use crate::context::{KeyUse, Settings};
 use crate::exit::Failure;
@@ -54,7 +54,7 @@ pub(super) async fn check(settings: &Settings, findings: &mut Findings) {
         }
         Err(RepositoryError::NotARepository { .. }) => {
             let what = "empty: the first 'pgkeep dump' makes the repository";
-            findings.add(AREA, Mark::Info, what, "", None);
+            findings.add(AREA, Severity::Info, what, "", None);
         }
         Err(error) => findings.error(AREA, &error),
     }
@@ -87,7 +87,7 @@ fn disk(directory: &Path, findings: &mut Findings) {
             "pgkeep prune   # lets go what keep doesn't hold; else a larger disk: df -h {}",
             quote_for_shell(&directory.display().to_string())
         );
-        findings.add(AREA, Mark::Warning, what, why, Some(mend));
+        findings.add(AREA, Severity::Warning, what, why, Some(mend));
     }
     let data = findings
         .server
@@ -100,7 +100,7 @@ fn disk(directory: &Path, findings: &mut Findings) {
     if Disk::of(Path::new(&data)).is_some_and(|of_data| of_data.device == disk.device) {
         findings.add(
             AREA,
-            Mark::Warning,
+            Severity::Warning,
             "the repository is on the same disk as the server's data",
             "if that disk dies, both are gone",
             Some(
@@ -116,13 +116,7 @@ async fn probe(store: &Store, findings: &mut Findings) -> bool {
         Ok(report) => {
             findings.ok(AREA, format!("{} is reachable", store.url()));
             for finding in report.findings {
-                let mark = match finding.severity {
-                    Severity::Ok => Mark::Ok,
-                    Severity::Info => Mark::Info,
-                    Severity::Warning => Mark::Warning,
-                    Severity::Error => Mark::Error,
-                };
-                findings.add(AREA, mark, finding.what, finding.why, finding.mend);
+                findings.add(AREA, finding.severity, finding.what, finding.why, finding.mend);
             }
             true
         }
@@ -140,7 +134,7 @@ async fn identity(repository: &Repository, findings: &mut Findings) {
         Ok(_) => {}
         Err(RepositoryError::OtherIdentity { cluster, found, .. }) => findings.add(
             AREA,
-            Mark::Error,
+            Severity::Error,
             format!(
                 "the dumps of '{cluster}' are of another database cluster (system identifier {found}, this one has {identifier})"
             ),
@@ -163,7 +157,7 @@ async fn backups(settings: &Settings, repository: &Repository, findings: &mut Fi
     for entry in entries.iter().filter(|entry| entry.state == BackupState::Damaged) {
         findings.add(
             AREA,
-            Mark::Error,
+            Severity::Error,
             format!("the manifest of {} is damaged", entry.id),
             "it can't be restored",
             Some("pgkeep dump   # a new one; and find out what happened to the store".to_owned()),
@@ -176,7 +170,7 @@ async fn backups(settings: &Settings, repository: &Repository, findings: &mut Fi
     let Some(newest) = complete.last() else {
         findings.add(
             AREA,
-            Mark::Info,
+            Severity::Info,
             "no backup yet",
             "",
             Some("pgkeep dump".to_owned()),
@@ -219,7 +213,7 @@ fn late(settings: &Settings, entries: &[BackupEntry], newest: &BackupEntry, find
         .count();
     findings.add(
         AREA,
-        Mark::Warning,
+        Severity::Warning,
         format!(
             "the newest dump is of {}, and {} due since (dump.schedule: {schedule})",
             time(newest.id.started_at()),
@@ -241,7 +235,7 @@ fn verified(complete: &[&BackupEntry], findings: &mut Findings) {
     for entry in failed {
         findings.add(
             AREA,
-            Mark::Error,
+            Severity::Error,
             format!("the last verification of {} found damage", entry.id),
             "it may not be restorable",
             Some(format!(
@@ -257,7 +251,7 @@ fn verified(complete: &[&BackupEntry], findings: &mut Findings) {
     let is_old = oldest.is_some_and(|oldest| Timestamp::now().duration_since(oldest) > UNVERIFIED_MAX);
     findings.add(
         AREA,
-        if is_old { Mark::Warning } else { Mark::Info },
+        if is_old { Severity::Warning } else { Severity::Info },
         "no dump was ever verified",
         "a backup that nobody has read back is a hope",
         Some("pgkeep verify latest   # where the secret key is; --stored-only elsewhere".to_owned()),

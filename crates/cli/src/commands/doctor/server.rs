@@ -1,9 +1,10 @@
 //! The server and PostgreSQL's programs.
 
-use pgkeep_dump::check::{self, CheckOptions, Severity};
+use pgkeep_base::Severity;
+use pgkeep_dump::check::{self, CheckOptions};
 use pgkeep_pg::programs;
 
-use super::{Findings, MAJOR_MIN, Mark};
+use super::{Findings, MAJOR_MIN};
 use crate::args::DumpArgs;
 use crate::commands::dump;
 use crate::context::Settings;
@@ -24,7 +25,7 @@ pub(super) async fn check(settings: &Settings, findings: &mut Findings) {
                 );
                 findings.add(
                     AREA,
-                    Mark::Warning,
+                    Severity::Warning,
                     what,
                     "psql does the same",
                     ignored.mend.clone(),
@@ -38,13 +39,7 @@ pub(super) async fn check(settings: &Settings, findings: &mut Findings) {
             };
             let report = check::check(&target, &options).await;
             for finding in report.findings {
-                let mark = match finding.severity {
-                    Severity::Ok => Mark::Ok,
-                    Severity::Info => Mark::Info,
-                    Severity::Warning => Mark::Warning,
-                    Severity::Error => Mark::Error,
-                };
-                findings.add(AREA, mark, finding.what, finding.why, finding.mend);
+                findings.add(AREA, finding.severity, finding.what, finding.why, finding.mend);
             }
             findings.server = report.facts;
         }
