@@ -13,8 +13,9 @@ use jiff::SignedDuration;
 use pgkeep_base::{BackupId, BackupKind};
 use pgkeep_repository::backups::BackupEntry;
 use pgkeep_repository::encryption::Encryption;
+use pgkeep_repository::integrity::names;
 use pgkeep_repository::object::ObjectRef;
-use pgkeep_repository::{Repository, RepositoryError, layout};
+use pgkeep_repository::{Repository, layout};
 
 use crate::catalog::CatalogRelation;
 use crate::data::{RelationRead, has_own_objects};
@@ -101,7 +102,7 @@ impl Base {
             .into_iter()
             .filter(|entry| entry.state.is_there())
             .collect();
-        let suspects = suspects(repository, &there).await?;
+        let suspects = suspects(repository, &there).await;
         let mut cached = cached(repository, options, asked).await;
         for BackupEntry { id, .. } in there.into_iter().rev().take(CANDIDATES_MAX) {
             let manifest = match cached.take_if(|manifest| manifest.id == id.to_string()) {
@@ -252,7 +253,7 @@ pub(crate) fn recipients(repository: &Repository) -> Vec<String> {
 
 /// Dumps whose newest verification failed, and those whose objects they refer to: what is damaged may lie in any of these
 /// folders, and may not go on into new dumps.
-async fn suspects(repository: &Repository, there: &[BackupEntry]) -> Result<BTreeSet<BackupId>, DumpError> {
+async fn suspects(repository: &Repository, there: &[BackupEntry]) -> BTreeSet<BackupId> {
     let mut suspects = BTreeSet::new();
     for entry in there {
         if entry.evidence.as_ref().is_none_or(|evidence| evidence.passed) {
@@ -261,18 +262,18 @@ async fn suspects(repository: &Repository, there: &[BackupEntry]) -> Result<BTre
         suspects.insert(entry.id.clone());
         match repository.checksums(&entry.id).await {
             Ok(checksums) => {
-                let names = checksums.iter().map(|checksum| &checksum.name);
+                let names = names(&checksums);
                 suspects.extend(names.filter_map(|name| layout::reference(name).map(|(owner, _)| owner)));
             }
-            Err(error) if error.is_damage() || matches!(error, RepositoryError::Removed { .. }) => {
-                // What it refers to isn't known: whatever is older.
+            // What it refers to can't be told, be it damaged or not for this host to read: whatever is older.
+            Err(error) => {
+                tracing::debug!(%error, "nothing older than {} is taken over", entry.id);
                 let older = there.iter().filter(|other| other.id < entry.id);
                 suspects.extend(older.map(|other| other.id.clone()));
             }
-            Err(error) => return Err(error.into()),
         }
     }
-    Ok(suspects)
+    suspects
 }
 
 /// The last manifest of a dump of the same, as the cache has it.

@@ -351,6 +351,12 @@ async fn what_a_verification_found_damaged_is_stored_anew() {
     let fourth = dump(&repository, &cluster).await;
     assert!(fourth.manifest.totals.reused_objects > 0);
     assert!(verify(&fourth.id).await);
+    // A host that may not read which objects the damaged dump refers to dumps all the same: it trusts nothing older.
+    let list = folder.path().join(format!("test/dump/{second}/checksums.b3"));
+    std::fs::remove_file(&list).unwrap();
+    std::os::unix::fs::symlink("checksums.b3", &list).unwrap();
+    let fifth = dump(&repository, &cluster).await;
+    assert!(fifth.manifest.totals.reused_objects > 0);
 }
 
 /// What SQL can do to a chunk or a table. `{}` is a day from 0 to 99.
