@@ -47,6 +47,7 @@ pub struct Context {
 }
 
 /// One cluster's settings, with flags and environment on top.
+#[derive(Clone)]
 pub struct Settings {
     /// The cluster's name.
     pub name: String,
@@ -194,19 +195,45 @@ impl Context {
 }
 
 impl Settings {
-    /// The one repository. Writing several from one read comes later, and until then a second one must not be left out
-    /// silently.
+    /// The one repository, for what works on one.
     pub fn repository_url(&self) -> Result<&str, Failure> {
         match self.cluster.repositories()? {
             [only] => Ok(only),
             several => Err(Failure::usage(
                 format!(
-                    "the setting 'repository' names {} places, and this version works with one",
+                    "the setting 'repository' names {} places, and this works on one",
                     several.len()
                 ),
-                "name one with --repository URL; 'pgkeep copy all --to URL' brings the backups to another",
+                "name one with --repository URL",
             )),
         }
+    }
+
+    /// The settings as they are for each of the repositories, at least one.
+    pub fn in_each_repository(&self) -> Result<Vec<Self>, Failure> {
+        let urls = self.cluster.repositories()?.iter();
+        urls.map(|url| self.in_repository(url)).collect()
+    }
+
+    /// The settings as they are for a repository, be it one of the cluster's or another.
+    pub fn in_repository(&self, url: &str) -> Result<Self, Failure> {
+        Ok(Self {
+            name: self.name.clone(),
+            cluster: self.cluster.in_repository(url)?,
+            loaded: self.loaded.clone(),
+        })
+    }
+
+    /// The same without one of several repositories.
+    pub fn beside(&self, url: &str) -> Self {
+        let mut beside = self.clone();
+        if beside.cluster.repository.len() > 1 {
+            beside
+                .cluster
+                .repository
+                .retain(|other| other.trim_end_matches('/') != url.trim_end_matches('/'));
+        }
+        beside
     }
 
     /// Settings that are given and do nothing in this version, which must not go unnoticed.

@@ -1,10 +1,15 @@
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use jiff::SignedDuration;
 use jiff::tz::TimeZone;
 use pgkeep_base::{ByteCount, Secret};
 
-use crate::error::ConfigError;
+use crate::error::{ConfigError, Origin};
+use crate::input::Input;
+use crate::repositories::RepositoryInput;
+use crate::select::apply;
+use crate::settings::setting;
 
 /// All that is configured for one database cluster.
 #[derive(Debug, Clone, PartialEq)]
@@ -12,8 +17,10 @@ pub struct Cluster {
     /// A connection URI or keywords and values, as libpq has them; may hold a password. Without it libpq's own
     /// variables decide (`PGHOST`, ...).
     pub connection: Option<Secret>,
-    /// Where backups go, as URLs without credentials. The first is read from.
+    /// Where backups go, as URLs without credentials: into each of them.
     pub repository: Vec<String>,
+    /// What is set for one repository alone, by its URL: name and value of settings that stand over the cluster's.
+    pub(crate) of_repository: BTreeMap<String, Vec<(&'static str, Secret)>>,
     /// Whether what is written is encrypted.
     pub encryption: EncryptionMode,
     /// Public keys to encrypt for, `age1...`.
@@ -54,6 +61,7 @@ impl Default for Cluster {
         Self {
             connection: None,
             repository: Vec::new(),
+            of_repository: BTreeMap::new(),
             encryption: EncryptionMode::default(),
             recipients: Vec::new(),
             identity_file: None,
@@ -87,6 +95,47 @@ impl Cluster {
         }
     }
 
+    /// The settings as they are for one of the repositories, which is then the only one.
+    ///
+    /// # Errors
+    /// [`ConfigError::InvalidValue`]: what stands in the file was checked when it was read.
+    pub fn in_repository(&self, url: &str) -> Result<Self, ConfigError> {
+        let mut cluster = Self {
+            repository: vec![url.to_owned()],
+            of_repository: BTreeMap::new(),
+            ..self.clone()
+        };
+        let key = url.trim_end_matches('/');
+        for (name, value) in self.of_repository.get(key).into_iter().flatten() {
+            if let Some(setting) = setting(name) {
+                let origin = Origin::Flag("repository");
+                apply(setting, &mut cluster, &Input::Text(value.expose()), origin)?;
+            }
+        }
+        Ok(cluster)
+    }
+
+    /// What a repository has of its own in the file stays known where variables or flags name others.
+    pub(crate) fn set_repositories(&mut self, repositories: Vec<RepositoryInput>) {
+        self.repository = repositories
+            .iter()
+            .map(|repository| repository.url.clone())
+            .collect();
+        for RepositoryInput { url, own } in repositories {
+            if !own.is_empty() {
+                self.of_repository
+                    .insert(url.trim_end_matches('/').to_owned(), own);
+            }
+        }
+    }
+
+    /// A setting that a flag gives holds for every repository.
+    pub(crate) fn forget_of_repositories(&mut self, name: &str) {
+        for own in self.of_repository.values_mut() {
+            own.retain(|(own, _)| *own != name);
+        }
+    }
+
     /// Whether any value in it is a secret.
     pub(crate) fn holds_secrets(&self) -> bool {
         // A password hides in a URI's user part (user:password@) or behind a keyword. Erring costs a warning.
@@ -95,7 +144,9 @@ impl Cluster {
             let in_uri = text.split_once("://").and_then(|(_, rest)| rest.split_once('@'));
             text.contains("password") || in_uri.is_some_and(|(user, _)| user.contains(':'))
         });
+        let mut of_repository = self.of_repository.values().flatten();
         password
+            || of_repository.any(|(name, _)| setting(name).is_some_and(|setting| setting.secret))
             || [
                 &self.s3.secret_access_key,
                 &self.s3.session_token,

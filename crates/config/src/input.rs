@@ -232,54 +232,6 @@ impl Input<'_> {
         Ok(Databases::Named(names))
     }
 
-    /// Lightly: what the store refuses in more words it refuses itself. Credentials are refused here, because URLs are
-    /// printed.
-    pub(crate) fn repositories(&self) -> Result<Vec<String>, String> {
-        const SCHEMES: [&str; 6] = ["file", "s3", "gs", "az", "abfss", "memory"];
-        let urls = self.list()?;
-        let did_you_mean = |scheme: &str| {
-            let meant = nearest(scheme, SCHEMES).map(|meant| format!("; did you mean '{meant}://'?"));
-            meant.unwrap_or_default()
-        };
-        for url in &urls {
-            let Some((scheme, rest)) = url.split_once("://") else {
-                return Err(match url.strip_prefix('/') {
-                    Some(path) => format!("must be a URL; for this directory write 'file:///{path}'"),
-                    None => format!(
-                        "must be a URL such as s3://bucket/prefix or file:///directory{}",
-                        url.split_once(':')
-                            .map(|(word, _)| did_you_mean(word))
-                            .unwrap_or_default()
-                    ),
-                });
-            };
-            if !SCHEMES.contains(&scheme) {
-                let known = "file, s3, gs or az";
-                return Err(format!(
-                    "must be a URL that begins with {known}, and one begins with '{scheme}'{}",
-                    did_you_mean(scheme)
-                ));
-            }
-            let authority = rest.split('/').next().unwrap_or_default();
-            if authority
-                .split_once('@')
-                .is_some_and(|(user, _)| user.contains(':'))
-                || rest.contains('?')
-            {
-                return Err(
-                    "holds credentials or parameters in a URL, which would be printed; credentials go into \
-                            the environment, a profile or the [...s3] table"
-                        .to_owned(),
-                );
-            }
-        }
-        let mut seen = std::collections::BTreeSet::new();
-        match urls.iter().find(|url| !seen.insert(url.trim_end_matches('/'))) {
-            Some(url) => Err(format!("names '{url}' twice")),
-            None => Ok(urls),
-        }
-    }
-
     /// Lightly: the checksum in a key is for those to check who encrypt.
     pub(crate) fn recipients(&self) -> Result<Vec<String>, String> {
         let recipients = self.list()?;

@@ -19,6 +19,7 @@ mod file;
 pub mod fuzzing;
 mod input;
 mod reference;
+mod repositories;
 mod select;
 mod settings;
 

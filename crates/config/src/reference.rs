@@ -28,6 +28,30 @@ keep       = { window = \"30d\", daily = 7, weekly = 4, monthly = 6 }
 - A cluster's name is a directory in the repository: small letters, digits, dots, dashes and underscores, at most 63.
   `--cluster` or `PGKEEP_CLUSTER` chooses one, and may be left out where the file has only one.";
 
+const SEVERAL_REPOSITORIES: &str = "
+## Several repositories
+
+`repository = [\"file:///srv/backups\", \"s3://gamepulse-backups/pgkeep\"]`: each dump is read once and written into all of
+them. One that fails or can't be reached is left out of that dump, which says so and ends with 3; `pgkeep copy ID --to URL`
+brings the dump there later. Only when it gets into none of them does it fail. The slowest sets the pace: a request that a
+store doesn't answer is given up after five minutes, and the store with it.
+
+A repository may be a table with settings of its own for `s3`, `gcs`, `azure`, `keep` and
+`limits.upload_bytes_per_second`, which stand over those of the cluster, variables included; flags stand over both:
+
+```toml
+[cluster.gamepulse]
+repository = [
+  \"file:///srv/backups\",
+  { url = \"s3://gamepulse-backups/pgkeep\", s3 = { region = \"eu-central-1\" }, keep = { window = \"90d\", monthly = 12 } },
+]
+keep = { window = \"7d\" }
+```
+
+`list`, `verify all`, `prune`, `doctor` go through all of them. `restore`, `show`, `export` and `verify ID` take the first one
+that has the dump; for `latest`, the newest of all. `--repository URL` chooses one.
+";
+
 /// The text of `docs/configuration.md`.
 pub fn reference_markdown() -> String {
     let mut text = format!(
@@ -45,6 +69,7 @@ pub fn reference_markdown() -> String {
             setting.form, setting.default, setting.doc
         );
     }
+    text.push_str(SEVERAL_REPOSITORIES);
     text.push_str("\n## Other variables\n\n| variable | |\n|---|---|\n");
     for (name, doc) in GENERAL_VARIABLES {
         let _ = writeln!(text, "| `{name}` | {doc} |");

@@ -153,6 +153,7 @@ impl Config {
         for (name, flag, values) in overrides.flags() {
             if let Some(setting) = setting(name) {
                 apply(setting, &mut chosen, &Input::Texts(&values), Origin::Flag(flag))?;
+                chosen.forget_of_repositories(name);
             }
         }
         // A key of the environment counts for less than the file that a flag names.
@@ -166,7 +167,10 @@ impl Config {
         for (name, value) in &overrides.set {
             let origin = Origin::Flag("--set");
             match setting(name) {
-                Some(setting) => apply(setting, &mut chosen, &Input::Text(value.expose()), origin)?,
+                Some(setting) => {
+                    apply(setting, &mut chosen, &Input::Text(value.expose()), origin)?;
+                    chosen.forget_of_repositories(name);
+                }
                 None => {
                     let nearest =
                         nearest(name, SETTINGS.iter().map(|setting| setting.name)).map(str::to_owned);
@@ -232,7 +236,7 @@ impl Config {
     }
 }
 
-fn apply(
+pub(crate) fn apply(
     setting: &Setting,
     cluster: &mut Cluster,
     input: &Input<'_>,

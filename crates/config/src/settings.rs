@@ -99,8 +99,8 @@ pub const SETTINGS: &[Setting] = &[
         "repository",
         "URL or list of URLs",
         "none",
-        "Where backups go: `s3://bucket/prefix`, `gs://`, `az://` or `file:///directory`. One for now: a list of several is refused; `pgkeep copy` brings backups to another.",
-        |cluster, input| cluster.repository = input.repositories()?
+        "Where backups go: `s3://bucket/prefix`, `gs://`, `az://` or `file:///directory`; several are written from one read ([how](#several-repositories)).",
+        |cluster, input| cluster.set_repositories(input.repositories()?)
     ),
     setting!(
         "recipients",

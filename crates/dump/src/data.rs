@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use pgkeep_pg::{Session, Target};
-use pgkeep_repository::Repository;
+use pgkeep_repository::destinations::Destinations;
 use pgkeep_repository::object::BLOCK_BYTES;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -41,7 +41,7 @@ const BUFFERS_WAITING_MAX: usize = 4;
 /// Everything the workers share.
 pub struct DataPhase {
     /// Where the objects go.
-    pub repository: Repository,
+    pub destinations: Arc<Destinations>,
     /// The dump's folder, with the slash at the end.
     pub prefix: String,
     /// The database's folder in it.
@@ -122,7 +122,7 @@ impl Shared {
             RowFormat::Text => "sql",
             RowFormat::Binary => "copy",
         };
-        let suffix = crate::run::sealed_suffix(&self.phase.repository);
+        let suffix = crate::run::sealed_suffix(self.phase.destinations.access());
         format!("{}/{number:06}.{kind}{suffix}", self.phase.folder)
     }
 }
@@ -441,7 +441,7 @@ impl Pipeline {
         let (input, pack_input) = mpsc::channel(BUFFERS_WAITING_MAX);
         let (pack_output, objects) = mpsc::channel(1);
         let (used, buffers) = mpsc::channel(BUFFERS_WAITING_MAX + 2);
-        let access = shared.phase.repository.shared_access();
+        let access = shared.phase.destinations.shared_access();
         let (encoding, limits) = (shared.phase.client_encoding.clone(), shared.limits);
         tokio::task::spawn_blocking(move || {
             pack::run(access, &encoding, limits, pack_input, pack_output, used)
@@ -541,7 +541,7 @@ async fn store_object(
     let name = shared.object_name(format.unwrap_or_default());
     let object = shared
         .phase
-        .repository
+        .destinations
         .put_sealed(&shared.phase.prefix, &name, sealed)
         .await?;
     Progress::add(&shared.phase.progress.bytes_stored, object.stored_bytes);

@@ -1,6 +1,7 @@
 //! One database of a dump.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
@@ -175,7 +176,7 @@ async fn snapshot_and_schema(
     target: &Target,
     folder: &str,
 ) -> Result<(LockedSnapshot, Vec<ObjectRef>, Option<Excluded>), DumpError> {
-    let suffix = sealed_suffix(run.repository);
+    let suffix = sealed_suffix(run.destinations.access());
     let mut attempts = Attempts::new();
     loop {
         let options = run.options;
@@ -193,7 +194,7 @@ async fn snapshot_and_schema(
             (1, 1) => format!("{folder}/schema.dump{suffix}"),
             (attempt, _) => format!("{folder}/schema.{attempt}.{number:04}.dump{suffix}"),
         };
-        match schema::store_output(run.repository, &run.prefix, name, command, target).await {
+        match schema::store_output(run.destinations, &run.prefix, name, command, target).await {
             Ok(objects) => return Ok((snapshot, objects, excluded)),
             Err(error) => {
                 let error = error.within(&format!("the schema of database '{}'", target.database()));
@@ -292,10 +293,12 @@ async fn read_catalog(
     folder: &str,
 ) -> Result<Catalog, DumpError> {
     let session = &mut snapshot.session;
-    let suffix = sealed_suffix(run.repository);
+    let suffix = sealed_suffix(run.destinations.access());
     let put = |name: String, text: String| async move {
         limits::TEXT.check(text.len())?;
-        let put = run.repository.put_contents(&run.prefix, &name, Bytes::from(text));
+        let put = run
+            .destinations
+            .put_contents(&run.prefix, &name, Bytes::from(text));
         Ok::<_, DumpError>(put.await?)
     };
     let sequences = match sequences::script(session, excluded).await? {
@@ -338,11 +341,11 @@ async fn large_objects(
     if any != Some(true) || run.options.filters.selects_a_part() {
         return Ok(Vec::new());
     }
-    let suffix = sealed_suffix(run.repository);
+    let suffix = sealed_suffix(run.destinations.access());
     let mut command = schema::pg_dump(&run.programs, target, &snapshot.id, LOCK_TIMEOUT.as_millis());
     command.args(["--data-only", "--blobs", "--exclude-table=*.*"]);
     let name = |number| format!("{folder}/large_objects.{number:04}.dump{suffix}");
-    let stored = schema::store_output(run.repository, &run.prefix, name, command, target).await;
+    let stored = schema::store_output(run.destinations, &run.prefix, name, command, target).await;
     stored.map_err(|error| error.within(&format!("the large objects of database '{}'", target.database())))
 }
 
@@ -369,7 +372,7 @@ async fn read_data(
     let base = run.base.as_ref();
     let base = base.map(|base| base.held(target.database(), &encoding, &relations, &sizes));
     let phase = DataPhase {
-        repository: run.repository.clone(),
+        destinations: Arc::clone(run.destinations),
         prefix: run.prefix.clone(),
         folder: folder.to_owned(),
         target: target.clone(),
@@ -379,7 +382,7 @@ async fn read_data(
         client_encoding: encoding,
         held: base.unwrap_or_default(),
         jobs: run.options.jobs,
-        progress: std::sync::Arc::clone(progress),
+        progress: Arc::clone(progress),
         alive: run.alive.clone(),
     };
     data::read_all(phase, snapshot).await
@@ -451,12 +454,12 @@ async fn compressed_rows(session: &mut Session, name: &QualifiedName) -> Result<
 
 /// The scripts for whoever restores without pgkeep.
 async fn write_scripts(run: &Run<'_>, database: &DatabaseManifest) -> Result<Vec<ObjectRef>, DumpError> {
-    let suffix = sealed_suffix(run.repository);
+    let suffix = sealed_suffix(run.destinations.access());
     let mut objects = Vec::new();
     for (step, text) in way_out::scripts(database) {
         let name = way_out::script_name(database, step, suffix);
         objects.push(
-            run.repository
+            run.destinations
                 .put_contents(&run.prefix, &name, Bytes::from(text))
                 .await?,
         );

@@ -6,6 +6,7 @@ mod catalog;
 pub mod check;
 mod choose;
 mod columns;
+mod commit;
 mod data;
 mod database;
 mod databases;

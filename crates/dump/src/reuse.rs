@@ -12,10 +12,11 @@ use std::path::{Path, PathBuf};
 use jiff::SignedDuration;
 use pgkeep_base::{BackupId, BackupKind};
 use pgkeep_repository::backups::BackupEntry;
+use pgkeep_repository::destinations::Destinations;
 use pgkeep_repository::encryption::Encryption;
 use pgkeep_repository::integrity::names;
 use pgkeep_repository::object::ObjectRef;
-use pgkeep_repository::{Repository, layout};
+use pgkeep_repository::{Access, Repository, RepositoryError, layout};
 
 use crate::catalog::CatalogRelation;
 use crate::data::{RelationRead, has_own_objects};
@@ -87,38 +88,37 @@ fn in_place(mut object: DataObject, place: u32) -> DataObject {
 }
 
 impl Base {
-    /// The newest dump that was asked to hold the same, if its objects can be used here.
+    /// The newest dump that was asked to hold the same and is in every one of the repositories, if its objects can be used
+    /// there.
     ///
     /// # Errors
     /// The store's. That there is nothing to take over is no error.
     pub async fn find(
-        repository: &Repository,
+        destinations: &Destinations,
         options: &ReuseOptions,
         asked: &Asked,
         system_identifier: u64,
     ) -> Result<Option<Self>, DumpError> {
-        let entries = repository.backups(BackupKind::Dump).await?;
-        let there: Vec<BackupEntry> = entries
-            .into_iter()
-            .filter(|entry| entry.state.is_there())
-            .collect();
-        let suspects = suspects(repository, &there).await;
-        let mut cached = cached(repository, options, asked).await;
-        for BackupEntry { id, .. } in there.into_iter().rev().take(CANDIDATES_MAX) {
-            let manifest = match cached.take_if(|manifest| manifest.id == id.to_string()) {
-                Some(manifest) => manifest,
-                None => match read_manifest(repository, &id).await {
-                    Ok(manifest) => manifest,
-                    // Nothing is taken over from a dump that can't be read; it is verify's business to say so.
-                    Err(error) if error.is_of_one_dump() || error.is_removed() => continue,
-                    Err(error) => return Err(error),
-                },
+        let mut places = Vec::new();
+        for (place, repository) in destinations.alive() {
+            match Place::look(repository, options, asked).await {
+                Ok(looked) => places.push((place, looked)),
+                Err(error) => destinations.leave_out(place, error)?,
+            }
+        }
+        let Some((_, first)) = places.first() else {
+            return Ok(None);
+        };
+        let everywhere = |id: &&BackupId| places.iter().all(|(_, place)| place.there.contains(*id));
+        for id in first.there.iter().rev().filter(everywhere).take(CANDIDATES_MAX) {
+            let Some(manifest) = manifest_in_any(&places, id).await? else {
+                continue;
             };
             let fits = manifest.asked.as_ref() == Some(asked)
                 && manifest.system_identifier == system_identifier.to_string()
-                && manifest.recipients.as_ref() == Some(&recipients(repository));
+                && manifest.recipients.as_ref() == Some(&recipients(destinations.access()));
             if fits {
-                return Self::of(repository, options, id, manifest, &suspects)
+                return Self::of(destinations, options, id, manifest, &places)
                     .await
                     .map(Some);
             }
@@ -127,11 +127,11 @@ impl Base {
     }
 
     async fn of(
-        repository: &Repository,
+        destinations: &Destinations,
         options: &ReuseOptions,
-        id: BackupId,
+        id: &BackupId,
         manifest: DumpManifest,
-        suspects: &BTreeSet<BackupId>,
+        places: &[(usize, Place<'_>)],
     ) -> Result<Self, DumpError> {
         let names: Vec<&str> = manifest
             .databases
@@ -139,25 +139,39 @@ impl Base {
             .flat_map(|database| &database.data)
             .map(|data| data.object.name.as_str())
             .collect();
-        let oldest = repository.now().checked_sub(options.max_age);
+        let oldest = destinations.now().checked_sub(options.max_age);
         let young = |owner: &BackupId| oldest.as_ref().is_ok_and(|oldest| owner.started_at() >= *oldest);
-        let stored = repository.stored_sizes(&id, names.into_iter()).await?;
-        let usable = stored
-            .into_iter()
-            .map(|(name, bytes)| (layout::reference_to(&id, &name), bytes))
-            .filter(|(name, _)| {
-                let owner = layout::reference(name).map(|(owner, _)| owner);
-                owner.is_some_and(|owner| young(&owner) && !suspects.contains(&owner))
-            })
-            .collect();
+        let mut usable: Option<BTreeMap<String, u64>> = None;
+        for (number, place) in places {
+            let stored = match place.repository.stored_sizes(id, names.iter().copied()).await {
+                Ok(stored) => stored,
+                Err(error) => {
+                    destinations.leave_out(*number, error)?;
+                    continue;
+                }
+            };
+            let here = stored
+                .into_iter()
+                .map(|(name, bytes)| (layout::reference_to(id, &name), bytes))
+                .filter(|(name, _)| {
+                    let owner = layout::reference(name).map(|(owner, _)| owner);
+                    owner.is_some_and(|owner| young(&owner) && !place.suspects.contains(&owner))
+                });
+            usable = Some(match usable {
+                None => here.collect(),
+                Some(before) => here
+                    .filter(|(name, bytes)| before.get(name) == Some(bytes))
+                    .collect(),
+            });
+        }
         Ok(Self {
-            id,
+            id: id.clone(),
             databases: manifest
                 .databases
                 .into_iter()
                 .map(|database| (database.name.clone(), database))
                 .collect(),
-            usable,
+            usable: usable.unwrap_or_default(),
         })
     }
 
@@ -240,10 +254,59 @@ impl Base {
     }
 }
 
-/// Whom a repository's new objects are for, in the order of the text; empty without encryption. Objects for others can't be
+/// What one of the repositories has.
+struct Place<'a> {
+    repository: &'a Repository,
+    there: BTreeSet<BackupId>,
+    suspects: BTreeSet<BackupId>,
+    cached: Option<DumpManifest>,
+}
+
+impl<'a> Place<'a> {
+    async fn look(
+        repository: &'a Repository,
+        options: &ReuseOptions,
+        asked: &Asked,
+    ) -> Result<Self, RepositoryError> {
+        let entries = repository.backups(BackupKind::Dump).await?;
+        let there: Vec<BackupEntry> = entries
+            .into_iter()
+            .filter(|entry| entry.state.is_there())
+            .collect();
+        Ok(Self {
+            repository,
+            suspects: suspects(repository, &there).await,
+            cached: cached(repository, options, asked).await,
+            there: there.into_iter().map(|entry| entry.id).collect(),
+        })
+    }
+}
+
+/// A dump's manifest, from a cache or from the first repository in which it can be read; none where it can be read nowhere.
+async fn manifest_in_any(
+    places: &[(usize, Place<'_>)],
+    id: &BackupId,
+) -> Result<Option<DumpManifest>, DumpError> {
+    let mut cached = places.iter().filter_map(|(_, place)| place.cached.as_ref());
+    if let Some(manifest) = cached.find(|manifest| manifest.id == id.to_string()) {
+        return Ok(Some(manifest.clone()));
+    }
+    let mut failed = None;
+    for (_, place) in places {
+        match read_manifest(place.repository, id).await {
+            Ok(manifest) => return Ok(Some(manifest)),
+            // Nothing is taken over from a dump that can't be read; it is verify's business to say so.
+            Err(error) if error.is_of_one_dump() || error.is_removed() => {}
+            Err(error) => failed = Some(error),
+        }
+    }
+    failed.map_or(Ok(None), Err)
+}
+
+/// Whom new objects are for, in the order of the text; empty without encryption. Objects for others can't be
 /// taken over: whoever may open the dump must be able to open all of it.
-pub(crate) fn recipients(repository: &Repository) -> Vec<String> {
-    let mut recipients: Vec<String> = match &repository.access().encryption {
+pub(crate) fn recipients(access: &Access) -> Vec<String> {
+    let mut recipients: Vec<String> = match &access.encryption {
         Encryption::Age { recipients } => recipients.iter().map(ToString::to_string).collect(),
         Encryption::None => Vec::new(),
     };

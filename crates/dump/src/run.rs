@@ -10,10 +10,9 @@ use pgkeep_base::{BackupId, BackupKind};
 use pgkeep_pg::programs::ProgramSearch;
 use pgkeep_pg::{Session, Target};
 use pgkeep_repository::backups::{GivenUp, Swept};
-use pgkeep_repository::lease::Lease;
+use pgkeep_repository::destinations::{Destinations, GiveUp, LeftOut};
 use pgkeep_repository::object::{ObjectRef, SealedObject};
-use pgkeep_repository::references::References;
-use pgkeep_repository::{Repository, RepositoryError, integrity, layout};
+use pgkeep_repository::{Access, RepositoryError, integrity, layout};
 use tokio::sync::mpsc;
 
 use crate::catalog;
@@ -23,7 +22,6 @@ use crate::error::{Context, DumpError};
 use crate::limits::{self, Limit};
 use crate::manifest::{Asked, DumpManifest, Filters, MANIFEST_FORMAT, Narrowed, RelationKind, Totals};
 use crate::objects::{object_refs, summary, totals};
-use crate::presence;
 use crate::progress::Progress;
 use crate::reuse::{self, Base, ReuseOptions};
 use crate::schema::{self, ClientPrograms};
@@ -37,6 +35,9 @@ const ACQUIRING_ENDS_MAX: Duration = Duration::from_secs(5);
 
 /// The oldest server that is supported, as `server_version_num`.
 pub const SERVER_VERSION_NUM_MIN: u32 = 150_000;
+
+/// Why a dump's objects are swept.
+pub(crate) const DUMP_FAILED: &str = "the dump failed";
 
 /// What a role that may not see passwords leaves out.
 pub(crate) const PASSWORDS_OMITTED: &str =
@@ -97,11 +98,15 @@ pub struct DumpReport {
     pub elapsed: Duration,
     /// What was cleaned away of earlier, unfinished dumps.
     pub swept: Swept,
+    /// The repositories that have it, by their URLs.
+    pub stored_in: Vec<String>,
+    /// Those that don't, of several.
+    pub left_out: Vec<LeftOut<DumpError>>,
 }
 
 /// How the names of sealed objects end: they tell which tools open them.
-pub fn sealed_suffix(repository: &Repository) -> &'static str {
-    if repository.access().encryption.is_encrypted() {
+pub fn sealed_suffix(access: &Access) -> &'static str {
+    if access.encryption.is_encrypted() {
         ".zst.age"
     } else {
         ".zst"
@@ -109,7 +114,7 @@ pub fn sealed_suffix(repository: &Repository) -> &'static str {
 }
 
 pub(crate) struct Run<'a> {
-    pub repository: &'a Repository,
+    pub destinations: &'a Arc<Destinations>,
     pub target: &'a Target,
     pub options: &'a DumpOptions,
     pub programs: ClientPrograms,
@@ -127,23 +132,23 @@ pub(crate) struct Run<'a> {
     pub alive: mpsc::Sender<()>,
 }
 
-/// Dumps into the repository.
+/// Dumps into the repositories, from one read. One that fails is left out, as the report says.
 ///
 /// # Errors
 /// Nothing is half there: on any error there is no manifest, and what was stored is swept, now or by the next run.
 pub async fn dump(
-    repository: &Repository,
+    destinations: &Arc<Destinations>,
     target: &Target,
     options: &DumpOptions,
     progress: &Arc<Progress>,
     cancelled: impl Future<Output = ()>,
 ) -> Result<DumpReport, DumpError> {
-    let dumped = dump_readable(repository, target, options, progress, cancelled).await;
+    let dumped = dump_readable(destinations, target, options, progress, cancelled).await;
     dumped.map_err(DumpError::of_a_dump)
 }
 
 async fn dump_readable(
-    repository: &Repository,
+    destinations: &Arc<Destinations>,
     target: &Target,
     options: &DumpOptions,
     progress: &Arc<Progress>,
@@ -152,13 +157,15 @@ async fn dump_readable(
     let begun = Instant::now();
     let mut cancelled = pin!(cancelled);
     let prepared = tokio::select! {
-        prepared = prepare(repository, target, options, progress) => prepared?,
+        prepared = prepare(destinations, target, options, progress) => prepared?,
         () = &mut cancelled => return Err(DumpError::Interrupted),
     };
-    let lease = acquire(repository, options, cancelled.as_mut()).await?;
-    let wanted = (repository, target, options, progress);
-    let dumped = under_lease(wanted, prepared, &lease, cancelled).await;
-    release(lease).await;
+    let wanted = (destinations, target, options, progress);
+    let dumped = match acquire(destinations, options, cancelled.as_mut()).await {
+        Ok(()) => under_lease(wanted, prepared, cancelled).await,
+        Err(error) => Err(error),
+    };
+    destinations.release_leases().await;
     dumped.map(|report| DumpReport {
         elapsed: begun.elapsed(),
         ..report
@@ -177,7 +184,7 @@ struct Prepared {
 }
 
 async fn prepare(
-    repository: &Repository,
+    destinations: &Destinations,
     target: &Target,
     options: &DumpOptions,
     progress: &Progress,
@@ -199,7 +206,7 @@ async fn prepare(
     let with_passwords = schema::may_read_passwords(&mut session).await?;
     session.close().await;
     let programs = ClientPrograms::find(server_version_num, &options.programs).await?;
-    repository
+    destinations
         .claim_identity(system_identifier, options.accept_new_identity)
         .await?;
     Ok(Prepared {
@@ -215,39 +222,30 @@ async fn prepare(
 
 /// An interruption must not leave a lease to a process that lives on: a request that is under way is waited for.
 async fn acquire(
-    repository: &Repository,
+    destinations: &Destinations,
     options: &DumpOptions,
     cancelled: Pin<&mut impl Future<Output = ()>>,
-) -> Result<Lease, DumpError> {
-    let mut acquired = pin!(Lease::acquire(repository, "pgkeep dump", options.lease_duration));
+) -> Result<(), DumpError> {
+    let mut acquired = pin!(destinations.acquire_leases("pgkeep dump", options.lease_duration));
     tokio::select! {
-        lease = &mut acquired => return Ok(lease?),
+        acquired = &mut acquired => return Ok(acquired?),
         () = cancelled => {}
     }
-    if let Ok(Ok(lease)) = tokio::time::timeout(ACQUIRING_ENDS_MAX, acquired).await {
-        release(lease).await;
-    }
+    let _ = tokio::time::timeout(ACQUIRING_ENDS_MAX, acquired).await;
     Err(DumpError::Interrupted)
-}
-
-async fn release(lease: Lease) {
-    if let Err(error) = lease.release().await {
-        tracing::warn!(%error, "the lease stays until it runs out");
-    }
 }
 
 /// All that is done while the lease is held, whatever becomes of it.
 async fn under_lease(
-    (repository, target, options, progress): (&Repository, &Target, &DumpOptions, &Arc<Progress>),
+    (destinations, target, options, progress): (&Arc<Destinations>, &Target, &DumpOptions, &Arc<Progress>),
     prepared: Prepared,
-    lease: &Lease,
     mut cancelled: Pin<&mut impl Future<Output = ()>>,
 ) -> Result<DumpReport, DumpError> {
     let begun = Instant::now();
     let begin = async {
-        let swept = sweep_quietly(repository).await;
-        let base = base(repository, options, prepared.system_identifier).await?;
-        Ok((swept, next_id(repository).await?, base))
+        let swept = destinations.sweep_quietly(BackupKind::Dump).await;
+        let base = base(destinations, options, prepared.system_identifier).await?;
+        Ok((swept, next_id(destinations).await?, base))
     };
     let (swept, id, base) = tokio::select! {
         begun = begin => begun,
@@ -255,12 +253,12 @@ async fn under_lease(
     }?;
     let (alive, mut ended) = mpsc::channel(1);
     let run = Run {
-        repository,
+        destinations,
         target,
         options,
         programs: prepared.programs,
         progress,
-        prefix: layout::backup_prefix(repository.cluster(), &id),
+        prefix: layout::backup_prefix(destinations.cluster(), &id),
         id: id.clone(),
         server_version: prepared.server_version,
         server_version_num: prepared.server_version_num,
@@ -272,18 +270,20 @@ async fn under_lease(
     };
     // From here to the manifest the user may interrupt; the commit itself is one request, and then either true or not.
     let built = tokio::select! {
-        built = run.all(prepared.chosen, lease) => built,
+        built = run.all(prepared.chosen) => built,
         () = cancelled => Err(DumpError::Interrupted),
     };
     match built {
         Ok(ready) => {
-            let (manifest, attention) = run.commit(ready, lease).await?;
+            let committed = run.commit(ready).await?;
             Ok(DumpReport {
                 id,
-                manifest,
-                attention,
+                manifest: committed.manifest,
+                attention: committed.attention,
                 elapsed: begun.elapsed(),
                 swept,
+                stored_in: committed.stored_in,
+                left_out: committed.left_out,
             })
         }
         Err(error) => {
@@ -292,8 +292,8 @@ async fn under_lease(
                 tracing::debug!("a task goes on; what it still stores stays until the next run");
             }
             progress.set_phase("cleaning up");
-            let given_up = give_up(repository, &id).await;
-            Err(cause(&id, error, given_up))
+            let given_up = destinations.give_up(&id, DUMP_FAILED, GiveUp::All).await;
+            Err(cause(&id, error, &given_up))
         }
     }
 }
@@ -312,74 +312,51 @@ pub(crate) fn check_server(session: &Session) -> Result<u32, DumpError> {
 
 /// Ids tell the second of the start. The lease keeps dumps apart, so one that begins in the second of another's start
 /// waits for the next: then ids are in the order of time, and `latest` is the latest.
-async fn next_id(repository: &Repository) -> Result<BackupId, DumpError> {
-    let ids = repository.ids(BackupKind::Dump).await?;
-    if let Some(newest) = ids.first() {
-        let rest = newest.started_at() + Duration::from_secs(1) - repository.now();
+async fn next_id(destinations: &Destinations) -> Result<BackupId, DumpError> {
+    if let Some(newest) = destinations.newest_id(BackupKind::Dump).await? {
+        let rest = newest.started_at() + Duration::from_secs(1) - destinations.now();
         let rest = Duration::try_from(rest).unwrap_or_default();
         // One from the future is somebody's wrong clock.
         if rest <= Duration::from_secs(1) {
             tokio::time::sleep(rest).await;
         }
     }
-    BackupId::new(BackupKind::Dump, repository.now())
+    BackupId::new(BackupKind::Dump, destinations.now())
         .map_err(|error| DumpError::Internal(format!("the system's random source failed: {error}")))
 }
 
-/// Sweeping is the dump's courtesy: a host without the right to delete leaves it to `pgkeep prune`.
-async fn sweep_quietly(repository: &Repository) -> Swept {
-    match repository.sweep(BackupKind::Dump).await {
-        Ok(swept) => swept,
-        Err(error) => {
-            tracing::debug!(%error, "unfinished dumps stay until 'pgkeep prune'");
-            Swept::default()
-        }
-    }
-}
-
 /// Whatever failed after another process gave the dump up, failed because that one took the objects away.
-fn cause(id: &BackupId, error: DumpError, given_up: Option<GivenUp>) -> DumpError {
+fn cause(id: &BackupId, error: DumpError, given_up: &[GivenUp]) -> DumpError {
     match given_up {
-        Some(GivenUp::Before(_)) => RepositoryError::Fenced { id: id.to_string() }.into(),
+        [GivenUp::Before(_)] => RepositoryError::Fenced { id: id.to_string() }.into(),
         _ => error,
     }
 }
 
 /// The earlier dump whose objects may be taken over.
 async fn base(
-    repository: &Repository,
+    destinations: &Destinations,
     options: &DumpOptions,
     system_identifier: u64,
 ) -> Result<Option<Base>, DumpError> {
     match &options.reuse {
         Some(reuse) if reuse.takes_over => {
-            Base::find(repository, reuse, &options.asked(), system_identifier).await
+            Base::find(destinations, reuse, &options.asked(), system_identifier).await
         }
         _ => Ok(None),
     }
 }
 
-/// Sweeps what a failed dump stored. Best effort: what stays is an orphan, and the next run sweeps it.
-async fn give_up(repository: &Repository, id: &BackupId) -> Option<GivenUp> {
-    match repository.sweep_own(id, "the dump failed").await {
-        Ok(given_up) => Some(given_up),
-        Err(error) => {
-            tracing::debug!(%error, "an unfinished dump's objects stay until the next run");
-            None
-        }
-    }
-}
-
 /// A dump that lacks its manifest, and nothing else.
-struct Ready {
-    manifest: DumpManifest,
-    sealed: SealedObject,
+pub(crate) struct Ready {
+    pub manifest: DumpManifest,
+    pub sealed: SealedObject,
     /// What needs attention besides the omissions.
-    attention: Vec<String>,
+    pub attention: Vec<String>,
 }
 
 impl Run<'_> {
-    async fn all(&self, chosen: ChosenDatabases, lease: &Lease) -> Result<Ready, DumpError> {
+    async fn all(&self, chosen: ChosenDatabases) -> Result<Ready, DumpError> {
         let mut omissions = chosen.omissions;
         self.progress.set_phase("roles and other globals");
         let globals = schema::globals(&self.programs, self.target, self.with_passwords).await?;
@@ -389,9 +366,12 @@ impl Run<'_> {
         let globals = [globals, Bytes::from(sql::script(&self.settings_for_all))].concat();
         limits::GLOBALS.check(globals.len())?;
         let globals = globals.into();
-        let name = format!("globals.sql{}", sealed_suffix(self.repository));
-        let globals = self.repository.put_contents(&self.prefix, &name, globals).await?;
-        let dumped = self.databases(&chosen.databases, lease, &mut omissions).await?;
+        let name = format!("globals.sql{}", sealed_suffix(self.destinations.access()));
+        let globals = self
+            .destinations
+            .put_contents(&self.prefix, &name, globals)
+            .await?;
+        let dumped = self.databases(&chosen.databases, &mut omissions).await?;
         refuse_empty_selection(&dumped, &self.options.filters)?;
         let attention = unfit::attention(
             dumped
@@ -401,17 +381,17 @@ impl Run<'_> {
         let mut manifest = DumpManifest {
             format: MANIFEST_FORMAT,
             id: self.id.to_string(),
-            cluster: self.repository.cluster().to_owned(),
+            cluster: self.destinations.cluster().to_owned(),
             pgkeep_version: env!("CARGO_PKG_VERSION").to_owned(),
             started_at: self.id.started_at(),
-            finished_at: self.repository.now(),
+            finished_at: self.destinations.now(),
             system_identifier: self.system_identifier.to_string(),
             server_version: self.server_version.clone(),
             server_version_num: self.server_version_num,
             annotations: self.options.annotations.clone(),
             globals: Some(globals),
             globals_have_passwords: self.with_passwords,
-            recipients: Some(reuse::recipients(self.repository)),
+            recipients: Some(reuse::recipients(self.destinations.access())),
             asked: Some(self.options.asked()),
             databases: dumped.iter().map(|dumped| dumped.manifest.clone()).collect(),
             omissions,
@@ -433,13 +413,12 @@ impl Run<'_> {
     async fn databases(
         &self,
         names: &[String],
-        lease: &Lease,
         omissions: &mut Vec<String>,
     ) -> Result<Vec<database::Dumped>, DumpError> {
         let mut dumped = Vec::new();
         let mut half_restored = None;
         for name in names {
-            lease.check()?;
+            self.destinations.check_leases()?;
             let folder = format!("d{}", dumped.len() + 1);
             let error = match database::dump(self, name, &folder).await {
                 Ok(database) => {
@@ -462,66 +441,16 @@ impl Run<'_> {
         }
     }
 
-    /// The manifest: from now on the dump exists. An answer that was lost for good is looked into: a dump that is there
-    /// must not be reported as failed. Where the store is sure that it failed, as when a disk can't make it durable, it
-    /// must not be there.
-    async fn commit(&self, ready: Ready, lease: &Lease) -> Result<(DumpManifest, Vec<String>), DumpError> {
-        let committed = match lease.check() {
-            Ok(()) => self.repository.commit(&self.id, ready.sealed).await,
-            Err(error) => Err(error),
-        };
-        if let Err(error) = committed {
-            let is_there = give_up(self.repository, &self.id).await == Some(GivenUp::Committed);
-            match &error {
-                RepositoryError::Store(lost) if is_there && lost.may_have_happened() => {}
-                RepositoryError::Store(_) if is_there => {
-                    self.take_back().await;
-                    return Err(error.into());
-                }
-                _ => return Err(error.into()),
-            }
-        }
-        self.look_again(&ready.manifest).await?;
-        if let Some(reuse) = &self.options.reuse {
-            reuse::remember(self.repository, reuse, &ready.manifest);
-        }
-        let omissions = ready.manifest.omissions.iter();
-        let omissions = omissions.map(|omission| not_in_the_dump(omission));
-        let attention = omissions.chain(ready.attention).collect();
-        Ok((ready.manifest, attention))
-    }
-
-    /// Whether the objects of earlier dumps are there, now that nobody removes them any more. A prune on a host that took the
-    /// lease for expired may have been faster than the manifest, which then goes again.
-    async fn look_again(&self, manifest: &DumpManifest) -> Result<(), DumpError> {
-        if manifest.totals.reused_objects == 0 {
-            return Ok(());
-        }
-        let looked = presence::require_all(self.repository, &self.id, manifest).await;
-        if let Err(DumpError::ObjectsMissing { .. }) = looked {
-            self.take_back().await;
-        }
-        looked
-    }
-
-    async fn take_back(&self) {
-        // Nobody has begun to refer to it.
-        let mut references = References::default();
-        if let Err(error) = self.repository.remove(&self.id, &mut references).await {
-            tracing::warn!(%error, "dump {} failed, and something of it stays: pgkeep verify {}", self.id, self.id);
-        }
-    }
-
     /// Everything that says what the dump is, and the manifest, which is not put yet.
     async fn describe(
         &self,
         manifest: &mut DumpManifest,
         mut objects: Vec<ObjectRef>,
     ) -> Result<SealedObject, DumpError> {
-        let suffix = sealed_suffix(self.repository);
+        let suffix = sealed_suffix(self.destinations.access());
         let index = Bytes::from(way_out::index(manifest, suffix));
         objects.push(
-            self.repository
+            self.destinations
                 .put_contents(&self.prefix, &format!("index.tsv{suffix}"), index)
                 .await?,
         );
@@ -530,28 +459,28 @@ impl Run<'_> {
             ("restore.sh", way_out::RESTORE_SCRIPT.to_owned()),
         ] {
             objects.push(
-                self.repository
+                self.destinations
                     .put_plain(&self.prefix, name, Bytes::from(text))
                     .await?,
             );
         }
         manifest.totals = totals(manifest, &objects);
-        manifest.finished_at = self.repository.now();
+        manifest.finished_at = self.destinations.now();
         let summary = serialize(&summary(manifest, self.options.asked()), &limits::SUMMARY)?;
         objects.push(
-            self.repository
+            self.destinations
                 .put_contents(&self.prefix, layout::SUMMARY, summary)
                 .await?,
         );
         let sealed = self
-            .repository
+            .destinations
             .seal(serialize(manifest, &limits::MANIFEST)?)
             .await?;
         // With the manifest's own hash, a host without the key sees when the manifest is damaged.
         objects.push(sealed.as_object(layout::MANIFEST));
         let checksums = integrity::format_checksums(objects.iter());
         limits::CHECKSUMS.check(checksums.len())?;
-        self.repository
+        self.destinations
             .put_plain(&self.prefix, layout::CHECKSUMS, checksums)
             .await?;
         Ok(sealed)

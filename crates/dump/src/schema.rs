@@ -6,8 +6,9 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use pgkeep_pg::programs::{self, Finished, Program, ProgramError, ProgramSearch, RunLimits, Running};
 use pgkeep_pg::{PgError, Session, Target};
+use pgkeep_repository::destinations::Destinations;
 use pgkeep_repository::object::{BLOCK_BYTES, ObjectRef, SealedObject, Sealer};
-use pgkeep_repository::{Access, Repository, RepositoryError};
+use pgkeep_repository::{Access, RepositoryError};
 use tokio::io::AsyncReadExt;
 use tokio::process::{ChildStdout, Command};
 use tokio::sync::mpsc;
@@ -77,7 +78,7 @@ const PROGRAM_DEADLINE: Duration = Duration::from_secs(7 * 24 * 3600);
 /// # Errors
 /// The store's; [`DumpError::Program`] when the program fails; PostgreSQL's when the server doesn't answer any more.
 pub async fn store_output(
-    repository: &Repository,
+    destinations: &Destinations,
     prefix: &str,
     name: impl Fn(u32) -> String,
     command: Command,
@@ -85,14 +86,14 @@ pub async fn store_output(
 ) -> Result<Vec<ObjectRef>, DumpError> {
     let (blocks, block_input) = mpsc::channel::<Option<Bytes>>(2);
     let (sealed_output, mut sealed) = mpsc::channel(1);
-    let access = repository.shared_access();
+    let access = destinations.shared_access();
     let sealing = tokio::task::spawn_blocking(move || seal_blocks(&access, block_input, &sealed_output));
     // The receiver moves in: when storing fails it closes, and the stages before notice.
     let storing = async move {
         let mut objects = Vec::new();
         while let Some(object) = sealed.recv().await {
             let number = u32::try_from(objects.len()).unwrap_or(u32::MAX).saturating_add(1);
-            objects.push(repository.put_sealed(prefix, &name(number), object).await?);
+            objects.push(destinations.put_sealed(prefix, &name(number), object).await?);
         }
         Ok::<_, DumpError>(objects)
     };

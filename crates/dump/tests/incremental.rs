@@ -19,6 +19,7 @@ use pgkeep_dump::manifest::Relation;
 use pgkeep_dump::verify::{self, VerifyDepth, VerifyOptions};
 use pgkeep_dump::{DumpError, DumpOptions, DumpReport, Progress, ReuseOptions, read_manifest};
 use pgkeep_repository::backups::BackupState;
+use pgkeep_repository::destinations::Destinations;
 use pgkeep_repository::encryption::Encryption;
 use pgkeep_repository::lease::Lease;
 use pgkeep_repository::{Access, Repository, copy, keys, layout};
@@ -109,6 +110,46 @@ async fn assert_restores(repository: &Repository, id: &BackupId, source: &Cluste
         .await
         .unwrap();
     assert_same(&inventory(source), &inventory(destination));
+}
+
+/// An object is taken over only if every repository of the dump has it.
+#[tokio::test(flavor = "multi_thread")]
+async fn several_repositories_take_over_what_all_of_them_have() {
+    let cluster = require!(start());
+    let (one, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (a, b) = (
+        common::repository(one.path(), false).await,
+        common::repository(other.path(), false).await,
+    );
+    let into_both = async || {
+        let opened = [&a, &b].map(|repository| (repository.store().url().to_owned(), Ok(repository.clone())));
+        common::dump_into(
+            Destinations::new(opened.into()).unwrap(),
+            &cluster,
+            &options(&cluster),
+        )
+        .await
+        .unwrap()
+    };
+    let all = CHUNKS as u64 + 1;
+    let only_here = dump(&a, &cluster).await;
+    let first = into_both().await;
+    assert_eq!(
+        first.manifest.totals.reused_objects, 0,
+        "the second has nothing yet"
+    );
+    let second = into_both().await;
+    assert_eq!(second.manifest.totals.reused_objects, all);
+    // Newer, and not in both: nothing is taken over from it, nor given up for it.
+    let newer = dump(&a, &cluster).await;
+    let third = into_both().await;
+    assert_eq!(third.manifest.totals.reused_objects, all);
+    assert_whole(&a, &[&only_here.id, &first.id, &second.id, &newer.id, &third.id]).await;
+    assert_whole(&b, &[&first.id, &second.id, &third.id]).await;
+    remove(&a, &first.id).await;
+    remove(&b, &first.id).await;
+    let destination = require!(Cluster::start(ClusterOptions::default().timescaledb()));
+    assert_restores(&b, &third.id, &cluster, &destination).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -10,6 +10,7 @@
 //! | `backups` | which backups exist; commit, tombstones, removal |
 //! | `records` | pins, and what verifications found |
 //! | `retention` | the planner: what stays and why |
+//! | `destinations` | several repositories that one backup is written to from one read |
 //! | `prune`, `copy` | the plan carried out; one backup to another repository |
 //! | `references` | objects that more than one backup needs |
 //! | `integrity` | `checksums.b3`, and verifying against it without a key |
@@ -19,6 +20,7 @@
 pub mod backups;
 pub mod compression;
 pub mod copy;
+pub mod destinations;
 pub mod encryption;
 mod error;
 #[cfg(any(test, fuzzing))]

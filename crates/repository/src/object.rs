@@ -34,7 +34,8 @@ pub struct ObjectRef {
     pub plain_bytes: u64,
 }
 
-/// An object that was sealed and not yet put.
+/// An object that was sealed and not yet put. A copy shares the bytes.
+#[derive(Clone)]
 pub struct SealedObject {
     /// The bytes to store, in blocks.
     pub body: Vec<Bytes>,
@@ -45,6 +46,15 @@ pub struct SealedObject {
 }
 
 impl SealedObject {
+    /// An object as it is, neither compressed nor encrypted: what a person must be able to read.
+    pub fn plain(contents: Bytes) -> Self {
+        Self {
+            hash: blake3::hash(&contents),
+            plain_bytes: contents.len() as u64,
+            body: vec![contents],
+        }
+    }
+
     /// What a manifest or a list of checksums records of it under a name.
     pub fn as_object(&self, name: &str) -> ObjectRef {
         ObjectRef {
@@ -246,38 +256,6 @@ impl Repository {
         })
         .await
         .map_err(|error| RepositoryError::Internal(error.to_string()))?
-    }
-
-    /// Seals and puts contents that are at hand.
-    ///
-    /// # Errors
-    /// As [`Repository::seal`] and [`Repository::put_sealed`].
-    pub async fn put_contents(
-        &self,
-        prefix: &str,
-        name: &str,
-        contents: Bytes,
-    ) -> Result<ObjectRef, RepositoryError> {
-        let sealed = self.seal(contents).await?;
-        self.put_sealed(prefix, name, sealed).await
-    }
-
-    /// Puts an object as it is, neither compressed nor encrypted: what a person must be able to read.
-    ///
-    /// # Errors
-    /// As [`Repository::put_sealed`].
-    pub async fn put_plain(
-        &self,
-        prefix: &str,
-        name: &str,
-        contents: Bytes,
-    ) -> Result<ObjectRef, RepositoryError> {
-        let sealed = SealedObject {
-            hash: blake3::hash(&contents),
-            plain_bytes: contents.len() as u64,
-            body: vec![contents],
-        };
-        self.put_sealed(prefix, name, sealed).await
     }
 
     /// Opens the contents of one of a backup's objects, which must be what its manifest says.

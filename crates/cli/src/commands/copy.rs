@@ -14,24 +14,48 @@ use pgkeep_repository::{Access, Repository};
 use serde_json::json;
 
 use super::latest;
+use super::several::{self, Opened};
 use crate::args::CopyArgs;
 use crate::context::{Context, KeyUse, LEASE_DURATION, Settings};
 use crate::exit::{Failure, Outcome};
 use crate::output::{ACCENT, counted, duration, styled};
 use crate::progress::Display;
 
+/// A key isn't needed to copy: where there is one, it tells which dump is the latest.
+const KEYS: KeyUse = KeyUse::IfThere;
+
 /// `pgkeep copy ID|all --to URL`
 pub async fn run(context: &Context, args: CopyArgs) -> Result<Outcome, Failure> {
     let settings = context.settings(Overrides::default())?;
+    // What is at the destination needn't come from there.
+    let sources = settings.beside(&args.to);
+    let to = settings.in_repository(&args.to)?;
+    if args.backup != "all" {
+        let find = several::having(context, &sources, KEYS, &args.backup);
+        let (Opened { repository, .. }, _) = context.cancellation.or(find).await?;
+        return from_one(context, &repository, &to, &args).await;
+    }
+    several::in_each(context, &sources, async |settings| {
+        let opening = context.repository(settings, KEYS);
+        let repository = context.cancellation.or(opening).await?;
+        from_one(context, &repository, &to, &args).await
+    })
+    .await
+}
+
+async fn from_one(
+    context: &Context,
+    source: &Repository,
+    to: &Settings,
+    args: &CopyArgs,
+) -> Result<Outcome, Failure> {
     let prepare = async {
-        // A key isn't needed to copy: where there is one, it tells which dump is the latest.
-        let source = context.repository(&settings, KeyUse::IfThere).await?;
-        let ids = latest::one_or_all(context, &source, &args.backup, "copy").await?;
-        let destination = destination(&settings, &args.to).await?;
-        copy::check_different(&source, &destination)?;
-        Ok((source, ids, destination))
+        let ids = latest::one_or_all(context, source, &args.backup, "copy").await?;
+        let destination = destination(to, &args.to).await?;
+        copy::check_different(source, &destination)?;
+        Ok((ids, destination))
     };
-    let (source, ids, destination) = context.cancellation.or(prepare).await?;
+    let (ids, destination) = context.cancellation.or(prepare).await?;
     if ids.is_empty() {
         context.output.line("There is no backup to copy.");
         return Ok(Outcome::Done);
@@ -39,7 +63,7 @@ pub async fn run(context: &Context, args: CopyArgs) -> Result<Outcome, Failure> 
     let lease = Lease::acquire(&destination, "pgkeep copy", LEASE_DURATION).await?;
     let result = context
         .cancellation
-        .or(all(context, &source, &destination, &lease, &ids))
+        .or(all(context, source, &destination, &lease, &ids))
         .await;
     if let Err(error) = lease.release().await {
         tracing::warn!(%error, "the lease stays until it runs out");

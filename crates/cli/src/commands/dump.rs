@@ -3,15 +3,18 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use futures::future::try_join_all;
 use jiff::SignedDuration;
-use pgkeep_base::ByteCount;
+use pgkeep_base::{ByteCount, Classified, quote_for_shell};
 use pgkeep_config::{Databases, DumpFormat, Overrides, RowFormatChoice};
 use pgkeep_dump::manifest::{Filters, Narrowed, Totals};
 use pgkeep_dump::{
-    DumpOptions, DumpReport, FileFormat, FileOptions, FileReport, Progress, ReuseOptions, memory,
+    DumpError, DumpOptions, DumpReport, FileFormat, FileOptions, FileReport, Progress, ReuseOptions, memory,
 };
-use pgkeep_repository::{Repository, layout};
-use serde_json::json;
+use pgkeep_repository::destinations::{Destinations, LeftOut};
+use pgkeep_repository::{Access, Repository, layout};
+use pgkeep_store::Store;
+use serde_json::{Value, json};
 
 use crate::args::{DumpArgs, Format};
 use crate::context::{Context, KeyUse, LEASE_DURATION, Settings};
@@ -74,24 +77,24 @@ pub fn check_databases(settings: &Settings) -> Result<(), Failure> {
 pub fn check(settings: &Settings) -> Result<(), Failure> {
     check_databases(settings)?;
     settings.target()?;
-    settings.repository_url()?;
+    settings.cluster.repositories()?;
     settings.access(KeyUse::None)?.encryption.check_writable()?;
     Ok(())
 }
 
 async fn repository(context: &Context, settings: &Settings, args: &DumpArgs) -> Result<Outcome, Failure> {
-    let (report, url) = into_repository(context, settings, args).await?;
-    let outcome = tell(context, &report, &url);
-    report_to_dagster(&report, &url);
+    let report = into_repository(context, settings, args).await?;
+    let outcome = tell(context, &report);
+    report_to_dagster(&report);
     Ok(outcome)
 }
 
-/// Dumps into the repository. Returns the repository's URL, too.
+/// Dumps into the repositories.
 pub async fn into_repository(
     context: &Context,
     settings: &Settings,
     args: &DumpArgs,
-) -> Result<(DumpReport, String), Failure> {
+) -> Result<DumpReport, Failure> {
     let options = options(context, settings, args);
     let target = settings.target()?;
     // Where there is a key, the dump before is read with it.
@@ -100,17 +103,42 @@ pub async fn into_repository(
         None => KeyUse::None,
     })?;
     access.encryption.check_writable()?;
-    let open = async {
-        let store = settings.store(settings.repository_url()?).await?;
-        Ok(Repository::open_or_create(store, &settings.name, access).await?)
-    };
-    let repository = context.cancellation.or(open).await?;
+    let destinations = context.cancellation.or(destinations(settings, &access)).await?;
+    let destinations = Arc::new(destinations);
     let progress = Arc::new(Progress::default());
     let display = Display::start(context.shown, &progress);
     let cancelled = context.cancellation.cancelled();
-    let report = pgkeep_dump::dump(&repository, &target, &options, &progress, cancelled).await;
+    let report = pgkeep_dump::dump(&destinations, &target, &options, &progress, cancelled).await;
     drop(display);
-    Ok((report?, repository.store().url().to_owned()))
+    Ok(report?)
+}
+
+/// Opens all repositories at once, or makes them.
+async fn destinations(settings: &Settings, access: &Access) -> Result<Destinations, Failure> {
+    let open = |settings: Settings| async move {
+        let url = settings.repository_url()?.to_owned();
+        let opened = match Store::open(&url, &settings.store_options()).await {
+            Ok(store) => Repository::open_or_create(store, &settings.name, access.clone()).await,
+            Err(error) => Err(error.into()),
+        };
+        Ok::<_, Failure>((url, opened))
+    };
+    let each = settings.in_each_repository()?.into_iter().map(open);
+    let opened = try_join_all(each).await?;
+    Ok(Destinations::new(opened)?)
+}
+
+/// What needs attention: of the dump, and of the repositories that it is not in.
+pub fn attention(report: &DumpReport) -> Vec<String> {
+    let left_out = report.left_out.iter().map(|LeftOut { url, error }| {
+        let id = &report.id;
+        let mend = error.hint().map(|hint| format!("{hint}; ")).unwrap_or_default();
+        let url_quoted = quote_for_shell(url);
+        format!(
+            "{id} is not in {url}: {error}\n{mend}then bring it there: pgkeep copy {id} --to {url_quoted}"
+        )
+    });
+    report.attention.iter().cloned().chain(left_out).collect()
 }
 
 /// Which databases, and what of them. Flags are stronger than settings; a list that is given replaces the settings' one.
@@ -244,7 +272,7 @@ fn tell_files(context: &Context, report: &FileReport, encrypted: bool) -> Outcom
 }
 
 /// The facts that Dagster keeps with the asset. (`dagster/row_count` is the name by which it draws rows.)
-fn report_to_dagster(report: &DumpReport, repository_url: &str) {
+fn report_to_dagster(report: &DumpReport) {
     let (manifest, totals) = (&report.manifest, report.manifest.totals);
     let prefix = layout::backup_prefix(&manifest.cluster, &report.id);
     let databases: Vec<&str> = manifest
@@ -253,12 +281,12 @@ fn report_to_dagster(report: &DumpReport, repository_url: &str) {
         .map(|database| database.name.as_str())
         .collect();
     let id = report.id.to_string();
+    let in_each = |url: &String| format!("{}/{prefix}", url.trim_end_matches('/'));
+    let urls: Vec<String> = report.stored_in.iter().map(in_each).collect();
     let metadata = Metadata::default()
         .text("dump_id", &id)
-        .url(
-            "url",
-            &format!("{}/{prefix}", repository_url.trim_end_matches('/')),
-        )
+        .url("url", urls.first().map_or("", String::as_str))
+        .list("copies", urls.get(1..).unwrap_or_default())
         .list("databases", &databases)
         .number("rows", totals.rows)
         .number("dagster/row_count", totals.rows)
@@ -270,7 +298,7 @@ fn report_to_dagster(report: &DumpReport, repository_url: &str) {
         .text("started_at", &manifest.started_at.to_string())
         .text("finished_at", &manifest.finished_at.to_string())
         .text("server_version", &manifest.server_version)
-        .list("attention", &report.attention);
+        .list("attention", &attention(report));
     pipes::log(
         Level::Info,
         &format!(
@@ -304,7 +332,7 @@ fn stored(totals: &Totals) -> String {
     )
 }
 
-fn tell(context: &Context, report: &DumpReport, url: &str) -> Outcome {
+fn tell(context: &Context, report: &DumpReport) -> Outcome {
     let output = &context.output;
     let totals = report.manifest.totals;
     let databases: Vec<&str> = report
@@ -343,7 +371,7 @@ fn tell(context: &Context, report: &DumpReport, url: &str) -> Outcome {
             ),
             ("stored", stored(&totals)),
             ("time", duration(report.elapsed)),
-            ("repository", url.to_owned()),
+            ("repository", report.stored_in.join(", ")),
         ]);
         output.line(format!(
             "\nCheck it with    pgkeep verify {id}\nRestore it with  pgkeep restore {id} --into CONNECTION",
@@ -352,7 +380,9 @@ fn tell(context: &Context, report: &DumpReport, url: &str) -> Outcome {
     }
     output.json(&json!({
         "id": report.id.to_string(),
-        "repository": url,
+        "repository": report.stored_in.first(),
+        "repositories": report.stored_in,
+        "left_out": report.left_out.iter().map(left_out_json).collect::<Vec<_>>(),
         "databases": databases,
         "server_version": report.manifest.server_version,
         "system_identifier": report.manifest.system_identifier,
@@ -360,7 +390,7 @@ fn tell(context: &Context, report: &DumpReport, url: &str) -> Outcome {
         "finished_at": report.manifest.finished_at,
         "elapsed_seconds": report.elapsed.as_secs_f64(),
         "totals": totals,
-        "attention": report.attention,
+        "attention": attention(report),
         "swept": report.swept.backups.iter().map(ToString::to_string).collect::<Vec<_>>(),
     }));
     if !report.swept.backups.is_empty() {
@@ -370,5 +400,9 @@ fn tell(context: &Context, report: &DumpReport, url: &str) -> Outcome {
             counted(number as u64, "dump", "dumps")
         ));
     }
-    super::attention(context, &report.attention)
+    super::attention(context, &attention(report))
+}
+
+fn left_out_json(left_out: &LeftOut<DumpError>) -> Value {
+    json!({ "repository": left_out.url, "error": left_out.error.to_string() })
 }

@@ -11,6 +11,7 @@ use pgkeep_repository::encryption::Encryption;
 use serde_json::json;
 
 use super::latest;
+use super::several::{self, Opened};
 use crate::args::{ExportArgs, ExportAs};
 use crate::context::{Context, KeyUse};
 use crate::exit::{Failure, Outcome};
@@ -31,7 +32,8 @@ pub async fn run(context: &Context, args: ExportArgs) -> Result<Outcome, Failure
         ));
     }
     let reading = async {
-        let repository = context.repository(&settings, KeyUse::Needed).await?;
+        let (Opened { repository, .. }, _) =
+            several::having(context, &settings, KeyUse::Needed, &args.backup).await?;
         let wanted = Wanted {
             command: "export",
             databases: &args.databases,

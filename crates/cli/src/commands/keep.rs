@@ -3,6 +3,7 @@
 use serde_json::json;
 
 use super::latest;
+use super::several::{self, Opened};
 use crate::args::{PinArgs, UnpinArgs};
 use crate::context::{Context, KeyUse};
 use crate::exit::{Failure, Outcome};
@@ -21,10 +22,14 @@ pub async fn unpin(context: &Context, args: UnpinArgs) -> Result<Outcome, Failur
 async fn set(context: &Context, backup: &str, pinned: bool, reason: &str) -> Result<Outcome, Failure> {
     let settings = context.settings(pgkeep_config::Overrides::default())?;
     // A key isn't needed to pin: where there is one, it tells which dump is the latest.
-    let repository = context.repository(&settings, KeyUse::IfThere).await?;
+    let (first, others) = several::having(context, &settings, KeyUse::IfThere, backup).await?;
     let command = if pinned { "pin" } else { "unpin" };
-    let id = latest::one(context, &repository, backup, command).await?;
-    repository.set_pin(&id, pinned, reason).await?;
+    let id = latest::one(context, &first.repository, backup, command).await?;
+    for Opened { repository, .. } in [first].iter().chain(&others) {
+        if repository.state(&id).await?.is_there() {
+            repository.set_pin(&id, pinned, reason).await?;
+        }
+    }
     let shown = styled(ACCENT, &id);
     context.output.summary(if pinned {
         format!("{shown} is pinned: 'pgkeep prune' leaves it until 'pgkeep unpin {id}'.")

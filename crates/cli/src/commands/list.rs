@@ -7,9 +7,10 @@ use pgkeep_repository::backups::{BackupEntry, BackupState};
 use pgkeep_repository::records::Evidence;
 use serde_json::{Value, json};
 
+use super::several;
 use super::summaries::{self, Summaries};
 use crate::args::ListArgs;
-use crate::context::{Context, KeyUse};
+use crate::context::{Context, KeyUse, Settings};
 use crate::exit::{Failure, Outcome};
 use crate::output::time_short;
 use crate::table::{Align, Table};
@@ -22,7 +23,14 @@ const DAMAGED: &str = "DAMAGED";
 /// `pgkeep list`
 pub async fn run(context: &Context, args: ListArgs) -> Result<Outcome, Failure> {
     let settings = context.settings(Overrides::default())?;
-    let repository = context.repository(&settings, KeyUse::IfThere).await?;
+    several::in_each(context, &settings, async |settings| {
+        in_one(context, settings, &args).await
+    })
+    .await
+}
+
+async fn in_one(context: &Context, settings: &Settings, args: &ListArgs) -> Result<Outcome, Failure> {
+    let repository = context.repository(settings, KeyUse::IfThere).await?;
     let all = repository.backups(BackupKind::Dump).await?;
     let unfinished = all
         .iter()
@@ -37,9 +45,11 @@ pub async fn run(context: &Context, args: ListArgs) -> Result<Outcome, Failure> 
         .filter(|entry| !summaries.gone.contains(&entry.id))
         .collect();
     for entry in &entries {
-        context
-            .output
-            .json(&entry_json(entry, summaries.by_id.get(&entry.id)));
+        context.output.json(&entry_json(
+            entry,
+            summaries.by_id.get(&entry.id),
+            repository.store().url(),
+        ));
     }
     if entries.is_empty() {
         let (cluster, url) = (repository.cluster(), repository.store().url());
@@ -173,7 +183,7 @@ fn notes(entry: &BackupEntry, summary: Option<&DumpSummary>) -> Vec<String> {
 }
 
 /// One backup for programs.
-pub fn entry_json(entry: &BackupEntry, summary: Option<&DumpSummary>) -> Value {
+pub fn entry_json(entry: &BackupEntry, summary: Option<&DumpSummary>, url: &str) -> Value {
     let state = match entry.state {
         BackupState::Complete => "complete",
         BackupState::Incomplete => "unfinished",
@@ -183,6 +193,7 @@ pub fn entry_json(entry: &BackupEntry, summary: Option<&DumpSummary>) -> Value {
     json!({
         "id": entry.id.to_string(),
         "kind": "dump",
+        "repository": url,
         "state": state,
         "started_at": entry.id.started_at(),
         "pin": entry.pin.as_ref().map(|pin| json!({ "reason": pin.reason, "at": pin.at })),

@@ -16,6 +16,7 @@ mod prune;
 mod restore;
 mod restore_plan;
 mod run;
+mod several;
 mod show;
 mod summaries;
 mod verify;

@@ -11,7 +11,7 @@ use pgkeep_repository::prune::{self, Known, PruneInput, PruneReport};
 use pgkeep_repository::retention::{Decision, Plan, Policy};
 use serde_json::{Value, json};
 
-use super::summaries;
+use super::{several, summaries};
 use crate::args::PruneArgs;
 use crate::context::{Context, KeyUse, LEASE_DURATION, Settings};
 use crate::exit::{Failure, Outcome};
@@ -33,9 +33,16 @@ pub async fn run(context: &Context, args: PruneArgs) -> Result<Outcome, Failure>
             .output
             .note("no retention is configured, so every backup is kept: set keep.window, keep.daily, ...");
     }
-    if args.dry_run {
+    several::in_each(context, &settings, async |settings| {
+        in_one(context, settings, args.dry_run).await
+    })
+    .await
+}
+
+async fn in_one(context: &Context, settings: &Settings, dry_run: bool) -> Result<Outcome, Failure> {
+    if dry_run {
         let planning = async {
-            let repository = context.repository(&settings, KeyUse::IfConfigured).await?;
+            let repository = context.repository(settings, KeyUse::IfConfigured).await?;
             let input = input(&repository).await?;
             let policy = policy(&settings.cluster);
             Ok(prune::plan(&repository, &policy, &input, repository.now()).await?)
@@ -44,7 +51,7 @@ pub async fn run(context: &Context, args: PruneArgs) -> Result<Outcome, Failure>
         tell_plan(context, &plan, None);
         return Ok(Outcome::Done);
     }
-    let report = execute(context, &settings).await?;
+    let report = execute(context, settings).await?;
     tell_plan(context, &report.plan, Some(&report));
     Ok(tell_report(context, &report))
 }

@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 use super::new_container;
 use super::new_server::NewServer;
 use super::restore_plan::{ROLES_LEFT_OUT, tell_plan, tell_target_plan};
+use super::several::{self, Opened};
 use super::{export, latest};
 use crate::args::RestoreArgs;
 use crate::context::{self, Context, KeyUse, Settings};
@@ -187,7 +188,8 @@ async fn prepare(context: &Context, args: &RestoreArgs) -> Result<Work, Failure>
         jobs: args.jobs,
         ..Overrides::default()
     })?;
-    let repository = context.repository(&settings, KeyUse::Needed).await?;
+    let (Opened { settings, repository }, _) =
+        several::having(context, &settings, KeyUse::Needed, &args.backup).await?;
     let tables: Vec<String> = args.tables.iter().chain(&args.hypertable).cloned().collect();
     let wanted = Wanted {
         command: "restore",

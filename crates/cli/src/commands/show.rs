@@ -7,6 +7,7 @@ use pgkeep_dump::{Chosen, Wanted};
 use pgkeep_repository::backups::BackupEntry;
 use serde_json::{Value, json};
 
+use super::several::{self, Opened};
 use super::{latest, list};
 use crate::args::ShowArgs;
 use crate::context::{Context, KeyUse};
@@ -17,7 +18,8 @@ use crate::table::{Align, Table};
 /// `pgkeep show ID`
 pub async fn run(context: &Context, args: ShowArgs) -> Result<Outcome, Failure> {
     let settings = context.settings(Overrides::default())?;
-    let repository = context.repository(&settings, KeyUse::Needed).await?;
+    let (Opened { repository, .. }, _) =
+        several::having(context, &settings, KeyUse::Needed, &args.backup).await?;
     let wanted = Wanted {
         command: "show",
         ..Wanted::default()

@@ -6,11 +6,13 @@ use pgkeep_base::{ByteCount, Classified, RetryClass};
 use pgkeep_config::Overrides;
 use pgkeep_dump::verify::{Sample, VerifyDepth, VerifyOptions, VerifyReport, verify};
 use pgkeep_dump::{Progress, memory};
+use pgkeep_repository::Repository;
 use serde_json::{Value, json};
 
 use super::latest;
+use super::several::{self, Opened};
 use crate::args::VerifyArgs;
-use crate::context::{Context, KeyUse};
+use crate::context::{Context, KeyUse, Settings};
 use crate::exit::{Failure, Outcome};
 use crate::output::{ACCENT, count, counted, duration, styled};
 use crate::printable;
@@ -28,8 +30,28 @@ pub async fn run(context: &Context, args: VerifyArgs) -> Result<Outcome, Failure
     } else {
         KeyUse::Needed
     };
-    let repository = context.repository(&settings, keys).await?;
-    let ids = latest::one_or_all(context, &repository, &args.backup, "verify").await?;
+    if matches!(args.backup.as_str(), "all" | "latest") {
+        return several::in_each(context, &settings, async |settings| {
+            let repository = context.repository(settings, keys).await?;
+            in_one(context, settings, &repository, &args).await
+        })
+        .await;
+    }
+    let (first, others) = several::having(context, &settings, keys, &args.backup).await?;
+    let mut outcome = Outcome::Done;
+    for Opened { settings, repository } in [first].iter().chain(&others) {
+        outcome = outcome.and(in_one(context, settings, repository, &args).await?);
+    }
+    Ok(outcome)
+}
+
+async fn in_one(
+    context: &Context,
+    settings: &Settings,
+    repository: &Repository,
+    args: &VerifyArgs,
+) -> Result<Outcome, Failure> {
+    let ids = latest::one_or_all(context, repository, &args.backup, "verify").await?;
     let depth = if args.stored_only {
         VerifyDepth::Stored
     } else {
@@ -51,10 +73,10 @@ pub async fn run(context: &Context, args: VerifyArgs) -> Result<Outcome, Failure
     for id in &ids {
         let progress = Arc::new(Progress::default());
         let display = Display::start(context.shown, &progress);
-        let report = verify(&repository, id, &options, &progress).await;
+        let report = verify(repository, id, &options, &progress).await;
         drop(display);
         outcome = outcome.and(match report {
-            Ok(report) => tell(context, &report, sample),
+            Ok(report) => tell(context, &report, sample, repository.store().url()),
             // All that are there: this one isn't any more.
             Err(error) if ids.len() > 1 && error.is_removed() => {
                 context.output.note(error.to_string());
@@ -76,9 +98,9 @@ pub async fn run(context: &Context, args: VerifyArgs) -> Result<Outcome, Failure
     Ok(outcome)
 }
 
-fn tell(context: &Context, report: &VerifyReport, sample: Option<Sample>) -> Outcome {
+fn tell(context: &Context, report: &VerifyReport, sample: Option<Sample>, url: &str) -> Outcome {
     let output = &context.output;
-    output.json(&report_json(report, sample));
+    output.json(&report_json(report, sample, url));
     let id = styled(ACCENT, &report.id);
     if report.passed() {
         output.prose(format!("{id} is good: {}", what_was_read(report)));
@@ -142,9 +164,10 @@ fn what_was_read(report: &VerifyReport) -> String {
     }
 }
 
-fn report_json(report: &VerifyReport, sample: Option<Sample>) -> Value {
+fn report_json(report: &VerifyReport, sample: Option<Sample>, url: &str) -> Value {
     json!({
         "id": report.id.to_string(),
+        "repository": url,
         "passed": report.passed(),
         "depth": report.depth.name(),
         "objects": report.objects,

@@ -22,5 +22,6 @@ mod odd_names;
 mod pipes;
 mod scheduled;
 mod secrets;
+mod several;
 mod support;
 mod whole;

@@ -21,6 +21,7 @@ use pgkeep_dump::{DumpError, DumpOptions, DumpReport, Progress, read_manifest};
 use pgkeep_pg::programs::ProgramSearch;
 use pgkeep_pg::{Conninfo, Environment, Target};
 use pgkeep_repository::backups::BackupState;
+use pgkeep_repository::destinations::Destinations;
 use pgkeep_repository::encryption::Encryption;
 use pgkeep_repository::{Access, Repository, keys, layout};
 use pgkeep_store::fault::FaultPlan;
@@ -134,9 +135,17 @@ pub async fn dump(
     cluster: &Cluster,
     options: &DumpOptions,
 ) -> Result<DumpReport, DumpError> {
+    dump_into(Destinations::from(repository.clone()), cluster, options).await
+}
+
+pub async fn dump_into(
+    destinations: Destinations,
+    cluster: &Cluster,
+    options: &DumpOptions,
+) -> Result<DumpReport, DumpError> {
     let progress = Arc::new(Progress::default());
     pgkeep_dump::dump(
-        repository,
+        &Arc::new(destinations),
         &target(cluster, "postgres"),
         options,
         &progress,
@@ -207,12 +216,19 @@ pub fn begin_dump(
     cluster: &Cluster,
     options: &DumpOptions,
 ) -> tokio::task::JoinHandle<Result<DumpReport, DumpError>> {
-    let (repository, options) = (repository.clone(), options.clone());
+    let options = options.clone();
+    let destinations = Arc::new(Destinations::from(repository.clone()));
     let target = target(cluster, "postgres");
     let runtime = tokio::runtime::Handle::current();
     tokio::task::spawn_blocking(move || {
         let progress = Arc::new(Progress::default());
-        let dump = pgkeep_dump::dump(&repository, &target, &options, &progress, std::future::pending());
+        let dump = pgkeep_dump::dump(
+            &destinations,
+            &target,
+            &options,
+            &progress,
+            std::future::pending(),
+        );
         runtime.block_on(dump)
     })
 }

@@ -12,6 +12,7 @@
 mod common;
 mod processes;
 mod server;
+mod several;
 mod store;
 
 use std::path::{Path, PathBuf};

@@ -9,6 +9,7 @@ use pgkeep_dump::restore::RestoreOptions;
 use pgkeep_dump::{DumpError, DumpOptions};
 use pgkeep_pg::programs::ProgramSearch;
 use pgkeep_pg::{Conninfo, Environment, PgError, Silence};
+use pgkeep_repository::destinations::Destinations;
 use pgkeep_store::StoreOptions;
 use pgkeep_testkit::{Cluster, Session, StopMode, poll_until, require};
 
@@ -60,7 +61,8 @@ async fn a_dump_is_interrupted_while_it_connects() {
     let mut taken = None;
     let connected = async { taken = listener.accept().await.ok() };
     let progress = Arc::default();
-    let dump = pgkeep_dump::dump(&repository, &target, &options, &progress, connected);
+    let destinations = Arc::new(Destinations::from(repository));
+    let dump = pgkeep_dump::dump(&destinations, &target, &options, &progress, connected);
     let ended = tokio::time::timeout(Duration::from_secs(5), dump).await;
     assert!(matches!(ended, Ok(Err(DumpError::Interrupted))), "{ended:?}");
 }
@@ -136,7 +138,15 @@ async fn a_dump_of_a_server_that_is_stopped_comes_to_an_end() {
     };
     let dumping = tokio::spawn(async move {
         let progress = Arc::default();
-        pgkeep_dump::dump(&sound, &target, &options, &progress, std::future::pending()).await
+        let destinations = Arc::new(Destinations::from(sound));
+        pgkeep_dump::dump(
+            &destinations,
+            &target,
+            &options,
+            &progress,
+            std::future::pending(),
+        )
+        .await
     });
     wait_for_waiter(&source, DATABASE, "large", "AccessShareLock");
     let file = std::fs::read_to_string(source.data_dir().join("postmaster.pid")).unwrap();

@@ -69,7 +69,7 @@ async fn an_outage_in_the_middle_is_waited_out() {
     .await;
 }
 
-fn impatient(faults: FaultPlan) -> StoreOptions {
+pub fn impatient(faults: FaultPlan) -> StoreOptions {
     StoreOptions {
         retry: RetryOptions {
             attempts_max: 3,

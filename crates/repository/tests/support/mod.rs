@@ -7,6 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use jiff::Timestamp;
 use pgkeep_base::{BackupId, BackupKind, ManualClock};
+use pgkeep_repository::destinations::Destinations;
 use pgkeep_repository::encryption::Encryption;
 use pgkeep_repository::integrity::format_checksums;
 use pgkeep_repository::object::SealedObject;
@@ -83,11 +84,12 @@ pub async fn unfinished(repository: &Repository, objects: usize) -> BackupId {
 async fn uncommitted(repository: &Repository, objects: usize) -> (BackupId, SealedObject) {
     let id = BackupId::new(BackupKind::Dump, repository.now()).unwrap();
     let prefix = layout::backup_prefix(CLUSTER, &id);
+    let destinations = Destinations::from(repository.clone());
     let mut stored = Vec::new();
     for number in 0..objects {
         let contents = Bytes::from(format!("rows of object {number} of {id}\n"));
         stored.push(
-            repository
+            destinations
                 .put_contents(&prefix, &format!("d1/{number:06}.sql.zst"), contents)
                 .await
                 .unwrap(),
@@ -99,7 +101,7 @@ async fn uncommitted(repository: &Repository, objects: usize) -> (BackupId, Seal
         .unwrap();
     stored.push(manifest.as_object(layout::MANIFEST));
     let checksums = format_checksums(stored.iter());
-    repository
+    destinations
         .put_plain(&prefix, layout::CHECKSUMS, checksums)
         .await
         .unwrap();

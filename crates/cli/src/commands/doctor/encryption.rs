@@ -102,9 +102,15 @@ fn fits(identities: &[Identity], recipients: &[Recipient], path: Option<&Path>, 
 
 /// A key that lies with what it locks is lost with it, and protects nothing.
 fn beside_the_backups(settings: &Settings, path: &Path, findings: &mut Findings) {
-    let Ok(Ok(StoreUrl::File { path: repository })) = settings.repository_url().map(StoreUrl::parse) else {
-        return;
-    };
+    let urls = settings.cluster.repository.iter();
+    for url in urls.map(|url| StoreUrl::parse(url)) {
+        if let Ok(StoreUrl::File { path: repository }) = url {
+            beside_the_backups_in(&repository, path, findings);
+        }
+    }
+}
+
+fn beside_the_backups_in(repository: &Path, path: &Path, findings: &mut Findings) {
     let (Ok(key), Ok(repository)) = (path.canonicalize(), repository.canonicalize()) else {
         return;
     };

@@ -28,6 +28,24 @@ const FIRST_CONTACT_MAX: Duration = Duration::from_secs(10);
 const FREE_SHARE_MIN: u64 = 20;
 
 pub(super) async fn check(settings: &Settings, findings: &mut Findings) {
+    match settings.in_each_repository() {
+        Ok(each) => {
+            for settings in &each {
+                let before = findings.all.len();
+                check_one(settings, findings).await;
+                if each.len() > 1 {
+                    let url = settings.cluster.repository.join(", ");
+                    for finding in findings.all.iter_mut().skip(before) {
+                        finding.what = format!("{url}: {}", finding.what);
+                    }
+                }
+            }
+        }
+        Err(failure) => findings.failure(AREA, &failure),
+    }
+}
+
+async fn check_one(settings: &Settings, findings: &mut Findings) {
     let store = match settings.repository_url() {
         Ok(url) => open(settings, url).await,
         Err(failure) => Err(failure),

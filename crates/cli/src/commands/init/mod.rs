@@ -120,8 +120,8 @@ async fn plan(context: &Context, args: &InitArgs) -> Result<Plan, Failure> {
         [only] => only.clone(),
         _ => {
             return Err(Failure::usage(
-                "several repositories were given, and this version works with one",
-                "name one with --repository URL",
+                "several repositories were given, and this sets up one",
+                "name one with --repository URL; add the others to repository = [...] in pgkeep.toml afterwards",
             ));
         }
     };
@@ -204,7 +204,7 @@ async fn first_dump(
         }
         failure
     };
-    let (report, _) = dump::into_repository(context, settings, &DumpArgs::scheduled())
+    let report = dump::into_repository(context, settings, &DumpArgs::scheduled())
         .await
         .map_err(interrupted)?;
     context

@@ -164,9 +164,29 @@ impl Job<'_> {
     /// When the newest dump was begun that counts: it is complete and whole, as far as the key tells, and not from the
     /// future.
     async fn newest(&self) -> Result<Option<Timestamp>, Failure> {
-        let store = self.settings.store(self.settings.repository_url()?).await?;
-        let access = self.settings.access(KeyUse::IfConfigured)?;
-        let repository = match Repository::open(store, &self.settings.name, access).await {
+        let mut newest = None;
+        let mut failure = None;
+        let mut answered = false;
+        for settings in self.settings.in_each_repository()? {
+            match self.newest_in(&settings).await {
+                Ok(found) => {
+                    answered = true;
+                    newest = newest.max(found);
+                }
+                Err(error) => failure = Some(error),
+            }
+        }
+        // What one of them has needn't be made again for another's sake: its failure was told when it was left out.
+        match failure {
+            Some(failure) if !answered => Err(failure),
+            _ => Ok(newest),
+        }
+    }
+
+    async fn newest_in(&self, settings: &Settings) -> Result<Option<Timestamp>, Failure> {
+        let store = settings.store(settings.repository_url()?).await?;
+        let access = settings.access(KeyUse::IfConfigured)?;
+        let repository = match Repository::open(store, &settings.name, access).await {
             Ok(repository) => repository,
             Err(RepositoryError::NotARepository { .. }) => return Ok(None),
             Err(error) => return Err(error.into()),
@@ -246,7 +266,7 @@ impl Job<'_> {
         let args = DumpArgs::scheduled();
         let cancellation = &self.context.cancellation;
         let report = match dump::into_repository(self.context, self.settings, &args).await {
-            Ok((report, _)) => report,
+            Ok(report) => report,
             Err(failure) if cancellation.is_cancelled() => {
                 self.events.interrupted(&format!(
                     "the dump ({}); what it stored is removed, now or by the next run",
@@ -258,28 +278,34 @@ impl Job<'_> {
         };
         self.events.done(&report);
         let mut outcome = Outcome::Done;
-        for line in &report.attention {
-            self.events.attention(line);
+        for line in dump::attention(&report) {
+            self.events.attention(&line);
             outcome = Outcome::Attention;
         }
         if cancellation.is_cancelled() || !prune::is_configured(self.settings) || !self.prunes {
             return Ran::Done(outcome);
         }
         self.service.status(&self.settings.name, "pruning".to_owned());
-        let failures = match prune::execute(self.context, self.settings).await {
-            Ok(report) => self.events.pruned(&report),
-            Err(_) if cancellation.is_cancelled() => {
-                self.events
-                    .interrupted("the prune; the dump before it is complete");
-                return Ran::Interrupted;
-            }
-            Err(failure) => {
-                self.events.prune_failed(&failure);
-                true
-            }
+        let each = match self.settings.in_each_repository() {
+            Ok(each) => each,
+            Err(failure) => return Ran::Failed(failure),
         };
-        if failures {
-            outcome = outcome.and(Outcome::Attention);
+        for settings in each {
+            let failures = match prune::execute(self.context, &settings).await {
+                Ok(report) => self.events.pruned(&report),
+                Err(_) if cancellation.is_cancelled() => {
+                    self.events
+                        .interrupted("the prune; the dump before it is complete");
+                    return Ran::Interrupted;
+                }
+                Err(failure) => {
+                    self.events.prune_failed(&failure);
+                    true
+                }
+            };
+            if failures {
+                outcome = outcome.and(Outcome::Attention);
+            }
         }
         Ran::Done(outcome)
     }

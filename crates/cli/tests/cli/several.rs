@@ -1,0 +1,188 @@
+//! Several repositories: each dump goes into all of them, and each command knows which to ask.
+
+use std::fs;
+use std::path::Path;
+
+use crate::support::{Place, server};
+
+/// The folders of the dumps in a repository that have a manifest.
+fn dumps(place: &Place, repository: &str) -> Vec<String> {
+    let folder = place.path(repository).join("main/dump");
+    let mut ids: Vec<String> = fs::read_dir(folder)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter(|entry| {
+            fs::read(entry.path().join("manifest")).is_ok_and(|bytes| bytes.first() != Some(&b'{'))
+        })
+        .map(|entry| entry.file_name().into_string().unwrap())
+        .collect();
+    ids.sort();
+    ids
+}
+
+fn url(place: &Place, repository: &str) -> String {
+    format!("file://{}", place.path(repository).display())
+}
+
+/// `repository = [...]` in the place of the one.
+fn with_two(place: &Place, second: &str) {
+    let path = place.path("pgkeep.toml");
+    let text = fs::read_to_string(&path).unwrap();
+    let lines = text.lines().map(|line| match line.starts_with("repository") {
+        true => format!("repository = [\"{}\", {second}]", url(place, "repository")),
+        false => line.to_owned(),
+    });
+    fs::write(path, lines.collect::<Vec<_>>().join("\n")).unwrap();
+}
+
+/// A repository that can't be reached: there is a file in its place.
+fn away(place: &Place, repository: &str) {
+    fs::rename(place.path(repository), place.path("elsewhere")).unwrap();
+    fs::write(place.path(repository), "").unwrap();
+}
+
+fn back(place: &Place, repository: &str) {
+    fs::remove_file(place.path(repository)).unwrap();
+    fs::rename(place.path("elsewhere"), place.path(repository)).unwrap();
+}
+
+#[test]
+fn a_dump_goes_into_both_and_one_that_is_away_gets_it_later() {
+    let cluster = server();
+    let place = Place::with(&cluster, None);
+    let second = url(&place, "second");
+    with_two(&place, &format!("\"{second}\""));
+    let first = place.dump();
+    assert_eq!(dumps(&place, "repository"), [first.clone()]);
+    assert_eq!(dumps(&place, "second"), [first.clone()]);
+
+    away(&place, "second");
+    let done = place.run(&["dump", "--json"]).expect(3);
+    let report = done.json();
+    let newer = report["id"].as_str().unwrap().to_owned();
+    assert_eq!(report["repositories"].as_array().unwrap().len(), 1);
+    assert_eq!(report["left_out"][0]["repository"], second);
+    let mend = format!("pgkeep copy {newer} --to {second}");
+    assert!(done.stderr.contains(&mend), "{}", done.stderr);
+    // What is there is shown, what can't be asked is told.
+    let listed = place.run(&["list"]).expect(1);
+    assert!(
+        listed.stdout.contains(&newer) && listed.stderr.contains("second"),
+        "{listed:?}"
+    );
+    let restoring = place.run(&["restore", "--dry-run", "--json"]).expect(0);
+    assert_eq!(restoring.json()["id"], newer.as_str());
+
+    back(&place, "second");
+    place.run(&["copy", &newer, "--to", &second]).expect(0);
+    assert_eq!(dumps(&place, "second"), [first.clone(), newer.clone()]);
+    let again = place.run(&["copy", "all", "--to", &second]).expect(0);
+    assert!(again.stdout.contains("is there already"), "{}", again.stdout);
+    let listed = place.run(&["list", "--json"]).expect(0).json_lines();
+    assert_eq!(listed.len(), 4);
+    assert_eq!(listed[3]["repository"], second);
+    let verified = place.run(&["verify", "all", "--json"]).expect(0).json_lines();
+    assert_eq!(verified.len(), 4);
+    // Both are on the server's own disk.
+    let doctor = place.run(&["doctor"]).expect(3).stdout;
+    for repository in ["repository", "second"] {
+        let finding = format!("{}: the repository is on the same disk", url(&place, repository));
+        assert!(doctor.contains(&finding), "{doctor}");
+    }
+
+    // The first one is away: the second has the same.
+    away(&place, "repository");
+    let newest = place.run(&["dump", "--json"]).expect(3).json();
+    let newest = newest["id"].as_str().unwrap().to_owned();
+    back(&place, "repository");
+    let plan = place.run(&["restore", "--dry-run", "--json"]).expect(0);
+    assert_eq!(plan.json()["id"], newest.as_str());
+    assert!(plan.stderr.contains(&second), "{}", plan.stderr);
+    place.run(&["pin", &first]).expect(0);
+    for entry in place.run(&["list", "--json"]).expect(0).json_lines() {
+        assert_eq!(!entry["pin"].is_null(), entry["id"] == first.as_str(), "{entry}");
+    }
+    place.run(&["show", &newest]).expect(0);
+    let none = place.run(&["show", "d2020"]).expect(2);
+    assert!(none.stderr.contains("no backup 'd2020'"), "{}", none.stderr);
+}
+
+#[test]
+fn each_repository_keeps_what_it_is_told_to() {
+    let cluster = server();
+    let place = Place::with(&cluster, None);
+    let second = url(&place, "second");
+    with_two(
+        &place,
+        &format!("{{ url = \"{second}\", keep = {{ window = \"30d\" }} }}"),
+    );
+    let path = place.path("pgkeep.toml");
+    let text = fs::read_to_string(&path).unwrap();
+    fs::write(&path, text + "\nkeep = { daily = 1 }\n").unwrap();
+    let ids = [place.dump(), place.dump()];
+    let dry = place.run(&["prune", "--dry-run", "--json"]).expect(0);
+    assert_eq!(dry.json_lines().len(), 4);
+    place.run(&["prune"]).expect(0);
+    assert_eq!(dumps(&place, "repository"), ids[1..]);
+    assert_eq!(dumps(&place, "second"), ids);
+    // A flag is stronger than both.
+    place.run(&["prune", "--keep-window", "0d"]).expect(0);
+    assert_eq!(dumps(&place, "second"), ids[1..]);
+}
+
+#[test]
+fn the_scheduler_dumps_into_both_and_prunes_each() {
+    let cluster = server();
+    let place = Place::with(&cluster, None);
+    let second = url(&place, "second");
+    with_two(
+        &place,
+        &format!("{{ url = \"{second}\", keep = {{ window = \"30d\" }} }}"),
+    );
+    let path = place.path("pgkeep.toml");
+    let text = fs::read_to_string(&path).unwrap();
+    fs::write(
+        &path,
+        text + "\nkeep = { daily = 1 }\ndump = { schedule = \"* * * * * *\" }\n",
+    )
+    .unwrap();
+    let first = place.dump();
+    let told = place.run(&["run", "--once"]).expect(0);
+    let both = dumps(&place, "second");
+    assert_eq!(both.len(), 2, "{told:?}");
+    assert_eq!(both[0], first);
+    assert_eq!(dumps(&place, "repository"), both[1..]);
+
+    away(&place, "second");
+    let told = place.run(&["run", "--once"]).expect(3);
+    assert!(told.stderr.contains("pgkeep copy"), "{told:?}");
+    assert!(Path::new(&place.path("repository")).is_dir());
+}
+
+#[test]
+fn what_is_wrong_with_a_repository_of_its_own_is_named() {
+    let place = Place::new();
+    let refused = |repository: &str, expected: &str| {
+        let text = format!("[cluster.main]\nrepository = {repository}\n");
+        fs::write(place.path("pgkeep.toml"), text).unwrap();
+        let done = place.run(&["list"]).expect(2);
+        assert!(done.stderr.contains(expected), "{repository}: {}", done.stderr);
+    };
+    refused("[{ keep = { window = \"1d\" } }]", "without its url");
+    refused(
+        "[{ url = \"file:///a\", kep = 1 }]",
+        "'kep', which is no setting; did you mean 'keep'",
+    );
+    refused(
+        "[{ url = \"file:///a\", dump = { jobs = 3 } }]",
+        "'dump.jobs', which can't be set for one repository alone",
+    );
+    refused(
+        "[{ url = \"file:///a\", keep = { daily = \"x\" } }]",
+        "'keep.daily' must be a whole number",
+    );
+    refused("[{ url = \"a\" }]", "must be a URL");
+    refused("[\"file:///a\", { url = \"file:///a/\" }]", "twice");
+    refused("[\"file:///a\", 3]", "must be a string");
+}

@@ -1,0 +1,105 @@
+//! The end of a dump: its manifest, in each of its repositories.
+
+use pgkeep_repository::backups::GivenUp;
+use pgkeep_repository::destinations::{GiveUp, LeftOut};
+use pgkeep_repository::references::References;
+use pgkeep_repository::{Repository, RepositoryError};
+
+use crate::error::DumpError;
+use crate::manifest::DumpManifest;
+use crate::run::{DUMP_FAILED, Ready, Run, not_in_the_dump};
+use crate::{presence, reuse};
+
+/// A dump that exists.
+pub(crate) struct Committed {
+    pub manifest: DumpManifest,
+    /// What needs attention, in plain words.
+    pub attention: Vec<String>,
+    /// The URLs of the repositories that have it.
+    pub stored_in: Vec<String>,
+    pub left_out: Vec<LeftOut<DumpError>>,
+}
+
+impl Run<'_> {
+    /// The manifest: from now on the dump exists, in the repositories that haven't failed and in which it can be put.
+    ///
+    /// # Errors
+    /// The first repository's, if it is in none.
+    pub async fn commit(&self, ready: Ready) -> Result<Committed, DumpError> {
+        let mut stored_in = Vec::new();
+        let mut failed = Vec::new();
+        for (place, repository) in self.destinations.alive() {
+            let url = repository.store().url().to_owned();
+            match self.commit_in(place, repository, &ready).await {
+                Ok(()) => stored_in.push(url),
+                Err(error) => failed.push(LeftOut { url, error }),
+            }
+        }
+        // What was left out on the way there.
+        let destinations = self.destinations;
+        destinations.give_up(&self.id, DUMP_FAILED, GiveUp::LeftOut).await;
+        let before = destinations.take_left_out().into_iter();
+        let before = before.map(|LeftOut { url, error }| LeftOut {
+            url,
+            error: error.into(),
+        });
+        if stored_in.is_empty() && !failed.is_empty() {
+            return Err(failed.swap_remove(0).error);
+        }
+        let omissions = ready.manifest.omissions.iter();
+        let omissions = omissions.map(|omission| not_in_the_dump(omission));
+        Ok(Committed {
+            attention: omissions.chain(ready.attention).collect(),
+            left_out: before.chain(failed).collect(),
+            manifest: ready.manifest,
+            stored_in,
+        })
+    }
+
+    /// An answer that was lost for good is looked into: a dump that is there must not be reported as failed. Where the store
+    /// is sure that it failed, as when a disk can't make it durable, it must not be there.
+    async fn commit_in(&self, place: usize, repository: &Repository, ready: &Ready) -> Result<(), DumpError> {
+        let committed = match self.destinations.check_lease(place) {
+            Ok(()) => repository.commit(&self.id, ready.sealed.clone()).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = committed {
+            let given_up = repository.sweep_own(&self.id, DUMP_FAILED).await;
+            let is_there = matches!(given_up, Ok(GivenUp::Committed));
+            match &error {
+                RepositoryError::Store(lost) if is_there && lost.may_have_happened() => {}
+                RepositoryError::Store(_) if is_there => {
+                    self.take_back(repository).await;
+                    return Err(error.into());
+                }
+                _ => return Err(error.into()),
+            }
+        }
+        self.look_again(repository, &ready.manifest).await?;
+        if let Some(reuse) = &self.options.reuse {
+            reuse::remember(repository, reuse, &ready.manifest);
+        }
+        Ok(())
+    }
+
+    /// Whether the objects of earlier dumps are there, now that nobody removes them any more. A prune on a host that took the
+    /// lease for expired may have been faster than the manifest, which then goes again.
+    async fn look_again(&self, repository: &Repository, manifest: &DumpManifest) -> Result<(), DumpError> {
+        if manifest.totals.reused_objects == 0 {
+            return Ok(());
+        }
+        let looked = presence::require_all(repository, &self.id, manifest).await;
+        if let Err(DumpError::ObjectsMissing { .. }) = looked {
+            self.take_back(repository).await;
+        }
+        looked
+    }
+
+    async fn take_back(&self, repository: &Repository) {
+        // Nobody has begun to refer to it.
+        let mut references = References::default();
+        if let Err(error) = repository.remove(&self.id, &mut references).await {
+            tracing::warn!(%error, "dump {} failed, and something of it stays: pgkeep verify {}", self.id, self.id);
+        }
+    }
+}
