@@ -185,7 +185,7 @@ pub struct DumpArgs {
     /// zstd level, 1 to 19 [default: 3].
     #[arg(long, value_name = "LEVEL")]
     pub compression_level: Option<i32>,
-    /// Average bandwidth of all uploads together, such as 20MB/s.
+    /// Average bandwidth of all uploads to a repository together, such as 20MB/s.
     #[arg(long, visible_alias = "limit-upload", value_name = "RATE", value_parser = parse_rate)]
     pub upload_limit: Option<String>,
     /// How long to wait for the tables' locks.

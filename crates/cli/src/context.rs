@@ -11,7 +11,7 @@ use pgkeep_pg::{Conninfo, Environment, Target};
 use pgkeep_repository::encryption::{COMPRESSION_LEVEL_DEFAULT, Encryption};
 use pgkeep_repository::keys::{self, Identity};
 use pgkeep_repository::lease::LEASE_DURATION_DEFAULT;
-use pgkeep_repository::{Access, Repository};
+use pgkeep_repository::{Access, Repository, RepositoryError};
 use pgkeep_store::{AzureOptions, GcsOptions, S3Addressing, S3Options, Store, StoreOptions};
 
 use crate::args::GlobalArgs;
@@ -31,6 +31,9 @@ const CONNECTION: &str = "connection";
 
 /// A configuration file that says nothing.
 const NO_FILE: &str = "/dev/null";
+
+/// How long a store that never answered is asked again, where not everything depends on it.
+const FIRST_CONTACT_MAX: Duration = Duration::from_secs(10);
 
 /// Variables that are read, and aren't settings.
 const OTHER_VARIABLES: [&str; 0] = [];
@@ -187,6 +190,22 @@ impl Context {
         }
     }
 
+    /// Whether a repository is there already.
+    pub async fn is_repository(&self, settings: &Settings) -> Result<bool, Failure> {
+        let store = settings.store(settings.repository_url()?).await?;
+        match Repository::open(store, &settings.name, settings.access(KeyUse::None)?).await {
+            Ok(_) => Ok(true),
+            Err(RepositoryError::NotARepository { .. }) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Opens the repository that is read from, which needn't be waited for as long as usual.
+    pub async fn repository_soon(&self, settings: &Settings, keys: KeyUse) -> Result<Repository, Failure> {
+        let store = settings.store_soon(settings.repository_url()?).await?;
+        Ok(Repository::open(store, &settings.name, settings.access(keys)?).await?)
+    }
+
     /// Opens the repository that is read from.
     pub async fn repository(&self, settings: &Settings, keys: KeyUse) -> Result<Repository, Failure> {
         let store = settings.store(settings.repository_url()?).await?;
@@ -256,6 +275,13 @@ impl Settings {
     /// Opens the store at a URL.
     pub async fn store(&self, url: &str) -> Result<Store, Failure> {
         Ok(Store::open(url, &self.store_options()).await?)
+    }
+
+    /// The same for whom a store that doesn't answer is an answer, too.
+    pub async fn store_soon(&self, url: &str) -> Result<Store, Failure> {
+        let mut options = self.store_options();
+        options.retry.first_contact_elapsed_max = FIRST_CONTACT_MAX;
+        Ok(Store::open(url, &options).await?)
     }
 
     /// How stores are reached.

@@ -33,8 +33,9 @@ const SEVERAL_REPOSITORIES: &str = "
 
 `repository = [\"file:///srv/backups\", \"s3://gamepulse-backups/pgkeep\"]`: each dump is read once and written into all of
 them. One that fails or can't be reached is left out of that dump, which says so and ends with 3; `pgkeep copy ID --to URL`
-brings the dump there later. Only when it gets into none of them does it fail. The slowest sets the pace: a request that a
-store doesn't answer is given up after five minutes, and the store with it.
+brings the dump there later, and `pgkeep run` says what a repository lacks. Only when it gets into none of them does a dump fail;
+where one of them belongs to another database, it is refused. The slowest sets the pace: a request that a store doesn't answer is given
+up after five minutes, and the store with it.
 
 A repository may be a table with settings of its own for `s3`, `gcs`, `azure`, `keep` and
 `limits.upload_bytes_per_second`, which stand over those of the cluster, variables included; flags stand over both:
@@ -48,8 +49,12 @@ repository = [
 keep = { window = \"7d\" }
 ```
 
-`list`, `verify all`, `prune`, `doctor` go through all of them. `restore`, `show`, `export` and `verify ID` take the first one
-that has the dump; for `latest`, the newest of all. `--repository URL` chooses one.
+A setting can't be unset for one repository: credentials of one that isn't like the others go into each table.
+
+`list`, `verify all`, `prune`, `doctor` go through all of them, and `run` prunes those that got the dump. `restore`, `show` and
+`export` read from the first one in which the dump can be read; for `latest`, the newest of all. `pin`, `unpin` and `verify ID` are
+about every one that has it. One that can't be asked is told, and the command ends with 3 (a pin that isn't everywhere, with 1).
+`--repository URL` chooses one.
 ";
 
 /// The text of `docs/configuration.md`.

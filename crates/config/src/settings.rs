@@ -97,7 +97,7 @@ pub const SETTINGS: &[Setting] = &[
         |cluster, input| cluster.connection = Some(input.secret()?)),
     setting!(
         "repository",
-        "URL or list of URLs",
+        "URL, or list of URLs or tables",
         "none",
         "Where backups go: `s3://bucket/prefix`, `gs://`, `az://` or `file:///directory`; several are written from one read ([how](#several-repositories)).",
         |cluster, input| cluster.set_repositories(input.repositories()?)
@@ -306,7 +306,7 @@ pub const SETTINGS: &[Setting] = &[
         "limits.upload_bytes_per_second",
         "rate, such as `20MB/s`",
         "none",
-        "Average bandwidth of all uploads together.",
+        "Average bandwidth of all uploads to a repository together.",
         |cluster, input| cluster.limits.upload_bytes_per_second = Some(input.bytes_per_second()?)
     ),
     setting!(

@@ -1,7 +1,8 @@
 //! The end of a dump: its manifest, in each of its repositories.
 
+use futures::future::join_all;
 use pgkeep_repository::backups::GivenUp;
-use pgkeep_repository::destinations::{GiveUp, LeftOut};
+use pgkeep_repository::destinations::LeftOut;
 use pgkeep_repository::references::References;
 use pgkeep_repository::{Repository, RepositoryError};
 
@@ -26,26 +27,32 @@ impl Run<'_> {
     /// # Errors
     /// The first repository's, if it is in none.
     pub async fn commit(&self, ready: Ready) -> Result<Committed, DumpError> {
+        let destinations = self.destinations;
+        let commits = destinations.remaining().into_iter().map(|(place, repository)| {
+            let committing = self.commit_in(place, repository, &ready);
+            async move { (place, committing.await) }
+        });
+        let (committed, ()) = tokio::join!(
+            join_all(commits),
+            destinations.give_up_where_left_out(&self.id, DUMP_FAILED)
+        );
         let mut stored_in = Vec::new();
         let mut failed = Vec::new();
-        for (place, repository) in self.destinations.alive() {
-            let url = repository.store().url().to_owned();
-            match self.commit_in(place, repository, &ready).await {
+        for (place, committed) in committed {
+            let url = destinations.url(place).to_owned();
+            match committed {
                 Ok(()) => stored_in.push(url),
                 Err(error) => failed.push(LeftOut { url, error }),
             }
         }
-        // What was left out on the way there.
-        let destinations = self.destinations;
-        destinations.give_up(&self.id, DUMP_FAILED, GiveUp::LeftOut).await;
+        if stored_in.is_empty() && !failed.is_empty() {
+            return Err(failed.swap_remove(0).error);
+        }
         let before = destinations.take_left_out().into_iter();
         let before = before.map(|LeftOut { url, error }| LeftOut {
             url,
             error: error.into(),
         });
-        if stored_in.is_empty() && !failed.is_empty() {
-            return Err(failed.swap_remove(0).error);
-        }
         let omissions = ready.manifest.omissions.iter();
         let omissions = omissions.map(|omission| not_in_the_dump(omission));
         Ok(Committed {
@@ -65,10 +72,12 @@ impl Run<'_> {
         };
         if let Err(error) = committed {
             let given_up = repository.sweep_own(&self.id, DUMP_FAILED).await;
-            let is_there = matches!(given_up, Ok(GivenUp::Committed));
-            match &error {
-                RepositoryError::Store(lost) if is_there && lost.may_have_happened() => {}
-                RepositoryError::Store(_) if is_there => {
+            match (&error, given_up) {
+                (RepositoryError::Store(lost), Ok(GivenUp::Committed)) if lost.may_have_happened() => {}
+                (RepositoryError::Store(lost), Err(_)) if lost.may_have_happened() => {
+                    return Err(self.unconfirmed(error.into()));
+                }
+                (RepositoryError::Store(_), Ok(GivenUp::Committed)) => {
                     self.take_back(repository).await;
                     return Err(error.into());
                 }
@@ -88,11 +97,21 @@ impl Run<'_> {
         if manifest.totals.reused_objects == 0 {
             return Ok(());
         }
-        let looked = presence::require_all(repository, &self.id, manifest).await;
-        if let Err(DumpError::ObjectsMissing { .. }) = looked {
-            self.take_back(repository).await;
+        match presence::require_all(repository, &self.id, manifest).await {
+            Ok(()) => Ok(()),
+            Err(error @ DumpError::ObjectsMissing { .. }) => {
+                self.take_back(repository).await;
+                Err(error)
+            }
+            Err(error) => Err(self.unconfirmed(error)),
         }
-        looked
+    }
+
+    fn unconfirmed(&self, source: DumpError) -> DumpError {
+        DumpError::Unconfirmed {
+            id: self.id.to_string(),
+            source: Box::new(source),
+        }
     }
 
     async fn take_back(&self, repository: &Repository) {

@@ -176,6 +176,14 @@ pub enum DumpError {
         /// How many others there are.
         others: u64,
     },
+    /// The store's last answer was lost or says nothing: the dump may be there or not.
+    #[error("whether dump {id} is there and whole isn't known: {source}")]
+    Unconfirmed {
+        /// The dump.
+        id: String,
+        /// What went wrong.
+        source: Box<DumpError>,
+    },
     /// A dump was not committed, because what says what it is would be larger than anybody reads.
     #[error(
         "the dump was not made: {what} would have {bytes} bytes, and no more than {bytes_max} can be read back"
@@ -310,6 +318,7 @@ impl Classified for DumpError {
                 'pgkeep dump --exclude-table PATTERN'; with fewer or shorter annotations and patterns, if those are it"
                 .to_owned(),
             Self::Object { .. } => "check the dump with 'pgkeep verify', and restore from another one".to_owned(),
+            Self::Unconfirmed { id, .. } => format!("'pgkeep verify {id}' tells, as soon as the store answers"),
             Self::ObjectsMissing { id, .. } => {
                 format!("'pgkeep verify {id}' says all that is wrong with it, 'pgkeep list' which others there are")
             }

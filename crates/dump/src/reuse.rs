@@ -100,7 +100,7 @@ impl Base {
         system_identifier: u64,
     ) -> Result<Option<Self>, DumpError> {
         let mut places = Vec::new();
-        for (place, repository) in destinations.alive() {
+        for (place, repository) in destinations.remaining() {
             match Place::look(repository, options, asked).await {
                 Ok(looked) => places.push((place, looked)),
                 Err(error) => destinations.leave_out(place, error)?,
@@ -111,7 +111,7 @@ impl Base {
         };
         let everywhere = |id: &&BackupId| places.iter().all(|(_, place)| place.there.contains(*id));
         for id in first.there.iter().rev().filter(everywhere).take(CANDIDATES_MAX) {
-            let Some(manifest) = manifest_in_any(&places, id).await? else {
+            let Some(manifest) = manifest_in_any(destinations, &places, id).await? else {
                 continue;
             };
             let fits = manifest.asked.as_ref() == Some(asked)
@@ -284,6 +284,7 @@ impl<'a> Place<'a> {
 
 /// A dump's manifest, from a cache or from the first repository in which it can be read; none where it can be read nowhere.
 async fn manifest_in_any(
+    destinations: &Destinations,
     places: &[(usize, Place<'_>)],
     id: &BackupId,
 ) -> Result<Option<DumpManifest>, DumpError> {
@@ -291,16 +292,16 @@ async fn manifest_in_any(
     if let Some(manifest) = cached.find(|manifest| manifest.id == id.to_string()) {
         return Ok(Some(manifest.clone()));
     }
-    let mut failed = None;
-    for (_, place) in places {
+    for (number, place) in places {
         match read_manifest(place.repository, id).await {
             Ok(manifest) => return Ok(Some(manifest)),
             // Nothing is taken over from a dump that can't be read; it is verify's business to say so.
             Err(error) if error.is_of_one_dump() || error.is_removed() => {}
-            Err(error) => failed = Some(error),
+            Err(DumpError::Repository(error)) => destinations.leave_out(*number, error)?,
+            Err(error) => return Err(error),
         }
     }
-    failed.map_or(Ok(None), Err)
+    Ok(None)
 }
 
 /// Whom new objects are for, in the order of the text; empty without encryption. Objects for others can't be

@@ -10,7 +10,7 @@ use pgkeep_base::{BackupId, BackupKind};
 use pgkeep_pg::programs::ProgramSearch;
 use pgkeep_pg::{Session, Target};
 use pgkeep_repository::backups::{GivenUp, Swept};
-use pgkeep_repository::destinations::{Destinations, GiveUp, LeftOut};
+use pgkeep_repository::destinations::{Destinations, LeftOut};
 use pgkeep_repository::object::{ObjectRef, SealedObject};
 use pgkeep_repository::{Access, RepositoryError, integrity, layout};
 use tokio::sync::mpsc;
@@ -231,6 +231,7 @@ async fn acquire(
         acquired = &mut acquired => return Ok(acquired?),
         () = cancelled => {}
     }
+    destinations.stop_acquiring();
     let _ = tokio::time::timeout(ACQUIRING_ENDS_MAX, acquired).await;
     Err(DumpError::Interrupted)
 }
@@ -268,7 +269,8 @@ async fn under_lease(
         base,
         alive,
     };
-    // From here to the manifest the user may interrupt; the commit itself is one request, and then either true or not.
+    // From here to the manifest the user may interrupt; the commit itself is a request for each
+    // repository, and then either true or not.
     let built = tokio::select! {
         built = run.all(prepared.chosen) => built,
         () = cancelled => Err(DumpError::Interrupted),
@@ -292,7 +294,7 @@ async fn under_lease(
                 tracing::debug!("a task goes on; what it still stores stays until the next run");
             }
             progress.set_phase("cleaning up");
-            let given_up = destinations.give_up(&id, DUMP_FAILED, GiveUp::All).await;
+            let given_up = destinations.give_up(&id, DUMP_FAILED).await;
             Err(cause(&id, error, &given_up))
         }
     }

@@ -1,7 +1,9 @@
 //! Several repositories that a backup is written to from one read. One that fails is left out from then on, and the others go
 //! on; only when none is left does the backup fail.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -21,8 +23,20 @@ const LEFT_OUT_ENDS_MAX: Duration = Duration::from_secs(10);
 
 /// One of the repositories.
 struct Destination {
+    /// As the user wrote it.
+    url: String,
     repository: Repository,
-    lease: Mutex<Option<Lease>>,
+    /// Whether its lease was ever held: without it nothing was written there.
+    was_held: AtomicBool,
+}
+
+/// What becomes of them, by their place.
+#[derive(Default)]
+struct State {
+    leases: BTreeMap<usize, Lease>,
+    failed: BTreeSet<usize>,
+    /// Those that failed and those that couldn't be opened, until they are told.
+    left_out: Vec<LeftOut<RepositoryError>>,
 }
 
 /// A repository that a backup is not in, and why.
@@ -39,15 +53,15 @@ pub struct Destinations {
     all: Vec<Destination>,
     /// Seals for all of them: with the same keys.
     sealing: Repository,
-    /// Repositories that couldn't be opened.
-    unopened: Mutex<Vec<LeftOut<RepositoryError>>>,
-    /// Those of `all` that failed, by their place, and why, until it is told.
-    failed: Mutex<Vec<(usize, Option<RepositoryError>)>>,
+    state: Mutex<State>,
+    /// No further lease is to be taken.
+    stopping: AtomicBool,
 }
 
 impl From<Repository> for Destinations {
     fn from(repository: Repository) -> Self {
-        Self::of(repository, Vec::new(), Vec::new())
+        let url = repository.store().url().to_owned();
+        Self::of((url, repository), Vec::new(), Vec::new())
     }
 }
 
@@ -55,15 +69,28 @@ impl Destinations {
     /// The repositories by their URL, as far as they could be opened.
     ///
     /// # Errors
-    /// The first one's, if none could be opened; and [`RepositoryError::Internal`] for no repository at all.
+    /// The first one's, if none could be opened; [`RepositoryError::OneRepositoryTwice`];
+    /// [`RepositoryError::Internal`] for no repository at all.
     pub fn new(opened: Vec<(String, Result<Repository, RepositoryError>)>) -> Result<Self, RepositoryError> {
-        let mut repositories = Vec::new();
+        let mut repositories: Vec<(String, Repository)> = Vec::new();
         let mut unopened = Vec::new();
         for (url, opened) in opened {
-            match opened {
-                Ok(repository) => repositories.push(repository),
-                Err(error) => unopened.push(LeftOut { url, error }),
+            let repository = match opened {
+                Ok(repository) => repository,
+                Err(error) => {
+                    unopened.push(LeftOut { url, error });
+                    continue;
+                }
+            };
+            let name = |repository: &Repository| repository.marker().repository.clone();
+            let same = |(_, other): &&(String, Repository)| name(other) == name(&repository);
+            if let Some((first, _)) = repositories.iter().find(same) {
+                return Err(RepositoryError::OneRepositoryTwice {
+                    first: first.clone(),
+                    second: url,
+                });
             }
+            repositories.push((url, repository));
         }
         let mut repositories = repositories.into_iter();
         match (repositories.next(), unopened.is_empty()) {
@@ -78,18 +105,30 @@ impl Destinations {
         }
     }
 
-    fn of(first: Repository, others: Vec<Repository>, unopened: Vec<LeftOut<RepositoryError>>) -> Self {
-        let sealing = first.clone();
-        let destination = |repository| Destination {
+    fn of(
+        first: (String, Repository),
+        others: Vec<(String, Repository)>,
+        unopened: Vec<LeftOut<RepositoryError>>,
+    ) -> Self {
+        let sealing = first.1.clone();
+        let destination = |(url, repository)| Destination {
+            url,
             repository,
-            lease: Mutex::new(None),
+            was_held: AtomicBool::new(false),
         };
         Self {
             all: [first].into_iter().chain(others).map(destination).collect(),
             sealing,
-            unopened: Mutex::new(unopened),
-            failed: Mutex::new(Vec::new()),
+            state: Mutex::new(State {
+                left_out: unopened,
+                ..State::default()
+            }),
+            stopping: AtomicBool::new(false),
         }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The cluster's name, the same in all of them.
@@ -113,94 +152,112 @@ impl Destinations {
     }
 
     /// Those that haven't failed, with their place.
-    pub fn alive(&self) -> Vec<(usize, &Repository)> {
-        let failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
-        self.all
-            .iter()
-            .enumerate()
-            .filter(|(place, _)| failed.iter().all(|(failed, _)| failed != place))
+    pub fn remaining(&self) -> Vec<(usize, &Repository)> {
+        let state = self.state();
+        let all = self.all.iter().enumerate();
+        all.filter(|(place, _)| !state.failed.contains(place))
             .map(|(place, destination)| (place, &destination.repository))
             .collect()
     }
 
-    /// Leaves one out from now on.
+    /// The URL of one, as it was given.
+    pub fn url(&self, place: usize) -> &str {
+        self.all.get(place).map_or("", |destination| &destination.url)
+    }
+
+    /// Leaves one out from now on. Its lease is given back: what mends it may need it.
     ///
     /// # Errors
     /// The error itself, if no other one is left.
     pub fn leave_out(&self, place: usize, error: RepositoryError) -> Result<(), RepositoryError> {
-        let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_out = |place: usize| failed.iter().any(|(failed, _)| *failed == place);
-        if (0..self.all.len()).all(|other| other == place || is_out(other)) {
+        let mut state = self.state();
+        if (0..self.all.len()).all(|other| other == place || state.failed.contains(&other)) {
             return Err(error);
         }
         // What fails there after it was left out is no news.
-        if !is_out(place) {
-            if let Some(destination) = self.all.get(place) {
-                tracing::warn!(
-                    "going on without {}: {error}",
-                    destination.repository.store().url()
-                );
+        if state.failed.insert(place) {
+            let url = self.url(place).to_owned();
+            tracing::warn!("going on without {url}: {error}");
+            state.left_out.push(LeftOut { url, error });
+            if let Some(lease) = state.leases.remove(&place) {
+                tokio::spawn(release(lease, false));
             }
-            failed.push((place, Some(error)));
         }
         Ok(())
     }
 
     /// Those that were left out so far and not told of before.
     pub fn take_left_out(&self) -> Vec<LeftOut<RepositoryError>> {
-        let mut left_out = std::mem::take(&mut *self.unopened.lock().unwrap_or_else(PoisonError::into_inner));
-        // Their places stay: what has failed is not alive.
-        let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
-        for (place, error) in failed.iter_mut() {
-            if let (Some(destination), Some(error)) = (self.all.get(*place), error.take()) {
-                let url = destination.repository.store().url().to_owned();
-                left_out.push(LeftOut { url, error });
-            }
-        }
-        left_out
+        std::mem::take(&mut self.state().left_out)
     }
 
     /// As [`Repository::claim_identity`], in each.
     ///
     /// # Errors
-    /// The last one's, when none is left.
+    /// [`RepositoryError::OtherIdentity`] of any: what belongs to another database is no matter of one repository. The last
+    /// one's other errors, when none is left.
     pub async fn claim_identity(
         &self,
         system_identifier: u64,
         accept_new: bool,
     ) -> Result<(), RepositoryError> {
-        let claims = self.alive().into_iter().map(|(place, repository)| async move {
-            let claimed = repository.claim_identity(system_identifier, accept_new).await;
-            (place, claimed)
-        });
+        let checks = self
+            .remaining()
+            .into_iter()
+            .map(|(place, repository)| async move {
+                let checked = repository.check_identity(system_identifier, accept_new).await;
+                (place, checked)
+            });
+        let mut checked = join_all(checks).await;
+        let is_other = |(_, checked): &(usize, Result<bool, RepositoryError>)| {
+            matches!(checked, Err(RepositoryError::OtherIdentity { .. }))
+        };
+        if let Some(other) = checked.iter().position(is_other) {
+            return checked.swap_remove(other).1.map(drop);
+        }
+        self.settle(checked)?;
+        let claims = self
+            .remaining()
+            .into_iter()
+            .map(|(place, repository)| async move {
+                let claimed = repository.claim_identity(system_identifier, accept_new).await;
+                (place, claimed)
+            });
         let claimed = join_all(claims).await;
         self.settle(claimed).map(drop)
     }
 
-    /// Takes the cluster's lease in each, one after another: of two processes that want the same repositories, one is
-    /// refused by the first of them and leaves the rest to the other.
+    /// Takes the cluster's lease in each, one after another, in an order that is the same for everybody: of two processes
+    /// that want the same repositories, one is refused by the first of them and leaves the rest to the other.
     ///
     /// # Errors
-    /// [`RepositoryError::LeaseHeld`] by the first that answers; the last one's, when none is left.
+    /// [`RepositoryError::LeaseHeld`] while none is held; the last one's, when none is left.
     pub async fn acquire_leases(&self, purpose: &str, duration: Duration) -> Result<(), RepositoryError> {
-        let mut holds_one = false;
-        for (place, repository) in self.alive() {
+        let mut remaining = self.remaining();
+        remaining.sort_by(|(_, a), (_, b)| a.marker().repository.cmp(&b.marker().repository));
+        for (place, repository) in remaining {
+            if self.stopping.load(Ordering::Relaxed) {
+                return Ok(());
+            }
             match Lease::acquire(repository, purpose, duration).await {
                 Ok(lease) => {
-                    holds_one = true;
-                    self.set_lease(place, Some(lease));
+                    if let Some(destination) = self.all.get(place) {
+                        destination.was_held.store(true, Ordering::Relaxed);
+                    }
+                    self.state().leases.insert(place, lease);
                 }
-                Err(error @ RepositoryError::LeaseHeld { .. }) if !holds_one => return Err(error),
+                Err(error @ RepositoryError::LeaseHeld { .. }) if self.state().leases.is_empty() => {
+                    return Err(error);
+                }
                 Err(error) => self.leave_out(place, error)?,
             }
         }
         Ok(())
     }
 
-    fn set_lease(&self, place: usize, lease: Option<Lease>) -> Option<Lease> {
-        let destination = self.all.get(place)?;
-        let mut held = destination.lease.lock().unwrap_or_else(PoisonError::into_inner);
-        std::mem::replace(&mut *held, lease)
+    /// No lease is taken any more, after the one that is being asked for.
+    pub fn stop_acquiring(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
     }
 
     /// Whether the lease of one is still held.
@@ -208,10 +265,10 @@ impl Destinations {
     /// # Errors
     /// [`RepositoryError::LeaseLost`].
     pub fn check_lease(&self, place: usize) -> Result<(), RepositoryError> {
-        let none = || RepositoryError::Internal("there is no lease".to_owned());
-        let destination = self.all.get(place).ok_or_else(none)?;
-        let lease = destination.lease.lock().unwrap_or_else(PoisonError::into_inner);
-        lease.as_ref().ok_or_else(none)?.check()
+        match self.state().leases.get(&place) {
+            Some(lease) => lease.check(),
+            None => Err(RepositoryError::Internal("there is no lease".to_owned())),
+        }
     }
 
     /// Whether each lease is still held.
@@ -219,37 +276,21 @@ impl Destinations {
     /// # Errors
     /// [`RepositoryError::LeaseLost`] when none is.
     pub fn check_leases(&self) -> Result<(), RepositoryError> {
-        let alive = self.alive().into_iter();
-        let checked = alive.map(|(place, _)| (place, self.check_lease(place)));
+        let remaining = self.remaining().into_iter();
+        let checked = remaining.map(|(place, _)| (place, self.check_lease(place)));
         self.settle(checked.collect()).map(drop)
     }
 
     /// Gives the leases back.
     pub async fn release_leases(&self) {
-        let alive: Vec<usize> = self.alive().into_iter().map(|(place, _)| place).collect();
-        let releases = (0..self.all.len()).filter_map(|place| {
-            let lease = self.set_lease(place, None)?;
-            let is_alive = alive.contains(&place);
-            Some(async move {
-                let releasing = lease.release();
-                let released = match is_alive {
-                    true => releasing.await,
-                    false => tokio::time::timeout(LEFT_OUT_ENDS_MAX, releasing)
-                        .await
-                        .unwrap_or(Ok(())),
-                };
-                if let Err(error) = released {
-                    tracing::warn!(%error, "the lease stays until it runs out");
-                }
-            })
-        });
-        join_all(releases).await;
+        let leases = std::mem::take(&mut self.state().leases);
+        join_all(leases.into_values().map(|lease| release(lease, true))).await;
     }
 
     /// Sweeps unfinished backups in each. A host without the right to delete leaves it to `pgkeep prune`.
     pub async fn sweep_quietly(&self, kind: BackupKind) -> Swept {
         let sweeps = self
-            .alive()
+            .remaining()
             .into_iter()
             .map(|(_, repository)| repository.sweep(kind));
         let mut all = Swept::default();
@@ -273,7 +314,7 @@ impl Destinations {
     /// The last one's, when none is left.
     pub async fn newest_id(&self, kind: BackupKind) -> Result<Option<BackupId>, RepositoryError> {
         let ids = self
-            .alive()
+            .remaining()
             .into_iter()
             .map(|(place, repository)| async move { (place, repository.ids(kind).await) });
         let ids = join_all(ids).await;
@@ -295,7 +336,7 @@ impl Destinations {
         object: SealedObject,
     ) -> Result<ObjectRef, RepositoryError> {
         let recorded = object.as_object(name);
-        let puts = self.alive().into_iter().map(|(place, repository)| {
+        let puts = self.remaining().into_iter().map(|(place, repository)| {
             let object = object.clone();
             async move { (place, repository.put_sealed(prefix, name, object).await) }
         });
@@ -339,42 +380,26 @@ impl Destinations {
         self.put_sealed(prefix, name, SealedObject::plain(contents)).await
     }
 
-    /// Sweeps what a failed backup stored, in those that were left out or in all. Best effort: what stays is an orphan, and
-    /// the next run sweeps it. Returns what became of it in each that answered.
-    pub async fn give_up(&self, id: &BackupId, reason: &str, which: GiveUp) -> Vec<GivenUp> {
-        let alive: Vec<usize> = self.alive().into_iter().map(|(place, _)| place).collect();
-        let sweeps = self.all.iter().enumerate().filter_map(|(place, destination)| {
-            let is_alive = alive.contains(&place);
-            let has_lease = destination
-                .lease
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .is_some();
-            // Without a lease nothing was written there.
-            let concerned = has_lease && !(is_alive && which == GiveUp::LeftOut);
-            concerned.then(|| async move {
-                let sweeping = destination.repository.sweep_own(id, reason);
-                let swept = match is_alive {
-                    true => sweeping.await,
-                    false => tokio::time::timeout(LEFT_OUT_ENDS_MAX, sweeping)
-                        .await
-                        .map_err(|_| RepositoryError::Internal("no answer in time".to_owned()))
-                        .flatten(),
-                };
-                match swept {
-                    Ok(given_up) => Some(given_up),
-                    Err(error) => {
-                        tracing::debug!(%error, "an unfinished backup's objects stay until the next run");
-                        None
-                    }
-                }
-            })
-        });
-        join_all(sweeps.collect::<Vec<_>>())
-            .await
-            .into_iter()
-            .flatten()
-            .collect()
+    /// Sweeps what a failed backup stored in those that remain. Best effort: what stays is an orphan, and the next run sweeps
+    /// it. Returns what became of it in each that answered.
+    pub async fn give_up(&self, id: &BackupId, reason: &str) -> Vec<GivenUp> {
+        let sweeps = self.remaining().into_iter();
+        let sweeps = sweeps.map(|(_, repository)| repository.sweep_own(id, reason));
+        let left_out = self.give_up_where_left_out(id, reason);
+        let (swept, ()) = tokio::join!(join_all(sweeps), left_out);
+        swept.into_iter().filter_map(told).collect()
+    }
+
+    /// The same in those that were left out: it isn't finished there, and never will be.
+    pub async fn give_up_where_left_out(&self, id: &BackupId, reason: &str) {
+        let failed = self.state().failed.clone();
+        let left_out = failed.iter().filter_map(|place| self.all.get(*place));
+        let sweeps = left_out
+            .filter(|destination| destination.was_held.load(Ordering::Relaxed))
+            .map(|destination| bounded(destination.repository.sweep_own(id, reason)));
+        for swept in join_all(sweeps).await {
+            told(swept);
+        }
     }
 
     /// Leaves those out that failed. Returns what the others answered.
@@ -393,11 +418,31 @@ impl Destinations {
     }
 }
 
-/// In which repositories a backup is given up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum GiveUp {
-    /// In all of them: it failed.
-    All,
-    /// In those that were left out: it isn't finished there, and never will be.
-    LeftOut,
+/// A repository that failed isn't waited for long.
+async fn bounded<T>(work: impl Future<Output = Result<T, RepositoryError>>) -> Result<T, RepositoryError> {
+    let silent = |_| RepositoryError::Internal("no answer in time".to_owned());
+    tokio::time::timeout(LEFT_OUT_ENDS_MAX, work)
+        .await
+        .map_err(silent)
+        .flatten()
+}
+
+async fn release(lease: Lease, answers: bool) {
+    let released = match answers {
+        true => lease.release().await,
+        false => bounded(lease.release()).await,
+    };
+    if let Err(error) = released {
+        tracing::warn!(%error, "the lease stays until it runs out");
+    }
+}
+
+fn told(swept: Result<GivenUp, RepositoryError>) -> Option<GivenUp> {
+    match swept {
+        Ok(given_up) => Some(given_up),
+        Err(error) => {
+            tracing::debug!(%error, "an unfinished backup's objects stay until the next run");
+            None
+        }
+    }
 }

@@ -49,6 +49,14 @@ pub enum RepositoryError {
         /// The hash that was recorded.
         expected: String,
     },
+    /// Two URLs lead to one repository.
+    #[error("{first} and {second} are one repository")]
+    OneRepositoryTwice {
+        /// One URL.
+        first: String,
+        /// The other one.
+        second: String,
+    },
     /// No repository lies at the URL.
     #[error("there is no pgkeep repository at {url}")]
     NotARepository {
@@ -172,6 +180,7 @@ impl Classified for RepositoryError {
             Self::NoRecipients
             | Self::NoSuchBackup { .. }
             | Self::AmbiguousId { .. }
+            | Self::OneRepositoryTwice { .. }
             | Self::NotARepository { .. } => RetryClass::Usage,
             Self::OtherIdentity { .. } => RetryClass::Refused,
             Self::LeaseHeld { .. } | Self::LeaseLost { .. } | Self::Fenced { .. } => RetryClass::Transient,
@@ -192,6 +201,9 @@ impl Classified for RepositoryError {
             Self::NotARepository { .. } => {
                 "check the repository's URL; the first 'pgkeep dump' makes a repository where there is none"
                     .to_owned()
+            }
+            Self::OneRepositoryTwice { .. } => {
+                "name it once, or another place; a copy of a repository's files is the same repository".to_owned()
             }
             Self::NoRecipients => {
                 "make a key pair with 'pgkeep key new' and put its public key into recipients = [...], \

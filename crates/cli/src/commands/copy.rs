@@ -31,14 +31,20 @@ pub async fn run(context: &Context, args: CopyArgs) -> Result<Outcome, Failure> 
     let sources = settings.beside(&args.to);
     let to = settings.in_repository(&args.to)?;
     if args.backup != "all" {
-        let find = several::having(context, &sources, KEYS, &args.backup);
-        let (Opened { repository, .. }, _) = context.cancellation.or(find).await?;
-        return from_one(context, &repository, &to, &args).await;
+        let find = several::find(context, &sources, KEYS, &args.backup, "copy");
+        let (id, having, asked) = context.cancellation.or(find).await?;
+        let mut outcome = asked;
+        for Opened { repository, .. } in having.iter().take(1) {
+            let ids = vec![id.clone()];
+            outcome = outcome.and(from_one(context, repository, ids, &to, &args.to).await?);
+        }
+        return Ok(outcome);
     }
     several::in_each(context, &sources, async |settings| {
         let opening = context.repository(settings, KEYS);
         let repository = context.cancellation.or(opening).await?;
-        from_one(context, &repository, &to, &args).await
+        let ids = context.cancellation.or(latest::all(&repository)).await?;
+        from_one(context, &repository, ids, &to, &args.to).await
     })
     .await
 }
@@ -46,16 +52,16 @@ pub async fn run(context: &Context, args: CopyArgs) -> Result<Outcome, Failure> 
 async fn from_one(
     context: &Context,
     source: &Repository,
+    ids: Vec<BackupId>,
     to: &Settings,
-    args: &CopyArgs,
+    url: &str,
 ) -> Result<Outcome, Failure> {
     let prepare = async {
-        let ids = latest::one_or_all(context, source, &args.backup, "copy").await?;
-        let destination = destination(to, &args.to).await?;
+        let destination = destination(to, url).await?;
         copy::check_different(source, &destination)?;
-        Ok((ids, destination))
+        Ok(destination)
     };
-    let (ids, destination) = context.cancellation.or(prepare).await?;
+    let destination = context.cancellation.or(prepare).await?;
     if ids.is_empty() {
         context.output.line("There is no backup to copy.");
         return Ok(Outcome::Done);

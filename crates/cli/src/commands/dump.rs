@@ -12,7 +12,7 @@ use pgkeep_dump::{
     DumpError, DumpOptions, DumpReport, FileFormat, FileOptions, FileReport, Progress, ReuseOptions, memory,
 };
 use pgkeep_repository::destinations::{Destinations, LeftOut};
-use pgkeep_repository::{Access, Repository, layout};
+use pgkeep_repository::{Access, Repository, RepositoryError, layout};
 use pgkeep_store::Store;
 use serde_json::{Value, json};
 
@@ -132,11 +132,24 @@ async fn destinations(settings: &Settings, access: &Access) -> Result<Destinatio
 pub fn attention(report: &DumpReport) -> Vec<String> {
     let left_out = report.left_out.iter().map(|LeftOut { url, error }| {
         let id = &report.id;
-        let mend = error.hint().map(|hint| format!("{hint}; ")).unwrap_or_default();
         let url_quoted = quote_for_shell(url);
-        format!(
-            "{id} is not in {url}: {error}\n{mend}then bring it there: pgkeep copy {id} --to {url_quoted}"
-        )
+        let copy = format!("pgkeep copy {id} --to {url_quoted}");
+        match error {
+            DumpError::Unconfirmed { .. } => {
+                format!(
+                    "{url}: {error}\npgkeep verify {id} --repository {url_quoted}   # or once more: {copy}"
+                )
+            }
+            // Their mend is to dump again.
+            DumpError::Repository(RepositoryError::LeaseLost { .. } | RepositoryError::Fenced { .. }) => {
+                format!("{id} is not in {url}: {error}\nbring it there: {copy}")
+            }
+            _ => {
+                let hint = error.hint().map(|hint| format!("{hint}; then "));
+                let first = hint.unwrap_or_default();
+                format!("{id} is not in {url}: {error}\n{first}bring it there: {copy}")
+            }
+        }
     });
     report.attention.iter().cloned().chain(left_out).collect()
 }

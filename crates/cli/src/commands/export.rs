@@ -10,10 +10,9 @@ use pgkeep_repository::Repository;
 use pgkeep_repository::encryption::Encryption;
 use serde_json::json;
 
-use super::latest;
-use super::several::{self, Opened};
+use super::{latest, several};
 use crate::args::{ExportArgs, ExportAs};
-use crate::context::{Context, KeyUse};
+use crate::context::Context;
 use crate::exit::{Failure, Outcome};
 use crate::output::{ACCENT, styled};
 use crate::progress::Display;
@@ -31,19 +30,13 @@ pub async fn run(context: &Context, args: ExportArgs) -> Result<Outcome, Failure
             "add --format plain, or leave --database out",
         ));
     }
-    let reading = async {
-        let (Opened { repository, .. }, _) =
-            several::having(context, &settings, KeyUse::Needed, &args.backup).await?;
-        let wanted = Wanted {
-            command: "export",
-            databases: &args.databases,
-            tables: &[],
-        };
-        let chosen = pgkeep_dump::choose(&repository, &args.backup, &wanted).await?;
-        Ok((repository, chosen))
+    let wanted = Wanted {
+        command: "export",
+        databases: &args.databases,
+        tables: &[],
     };
-    let (repository, chosen) = context.cancellation.or(reading).await?;
-    latest::tell_skipped(&context.output, &chosen.skipped);
+    let choosing = several::choose(context, &settings, &args.backup, &wanted);
+    let (repository, chosen, outcome) = context.cancellation.or(choosing).await?;
     latest::tell_omissions(&context.output, &chosen.manifest.omissions);
     let encryption = match format {
         ExportFormat::Files => Encryption::None,
@@ -57,7 +50,8 @@ pub async fn run(context: &Context, args: ExportArgs) -> Result<Outcome, Failure
         store: settings.store_options(),
         programs: settings.programs(),
     };
-    write(context, &repository, &chosen.id, &chosen.manifest, &options).await
+    let written = write(context, &repository, &chosen.id, &chosen.manifest, &options).await?;
+    Ok(outcome.and(written))
 }
 
 /// Writes it and tells.

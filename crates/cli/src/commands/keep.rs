@@ -2,7 +2,6 @@
 
 use serde_json::json;
 
-use super::latest;
 use super::several::{self, Opened};
 use crate::args::{PinArgs, UnpinArgs};
 use crate::context::{Context, KeyUse};
@@ -22,13 +21,10 @@ pub async fn unpin(context: &Context, args: UnpinArgs) -> Result<Outcome, Failur
 async fn set(context: &Context, backup: &str, pinned: bool, reason: &str) -> Result<Outcome, Failure> {
     let settings = context.settings(pgkeep_config::Overrides::default())?;
     // A key isn't needed to pin: where there is one, it tells which dump is the latest.
-    let (first, others) = several::having(context, &settings, KeyUse::IfThere, backup).await?;
     let command = if pinned { "pin" } else { "unpin" };
-    let id = latest::one(context, &first.repository, backup, command).await?;
-    for Opened { repository, .. } in [first].iter().chain(&others) {
-        if repository.state(&id).await?.is_there() {
-            repository.set_pin(&id, pinned, reason).await?;
-        }
+    let (id, having, asked) = several::find(context, &settings, KeyUse::IfThere, backup, command).await?;
+    for Opened { repository, .. } in &having {
+        repository.set_pin(&id, pinned, reason).await?;
     }
     let shown = styled(ACCENT, &id);
     context.output.summary(if pinned {
@@ -39,5 +35,9 @@ async fn set(context: &Context, backup: &str, pinned: bool, reason: &str) -> Res
     context
         .output
         .json(&json!({ "id": id.to_string(), "pinned": pinned, "reason": reason }));
-    Ok(Outcome::Done)
+    // In a repository that wasn't asked it isn't.
+    Ok(match asked {
+        Outcome::Done => Outcome::Done,
+        _ => Outcome::Failed,
+    })
 }

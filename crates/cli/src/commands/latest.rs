@@ -9,15 +9,10 @@ use crate::context::Context;
 use crate::exit::Failure;
 use crate::output::Output;
 
-/// The one that is named, for `command`, which takes it as a whole.
-pub async fn one(
-    context: &Context,
-    repository: &Repository,
-    text: &str,
-    command: &str,
-) -> Result<BackupId, Failure> {
-    let Found { id, skipped, unknown } = pgkeep_dump::find(repository, text, command).await?;
-    tell_skipped(&context.output, &skipped);
+/// Says of the one that was found what should be known before it is used.
+pub fn tell_found(context: &Context, found: &Found) {
+    let Found { id, skipped, unknown } = found;
+    tell_skipped(&context.output, skipped);
     match unknown {
         None => {}
         Some(error) if error.is_locked() => context.output.note(format!(
@@ -27,19 +22,10 @@ pub async fn one(
             "latest is taken to be {id}: whether that is a part of what is dumped as a rule can't be told: {error}"
         )),
     }
-    Ok(id)
 }
 
-/// The one that is named, or all that are there.
-pub async fn one_or_all(
-    context: &Context,
-    repository: &Repository,
-    text: &str,
-    command: &str,
-) -> Result<Vec<BackupId>, Failure> {
-    if text != "all" {
-        return Ok(vec![one(context, repository, text, command).await?]);
-    }
+/// All that are there.
+pub async fn all(repository: &Repository) -> Result<Vec<BackupId>, Failure> {
     let entries = repository.backups(BackupKind::Dump).await?;
     Ok(entries
         .into_iter()

@@ -28,11 +28,6 @@ pub async fn run(context: &Context, args: PruneArgs) -> Result<Outcome, Failure>
         keep_yearly: args.keep_yearly,
         ..Overrides::default()
     })?;
-    if !is_configured(&settings) {
-        context
-            .output
-            .note("no retention is configured, so every backup is kept: set keep.window, keep.daily, ...");
-    }
     several::in_each(context, &settings, async |settings| {
         in_one(context, settings, args.dry_run).await
     })
@@ -40,6 +35,12 @@ pub async fn run(context: &Context, args: PruneArgs) -> Result<Outcome, Failure>
 }
 
 async fn in_one(context: &Context, settings: &Settings, dry_run: bool) -> Result<Outcome, Failure> {
+    if !is_configured(settings) {
+        context
+            .output
+            .note("no retention is configured, so every backup is kept: set keep.window, keep.daily, ...");
+    }
+    let url = settings.repository_url()?;
     if dry_run {
         let planning = async {
             let repository = context.repository(settings, KeyUse::IfConfigured).await?;
@@ -48,11 +49,11 @@ async fn in_one(context: &Context, settings: &Settings, dry_run: bool) -> Result
             Ok(prune::plan(&repository, &policy, &input, repository.now()).await?)
         };
         let plan = context.cancellation.or(planning).await?;
-        tell_plan(context, &plan, None);
+        tell_plan(context, &plan, None, url);
         return Ok(Outcome::Done);
     }
     let report = execute(context, settings).await?;
-    tell_plan(context, &report.plan, Some(&report));
+    tell_plan(context, &report.plan, Some(&report), url);
     Ok(tell_report(context, &report))
 }
 
@@ -153,7 +154,7 @@ async fn manifest_of_whole(repository: &Repository, id: &BackupId) -> Result<Dum
 }
 
 /// What stays and what goes; without a report of what was done, what would.
-fn tell_plan(context: &Context, plan: &Plan, report: Option<&PruneReport>) {
+fn tell_plan(context: &Context, plan: &Plan, report: Option<&PruneReport>, url: &str) {
     let output = &context.output;
     let mut table = Table::new(&[
         ("ID", Align::Left),
@@ -163,7 +164,7 @@ fn tell_plan(context: &Context, plan: &Plan, report: Option<&PruneReport>) {
     ]);
     for decision in &plan.decisions {
         let word = word(decision, report);
-        output.json(&decision_json(decision, word));
+        output.json(&decision_json(decision, word, url));
         let reasons = decision
             .reasons
             .iter()
@@ -181,6 +182,7 @@ fn tell_plan(context: &Context, plan: &Plan, report: Option<&PruneReport>) {
         let (word, why) = (word_of_unfinished(id, report), "unfinished");
         output.json(&json!({
             "id": id.to_string(),
+            "repository": url,
             "keep": word == STAYS,
             "state": word.to_lowercase(),
             "reasons": [{ "code": why, "text": why }],
@@ -235,10 +237,11 @@ fn word_of_unfinished(id: &BackupId, report: Option<&PruneReport>) -> &'static s
     }
 }
 
-fn decision_json(decision: &Decision, word: &str) -> Value {
+fn decision_json(decision: &Decision, word: &str, url: &str) -> Value {
     let reason = |reason: &pgkeep_repository::retention::Reason| json!({ "code": reason.code(), "text": reason.to_string() });
     json!({
         "id": decision.id.to_string(),
+        "repository": url,
         "started_at": decision.id.started_at(),
         "keep": decision.keep,
         "state": word.to_lowercase(),

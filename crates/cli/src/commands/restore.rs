@@ -18,10 +18,9 @@ use serde_json::{Value, json};
 use super::new_container;
 use super::new_server::NewServer;
 use super::restore_plan::{ROLES_LEFT_OUT, tell_plan, tell_target_plan};
-use super::several::{self, Opened};
-use super::{export, latest};
+use super::{export, latest, several};
 use crate::args::RestoreArgs;
-use crate::context::{self, Context, KeyUse, Settings};
+use crate::context::{self, Context, Settings};
 use crate::exit::{Failure, Outcome};
 use crate::output::{ACCENT, count, counted, duration, styled};
 use crate::progress::Display;
@@ -100,6 +99,8 @@ pub(super) struct Work {
     pub manifest: DumpManifest,
     /// Newer dumps that don't hold what is asked for.
     pub(super) skipped: Vec<Skipped>,
+    /// What came of asking the repositories.
+    asked: Outcome,
     pub options: RestoreOptions,
     pub(super) plan: RestorePlan,
 }
@@ -113,6 +114,12 @@ impl Work {
 
 /// `pgkeep restore`
 pub async fn run(context: &Context, args: RestoreArgs) -> Result<Outcome, Failure> {
+    check_args(&args)?;
+    let work = context.cancellation.or(prepare(context, &args)).await?;
+    Ok(work.asked.and(carry_out(context, args, &work).await?))
+}
+
+fn check_args(args: &RestoreArgs) -> Result<(), Failure> {
     let into = args.into.as_deref().map(Into::parse).transpose()?;
     let part = !args.databases.is_empty() || !args.tables.is_empty() || args.hypertable.is_some();
     if part && matches!(into, Some(Into::Files(_))) {
@@ -127,10 +134,14 @@ pub async fn run(context: &Context, args: RestoreArgs) -> Result<Outcome, Failur
             "write --into image:NAME[:TAG], or leave them out",
         ));
     }
-    let work = context.cancellation.or(prepare(context, &args)).await?;
+    Ok(())
+}
+
+async fn carry_out(context: &Context, args: RestoreArgs, work: &Work) -> Result<Outcome, Failure> {
+    let into = args.into.as_deref().map(Into::parse).transpose()?;
     // With a server to look into, there is more to say.
     let into_server = matches!(into, Some(Into::Server(_)));
-    tell_plan(context, &work, args.dry_run && !into_server);
+    tell_plan(context, work, args.dry_run && !into_server);
     if !args.dry_run {
         // The restore says it again at its end; here it can still be stopped.
         work.plan
@@ -158,7 +169,7 @@ pub async fn run(context: &Context, args: RestoreArgs) -> Result<Outcome, Failur
             };
             export::write(context, &work.repository, &work.id, &work.manifest, &options).await
         }
-        Some(Into::Server(target)) if args.dry_run => check(context, &work, &target).await,
+        Some(Into::Server(target)) if args.dry_run => check(context, work, &target).await,
         Some(Into::NewServer(path)) if args.dry_run => {
             context.output.summary(format!(
                 "\nA new server would be made in {}. Nothing was done.",
@@ -167,17 +178,17 @@ pub async fn run(context: &Context, args: RestoreArgs) -> Result<Outcome, Failur
             Ok(work.foreseen(context))
         }
         Some(Into::Server(target)) => {
-            let report = restore(context, &work, &target).await?;
+            let report = restore(context, work, &target).await?;
             Ok(tell(
                 context,
-                &work,
+                work,
                 &report,
                 &format!("at {}", target.endpoint()),
                 None,
             ))
         }
-        Some(Into::NewServer(path)) => into_new_server(context, &work, &path, args.resume).await,
-        Some(Into::Image(image)) => new_container::restore(context, &work, image, &args).await,
+        Some(Into::NewServer(path)) => into_new_server(context, work, &path, args.resume).await,
+        Some(Into::Image(image)) => new_container::restore(context, work, image, &args).await,
     }
 }
 
@@ -188,19 +199,18 @@ async fn prepare(context: &Context, args: &RestoreArgs) -> Result<Work, Failure>
         jobs: args.jobs,
         ..Overrides::default()
     })?;
-    let (Opened { settings, repository }, _) =
-        several::having(context, &settings, KeyUse::Needed, &args.backup).await?;
     let tables: Vec<String> = args.tables.iter().chain(&args.hypertable).cloned().collect();
     let wanted = Wanted {
         command: "restore",
         databases: &args.databases,
         tables: &tables,
     };
+    let (repository, chosen, asked) = several::choose(context, &settings, &args.backup, &wanted).await?;
     let Chosen {
         id,
         manifest,
         skipped,
-    } = pgkeep_dump::choose(&repository, &args.backup, &wanted).await?;
+    } = chosen;
     let options = options(context, &settings, args, hypertable);
     let plan = restore::plan(&id, &manifest, &options)?;
     Ok(Work {
@@ -209,6 +219,7 @@ async fn prepare(context: &Context, args: &RestoreArgs) -> Result<Work, Failure>
         id,
         manifest,
         skipped,
+        asked,
         options,
         plan,
     })

@@ -1,8 +1,11 @@
 //! A cluster with several repositories: what goes through all of them, and which one has a dump.
 
-use pgkeep_base::{BackupId, BackupKind};
-use pgkeep_repository::Repository;
+use futures::future::join_all;
+use pgkeep_base::BackupId;
+use pgkeep_dump::{Chosen, DumpError, Wanted};
+use pgkeep_repository::{Repository, RepositoryError};
 
+use super::latest;
 use crate::context::{Context, KeyUse, Settings};
 use crate::exit::{Failure, Outcome};
 use crate::output::{BOLD, styled};
@@ -15,7 +18,14 @@ pub struct Opened {
     pub repository: Repository,
 }
 
-/// Does the work in each repository. One that fails doesn't keep the others from it.
+impl Opened {
+    fn url(&self) -> &str {
+        self.repository.store().url()
+    }
+}
+
+/// Does the work in each repository. One that fails doesn't keep the others from it; one that isn't made yet has nothing to
+/// work on.
 pub async fn in_each(
     context: &Context,
     settings: &Settings,
@@ -25,103 +35,224 @@ pub async fn in_each(
     if let [only] = all.as_slice() {
         return work(only).await;
     }
-    let mut outcome = Outcome::Done;
+    let mut outcome = None;
+    let mut untold: Option<Failure> = None;
     for (number, settings) in all.iter().enumerate() {
         let gap = if number == 0 { "" } else { "\n" };
         let url = styled(BOLD, settings.repository_url()?);
         context.output.summary(format!("{gap}{url}"));
-        match work(settings).await {
-            Ok(of_one) => outcome = outcome.and(of_one),
+        let done = match context.is_repository(settings).await {
+            Ok(true) => work(settings).await,
+            Ok(false) => {
+                context
+                    .output
+                    .summary("There is no repository yet: the next dump makes it.");
+                Ok(Outcome::Done)
+            }
+            Err(failure) => Err(failure),
+        };
+        match done {
+            Ok(of_one) => outcome = Some(outcome.unwrap_or(Outcome::Done).and(of_one)),
             Err(failure) if context.cancellation.is_cancelled() => return Err(failure),
             Err(failure) => {
-                failure.tell(&context.output);
-                outcome = Outcome::Failed;
-            }
-        }
-    }
-    Ok(outcome)
-}
-
-/// Opens all of them. One that can't be opened is told; if none can, the first one's failure is returned.
-async fn open(context: &Context, all: Vec<Settings>, keys: KeyUse) -> Result<Vec<Opened>, Failure> {
-    let several = all.len() > 1;
-    let mut opened = Vec::new();
-    let mut failures = Vec::new();
-    for settings in all {
-        match context.repository(&settings, keys).await {
-            Ok(repository) => opened.push(Opened { settings, repository }),
-            Err(failure) if several => failures.push((settings.repository_url()?.to_owned(), failure)),
-            Err(failure) => return Err(failure),
-        }
-    }
-    if opened.is_empty() && !failures.is_empty() {
-        return Err(failures.swap_remove(0).1);
-    }
-    for (url, failure) in &failures {
-        context
-            .output
-            .attention(format!("{url} is left out: {}", failure.text()));
-    }
-    Ok(opened)
-}
-
-/// The repositories that have the backup that is named, the best one to read it from first: for `latest` the one with the
-/// newest, else in the order of the setting. There is at least one; it is for the command to say that none has it.
-pub async fn having(
-    context: &Context,
-    settings: &Settings,
-    keys: KeyUse,
-    text: &str,
-) -> Result<(Opened, Vec<Opened>), Failure> {
-    let all = settings.in_each_repository()?;
-    let several = all.len() > 1;
-    let mut opened = open(context, all, keys).await?;
-    if several {
-        let mut with = Vec::new();
-        let mut without = Vec::new();
-        for opened in opened {
-            match newest(&opened.repository, text).await {
-                Ok(Some(id)) => with.push((id, opened)),
-                Ok(None) => without.push(opened),
-                Err(failure) => {
-                    let url = opened.repository.store().url();
-                    let why = failure.text();
-                    context.output.attention(format!("{url} is left out: {why}"));
+                if let Some(before) = untold.replace(failure) {
+                    before.tell(&context.output);
                 }
             }
         }
-        if text == "latest" {
-            // Stable: of two that have it, the first stays the first.
-            with.sort_by(|(a, _), (b, _)| b.cmp(a));
+    }
+    match (outcome, untold) {
+        (Some(outcome), None) => Ok(outcome),
+        (Some(_), Some(failure)) => {
+            failure.tell(&context.output);
+            Ok(Outcome::Failed)
         }
-        opened = with.into_iter().map(|(_, opened)| opened).collect();
-        if opened.is_empty() {
-            opened = without;
+        (None, Some(failure)) => Err(failure),
+        (None, None) => Ok(Outcome::Done),
+    }
+}
+
+/// The repositories that answered, and those that didn't.
+struct Asked<T> {
+    answers: Vec<(Opened, T)>,
+    failures: Vec<(String, Failure)>,
+    /// Nothing of the kind is there.
+    none: Vec<Failure>,
+}
+
+/// Asks all of them at once.
+async fn ask<T>(
+    context: &Context,
+    settings: &Settings,
+    keys: KeyUse,
+    question: impl AsyncFn(&Repository) -> Result<T, DumpError>,
+) -> Result<Asked<T>, Failure> {
+    let all = settings.in_each_repository()?;
+    let several = all.len() > 1;
+    let each = all.into_iter().map(async |settings| {
+        let url = settings.repository_url()?.to_owned();
+        let opening = match several {
+            true => context.repository_soon(&settings, keys).await,
+            false => context.repository(&settings, keys).await,
+        };
+        let answer = match opening {
+            Ok(repository) => {
+                let answer = question(&repository).await;
+                Ok((Opened { settings, repository }, answer))
+            }
+            Err(failure) => Err(failure),
+        };
+        Ok::<_, Failure>((url, answer))
+    });
+    let mut asked = Asked {
+        answers: Vec::new(),
+        failures: Vec::new(),
+        none: Vec::new(),
+    };
+    for answer in join_all(each).await {
+        match answer? {
+            (_, Ok((opened, Ok(answer)))) => asked.answers.push((opened, answer)),
+            (_, Ok((_, Err(error)))) if is_none(&error) => asked.none.push(error.into()),
+            (url, Ok((_, Err(error)))) => asked.failures.push((url, error.into())),
+            (url, Err(failure)) => asked.failures.push((url, failure)),
         }
     }
-    let mut opened = opened.into_iter();
-    match opened.next() {
-        Some(first) => {
-            if several {
-                let url = first.repository.store().url();
-                context.output.note(format!("from {url}"));
-            }
-            Ok((first, opened.collect()))
+    if asked.answers.is_empty() {
+        // What failed may have it.
+        let mut failures = asked.failures.into_iter().map(|(_, failure)| failure);
+        let failure = failures.next().or(asked.none.into_iter().next());
+        return Err(failure.unwrap_or_else(|| Failure::usage("there is no repository", "set repository")));
+    }
+    Ok(asked)
+}
+
+fn is_none(error: &DumpError) -> bool {
+    matches!(
+        error,
+        DumpError::Repository(RepositoryError::NoSuchBackup { .. }) | DumpError::Usage { .. }
+    )
+}
+
+/// Says which repositories weren't asked.
+fn tell_failures(context: &Context, failures: &[(String, Failure)]) -> Outcome {
+    for (url, failure) in failures {
+        let text = failure.text();
+        context.output.attention(format!("{url} is left out: {text}"));
+    }
+    match failures {
+        [] => Outcome::Done,
+        _ => Outcome::Attention,
+    }
+}
+
+/// The newest of the dumps that the repositories named, or the only one.
+fn newest<'a>(text: &str, ids: impl Iterator<Item = &'a BackupId>) -> Result<Option<BackupId>, Failure> {
+    let mut ids: Vec<&BackupId> = ids.collect();
+    ids.sort();
+    ids.dedup();
+    match ids.as_slice() {
+        [_, _, ..] if text != "latest" => {
+            let candidates = ids.iter().map(ToString::to_string).collect();
+            let text = text.to_owned();
+            Err(RepositoryError::AmbiguousId { text, candidates }.into())
         }
-        None => Err(Failure::unmended(
-            "no repository could be asked",
-            "'pgkeep doctor' says what is wrong with them",
+        ids => Ok(ids.last().map(|id| (*id).clone())),
+    }
+}
+
+/// The dump that is meant, to read from it, from the first repository in which it can be read.
+pub async fn choose(
+    context: &Context,
+    settings: &Settings,
+    text: &str,
+    wanted: &Wanted<'_>,
+) -> Result<(Repository, Chosen, Outcome), Failure> {
+    let asked = ask(context, settings, KeyUse::Needed, async |repository| {
+        match pgkeep_dump::choose(repository, text, wanted).await {
+            // The newest may be readable elsewhere.
+            Err(error @ DumpError::NewerUnreadable { .. }) => Ok(Err(error)),
+            chosen => chosen.map(Ok),
+        }
+    })
+    .await?;
+    let chosen_ids = asked
+        .answers
+        .iter()
+        .filter_map(|(_, answer)| answer.as_ref().ok());
+    let newest = newest(text, chosen_ids.map(|chosen| &chosen.id))?;
+    let mut outcome = tell_failures(context, &asked.failures);
+    let several = asked.answers.len() + asked.failures.len() + asked.none.len() > 1;
+    let mut found = None;
+    for (opened, answer) in asked.answers {
+        match answer {
+            Ok(chosen) if found.is_none() && Some(&chosen.id) == newest.as_ref() => {
+                if several {
+                    context.output.note(format!("reading from {}", opened.url()));
+                }
+                found = Some((opened.repository, chosen));
+            }
+            Ok(_) => {}
+            Err(DumpError::NewerUnreadable { unreadable, .. })
+                if newest
+                    .as_ref()
+                    .is_some_and(|newest| unreadable.iter().all(|id| *id <= newest.to_string())) =>
+            {
+                let url = opened.url();
+                let unreadable = unreadable.join(", ");
+                context
+                    .output
+                    .attention(format!("{url}: can't be read there: {unreadable}"));
+                outcome = Outcome::Attention;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    match found {
+        Some((repository, chosen)) => {
+            latest::tell_skipped(&context.output, &chosen.skipped);
+            Ok((repository, chosen, outcome))
+        }
+        None => Err(Failure::usage(
+            "no dump could be chosen",
+            "'pgkeep list' shows them all",
         )),
     }
 }
 
-/// The newest backup that fits.
-async fn newest(repository: &Repository, text: &str) -> Result<Option<BackupId>, Failure> {
-    for id in repository.ids(BackupKind::Dump).await? {
-        let fits = text == "latest" || id.to_string().starts_with(text);
-        if fits && repository.state(&id).await?.is_there() {
-            return Ok(Some(id));
+/// The dump that is named, for `command`, which takes it as a whole, and every repository that has it; and what came of asking
+/// the others.
+pub async fn find(
+    context: &Context,
+    settings: &Settings,
+    keys: KeyUse,
+    text: &str,
+    command: &str,
+) -> Result<(BackupId, Vec<Opened>, Outcome), Failure> {
+    let asked = ask(context, settings, keys, async |repository| {
+        pgkeep_dump::find(repository, text, command).await
+    })
+    .await?;
+    let newest = newest(text, asked.answers.iter().map(|(_, found)| &found.id))?;
+    let outcome = tell_failures(context, &asked.failures);
+    let mut having = Vec::new();
+    let mut told = false;
+    for (opened, found) in asked.answers {
+        let Some(id) = &newest else { continue };
+        if found.id == *id {
+            if !told {
+                latest::tell_found(context, &found);
+                told = true;
+            }
+            having.push(opened);
+        } else if opened.repository.state(id).await?.is_there() {
+            having.push(opened);
         }
     }
-    Ok(None)
+    match newest {
+        Some(id) => Ok((id, having, outcome)),
+        None => Err(Failure::usage(
+            "no dump could be found",
+            "'pgkeep list' shows them all",
+        )),
+    }
 }

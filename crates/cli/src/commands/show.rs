@@ -7,10 +7,9 @@ use pgkeep_dump::{Chosen, Wanted};
 use pgkeep_repository::backups::BackupEntry;
 use serde_json::{Value, json};
 
-use super::several::{self, Opened};
-use super::{latest, list};
+use super::{latest, list, several};
 use crate::args::ShowArgs;
-use crate::context::{Context, KeyUse};
+use crate::context::Context;
 use crate::exit::{Failure, Outcome};
 use crate::output::{ACCENT, BOLD, count, counted, ratio, styled, time, time_short};
 use crate::table::{Align, Table};
@@ -18,18 +17,12 @@ use crate::table::{Align, Table};
 /// `pgkeep show ID`
 pub async fn run(context: &Context, args: ShowArgs) -> Result<Outcome, Failure> {
     let settings = context.settings(Overrides::default())?;
-    let (Opened { repository, .. }, _) =
-        several::having(context, &settings, KeyUse::Needed, &args.backup).await?;
     let wanted = Wanted {
         command: "show",
         ..Wanted::default()
     };
-    let Chosen {
-        id,
-        manifest,
-        skipped,
-    } = pgkeep_dump::choose(&repository, &args.backup, &wanted).await?;
-    latest::tell_skipped(&context.output, &skipped);
+    let (repository, chosen, outcome) = several::choose(context, &settings, &args.backup, &wanted).await?;
+    let Chosen { id, manifest, .. } = chosen;
     let entries = repository.backups(BackupKind::Dump).await?;
     let entry = entries.into_iter().find(|entry| entry.id == id);
     context.output.json(&json!({
@@ -49,7 +42,7 @@ pub async fn run(context: &Context, args: ShowArgs) -> Result<Outcome, Failure> 
         }
     }
     latest::tell_omissions(&context.output, &manifest.omissions);
-    Ok(Outcome::Done)
+    Ok(outcome)
 }
 
 /// The manifest without the values of settings that may be secrets: `ALTER DATABASE ... SET app.key`. PostgreSQL's own

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use pgkeep_base::{ByteCount, Classified, RetryClass};
+use pgkeep_base::{BackupId, ByteCount, Classified, RetryClass};
 use pgkeep_config::Overrides;
 use pgkeep_dump::verify::{Sample, VerifyDepth, VerifyOptions, VerifyReport, verify};
 use pgkeep_dump::{Progress, memory};
@@ -30,17 +30,25 @@ pub async fn run(context: &Context, args: VerifyArgs) -> Result<Outcome, Failure
     } else {
         KeyUse::Needed
     };
-    if matches!(args.backup.as_str(), "all" | "latest") {
+    if args.backup == "all" {
         return several::in_each(context, &settings, async |settings| {
             let repository = context.repository(settings, keys).await?;
-            in_one(context, settings, &repository, &args).await
+            let ids = latest::all(&repository).await?;
+            in_one(context, settings, &repository, &ids, &args).await
         })
         .await;
     }
-    let (first, others) = several::having(context, &settings, keys, &args.backup).await?;
-    let mut outcome = Outcome::Done;
-    for Opened { settings, repository } in [first].iter().chain(&others) {
-        outcome = outcome.and(in_one(context, settings, repository, &args).await?);
+    let (id, having, mut outcome) = several::find(context, &settings, keys, &args.backup, "verify").await?;
+    for Opened { settings, repository } in &having {
+        let ids = std::slice::from_ref(&id);
+        match in_one(context, settings, repository, ids, &args).await {
+            Ok(of_one) => outcome = outcome.and(of_one),
+            Err(failure) if having.len() == 1 => return Err(failure),
+            Err(failure) => {
+                failure.tell(&context.output);
+                outcome = Outcome::Failed;
+            }
+        }
     }
     Ok(outcome)
 }
@@ -49,9 +57,9 @@ async fn in_one(
     context: &Context,
     settings: &Settings,
     repository: &Repository,
+    ids: &[BackupId],
     args: &VerifyArgs,
 ) -> Result<Outcome, Failure> {
-    let ids = latest::one_or_all(context, repository, &args.backup, "verify").await?;
     let depth = if args.stored_only {
         VerifyDepth::Stored
     } else {
@@ -70,7 +78,7 @@ async fn in_one(
     if ids.is_empty() {
         context.output.line("There is no backup to verify.");
     }
-    for id in &ids {
+    for id in ids {
         let progress = Arc::new(Progress::default());
         let display = Display::start(context.shown, &progress);
         let report = verify(repository, id, &options, &progress).await;

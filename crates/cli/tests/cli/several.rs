@@ -1,7 +1,6 @@
 //! Several repositories: each dump goes into all of them, and each command knows which to ask.
 
 use std::fs;
-use std::path::Path;
 
 use crate::support::{Place, server};
 
@@ -71,8 +70,13 @@ fn a_dump_goes_into_both_and_one_that_is_away_gets_it_later() {
         listed.stdout.contains(&newer) && listed.stderr.contains("second"),
         "{listed:?}"
     );
-    let restoring = place.run(&["restore", "--dry-run", "--json"]).expect(0);
+    let restoring = place.run(&["restore", "--dry-run", "--json"]).expect(3);
     assert_eq!(restoring.json()["id"], newer.as_str());
+    assert!(restoring.stderr.contains("second is left out"), "{restoring:?}");
+    // A pin that isn't everywhere isn't one.
+    place.run(&["pin", &first]).expect(1);
+    place.run(&["unpin", &first]).expect(1);
+    place.run(&["verify", &newer]).expect(3);
 
     back(&place, "second");
     place.run(&["copy", &newer, "--to", &second]).expect(0);
@@ -109,6 +113,80 @@ fn a_dump_goes_into_both_and_one_that_is_away_gets_it_later() {
 }
 
 #[test]
+fn what_is_wrong_in_one_repository_is_no_reason_to_take_an_older_dump_silently() {
+    let cluster = server();
+    let place = Place::with(&cluster, None);
+    let second = url(&place, "second");
+    with_two(&place, &format!("\"{second}\""));
+    let older = place.dump();
+    // A part in the one, a whole one in the other: the whole one is the latest.
+    let args = [
+        "dump",
+        "-d",
+        "app",
+        "--quiet",
+        "--repository",
+        &url(&place, "repository"),
+    ];
+    place.run(&args).expect(0);
+    let newer = place.run(&["dump", "--quiet", "--repository", &second]).expect(0);
+    let newer = newer.stdout.trim().to_owned();
+    let planned = || place.run(&["restore", "--dry-run", "--json"]);
+    assert_eq!(planned().expect(0).json()["id"], newer.as_str());
+    // Damaged in the one, whole in the other.
+    place
+        .run(&["copy", &newer, "--to", &url(&place, "repository")])
+        .expect(0);
+    let manifest = |repository: &str| {
+        place
+            .path(repository)
+            .join("main/dump")
+            .join(&newer)
+            .join("manifest")
+    };
+    let sound = fs::read(manifest("second")).unwrap();
+    fs::write(manifest("repository"), "").unwrap();
+    let plan = planned().expect(3);
+    assert_eq!(plan.json()["id"], newer.as_str());
+    assert!(plan.stderr.contains("can't be read there"), "{}", plan.stderr);
+    // Damaged in both: refused, and the older one isn't taken in its place.
+    fs::write(manifest("second"), "").unwrap();
+    let refused = planned();
+    assert_ne!(refused.code, 0);
+    assert!(refused.stderr.contains(&older), "{}", refused.stderr);
+    fs::write(manifest("second"), sound).unwrap();
+    assert_eq!(planned().expect(3).json()["id"], newer.as_str());
+}
+
+#[test]
+fn another_server_is_refused_by_all_if_it_is_by_one() {
+    let cluster = server();
+    let place = Place::with(&cluster, None);
+    place.dump();
+    let other = server();
+    place.configure(&other, &place.repository_url(), None);
+    with_two(&place, &format!("\"{}\"", url(&place, "second")));
+    place.run(&["dump"]).expect(4);
+    assert_eq!(dumps(&place, "second"), Vec::<String>::new());
+    assert!(!place.path("second/main/identity").exists());
+}
+
+#[test]
+fn one_repository_by_two_names_is_refused() {
+    let cluster = server();
+    let place = Place::with(&cluster, None);
+    place.dump();
+    std::os::unix::fs::symlink(place.path("repository"), place.path("link")).unwrap();
+    with_two(&place, &format!("\"{}\"", url(&place, "link")));
+    let refused = place.run(&["dump"]).expect(2);
+    assert!(
+        refused.stderr.contains("are one repository"),
+        "{}",
+        refused.stderr
+    );
+}
+
+#[test]
 fn each_repository_keeps_what_it_is_told_to() {
     let cluster = server();
     let place = Place::with(&cluster, None);
@@ -129,6 +207,24 @@ fn each_repository_keeps_what_it_is_told_to() {
     // A flag is stronger than both.
     place.run(&["prune", "--keep-window", "0d"]).expect(0);
     assert_eq!(dumps(&place, "second"), ids[1..]);
+}
+
+#[test]
+fn retention_of_one_repository_alone_is_carried_out() {
+    let cluster = server();
+    let place = Place::with(&cluster, None);
+    let second = url(&place, "second");
+    with_two(
+        &place,
+        &format!("{{ url = \"{second}\", keep = {{ daily = 1 }} }}"),
+    );
+    let path = place.path("pgkeep.toml");
+    let text = fs::read_to_string(&path).unwrap();
+    fs::write(&path, text + "\ndump = { schedule = \"* * * * * *\" }\n").unwrap();
+    place.dump();
+    place.run(&["run", "--once"]).expect(0);
+    assert_eq!(dumps(&place, "repository").len(), 2);
+    assert_eq!(dumps(&place, "second"), dumps(&place, "repository")[1..]);
 }
 
 #[test]
@@ -157,7 +253,13 @@ fn the_scheduler_dumps_into_both_and_prunes_each() {
     away(&place, "second");
     let told = place.run(&["run", "--once"]).expect(3);
     assert!(told.stderr.contains("pgkeep copy"), "{told:?}");
-    assert!(Path::new(&place.path("repository")).is_dir());
+    back(&place, "second");
+    // What it lacks is told, and what it has isn't pruned.
+    let told = place.run(&["run", "--once"]);
+    assert!(
+        told.stderr.contains("lacks what another repository has"),
+        "{told:?}"
+    );
 }
 
 #[test]

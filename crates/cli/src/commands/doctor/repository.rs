@@ -1,7 +1,6 @@
 //! The store, the repository in it, and the dumps in that.
 
 use std::path::Path;
-use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use pgkeep_base::{BackupKind, ByteCount, Severity, quote_for_shell};
@@ -12,7 +11,6 @@ use pgkeep_store::{Disk, Store};
 use super::Findings;
 use crate::commands::run as scheduler;
 use crate::context::{KeyUse, Settings};
-use crate::exit::Failure;
 use crate::output::{counted, time};
 
 const AREA: &str = "repository";
@@ -22,8 +20,6 @@ const LATE_AFTER: SignedDuration = SignedDuration::from_hours(2);
 const UNVERIFIED_MAX: SignedDuration = SignedDuration::from_hours(7 * 24);
 /// Rows take less room in a dump than in the database: text and numbers a fourth, as a rule.
 const DUMP_SHARE: u64 = 4;
-/// How long a store that never answered is asked again.
-const FIRST_CONTACT_MAX: Duration = Duration::from_secs(10);
 /// A disk with less than this part free is nearly full.
 const FREE_SHARE_MIN: u64 = 20;
 
@@ -34,7 +30,7 @@ pub(super) async fn check(settings: &Settings, findings: &mut Findings) {
                 let before = findings.all.len();
                 check_one(settings, findings).await;
                 if each.len() > 1 {
-                    let url = settings.cluster.repository.join(", ");
+                    let url = settings.repository_url().unwrap_or_default();
                     for finding in findings.all.iter_mut().skip(before) {
                         finding.what = format!("{url}: {}", finding.what);
                     }
@@ -47,7 +43,7 @@ pub(super) async fn check(settings: &Settings, findings: &mut Findings) {
 
 async fn check_one(settings: &Settings, findings: &mut Findings) {
     let store = match settings.repository_url() {
-        Ok(url) => open(settings, url).await,
+        Ok(url) => settings.store_soon(url).await,
         Err(failure) => Err(failure),
     };
     let store = match store {
@@ -76,13 +72,6 @@ async fn check_one(settings: &Settings, findings: &mut Findings) {
         }
         Err(error) => findings.error(AREA, &error),
     }
-}
-
-/// Who asks what is wrong doesn't wait as long as a dump does.
-async fn open(settings: &Settings, url: &str) -> Result<Store, Failure> {
-    let mut options = settings.store_options();
-    options.retry.first_contact_elapsed_max = FIRST_CONTACT_MAX;
-    Ok(Store::open(url, &options).await?)
 }
 
 fn disk(directory: &Path, findings: &mut Findings) {

@@ -86,6 +86,7 @@ impl<'a> Events<'a> {
         );
         let details = json!({
             "id": report.id.to_string(),
+            "repositories": report.stored_in,
             "totals": totals,
             "elapsed_seconds": report.elapsed.as_secs_f64(),
         });

@@ -1,7 +1,8 @@
 use std::time::Duration;
 
+use futures::future::join_all;
 use jiff::Timestamp;
-use pgkeep_base::{BackupKind, Clock};
+use pgkeep_base::{BackupKind, Clock, quote_for_shell};
 use pgkeep_repository::backups::BackupState;
 use pgkeep_repository::{Repository, RepositoryError};
 use pgkeep_schedule::{Action, Planner, Run, Schedule};
@@ -103,12 +104,17 @@ impl Job<'_> {
             ));
             outcome = Outcome::Attention;
         }
-        if prune::is_configured(self.settings) && !self.prunes {
+        if self.is_retention_configured() && !self.prunes {
             self.events.note(
                 "dumps are made here, and not pruned: the secret key isn't here; run 'pgkeep prune' where it is",
             );
         }
         outcome
+    }
+
+    fn is_retention_configured(&self) -> bool {
+        let each = self.settings.in_each_repository().unwrap_or_default();
+        each.iter().any(prune::is_configured)
     }
 
     fn tell_next(&self, planner: &Planner, until: Option<Timestamp>) {
@@ -164,19 +170,43 @@ impl Job<'_> {
     /// When the newest dump was begun that counts: it is complete and whole, as far as the key tells, and not from the
     /// future.
     async fn newest(&self) -> Result<Option<Timestamp>, Failure> {
-        let mut newest = None;
+        let mut newest: Option<Timestamp> = None;
         let mut failure = None;
         let mut answered = false;
-        for settings in self.settings.in_each_repository()? {
-            match self.newest_in(&settings).await {
+        let mut behind = Vec::new();
+        let all = self.settings.in_each_repository()?;
+        let each = all.iter().map(|settings| async move {
+            let url = settings.repository_url().unwrap_or_default();
+            (url, self.newest_in(settings).await)
+        });
+        for (url, found) in join_all(each).await {
+            match found {
                 Ok(found) => {
                     answered = true;
+                    behind.push((url, found));
                     newest = newest.max(found);
                 }
-                Err(error) => failure = Some(error),
+                Err(error) => {
+                    if all.len() > 1 {
+                        let text = error.text();
+                        self.events.attention(&format!("{url} can't be asked: {text}"));
+                    }
+                    failure = Some(error);
+                }
             }
         }
-        // What one of them has needn't be made again for another's sake: its failure was told when it was left out.
+        // What one of them has needn't be made again for another's sake; but it is told.
+        behind.retain(|(_, found)| *found < newest);
+        for (url, found) in behind {
+            let has = match found {
+                Some(found) => format!("the newest dump there is of {}", self.events.time(found)),
+                None => "there is no dump there".to_owned(),
+            };
+            let url_quoted = quote_for_shell(url);
+            self.events.attention(&format!(
+                "{url} lacks what another repository has: {has}; mend: pgkeep copy latest --to {url_quoted}"
+            ));
+        }
         match failure {
             Some(failure) if !answered => Err(failure),
             _ => Ok(newest),
@@ -282,7 +312,7 @@ impl Job<'_> {
             self.events.attention(&line);
             outcome = Outcome::Attention;
         }
-        if cancellation.is_cancelled() || !prune::is_configured(self.settings) || !self.prunes {
+        if cancellation.is_cancelled() || !self.is_retention_configured() || !self.prunes {
             return Ran::Done(outcome);
         }
         self.service.status(&self.settings.name, "pruning".to_owned());
@@ -291,6 +321,11 @@ impl Job<'_> {
             Err(failure) => return Ran::Failed(failure),
         };
         for settings in each {
+            // Where dumps don't arrive, the old ones are all there is.
+            let has_it = |url: &str| report.stored_in.iter().any(|stored| stored == url);
+            if !prune::is_configured(&settings) || !settings.repository_url().is_ok_and(has_it) {
+                continue;
+            }
             let failures = match prune::execute(self.context, &settings).await {
                 Ok(report) => self.events.pruned(&report),
                 Err(_) if cancellation.is_cancelled() => {
