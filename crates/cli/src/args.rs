@@ -1,12 +1,16 @@
 //! The command line, as clap reads it. What each option means is for the commands; nothing is checked here that a
 //! library checks.
 
+mod bucket;
+
 use std::path::PathBuf;
 
 use clap::builder::styling::{Effects, Styles};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use pgkeep_base::ByteCount;
 use pgkeep_dump::restore::RangeBound;
+
+pub use bucket::{BucketAction, BucketArgs, WantedArgs};
 
 use crate::output::ACCENT;
 
@@ -124,6 +128,8 @@ pub enum Command {
     Run(RunArgs),
     /// Make and show keys.
     Key(KeyArgs),
+    /// Check an S3 bucket's settings, or set it up for backups.
+    Bucket(BucketArgs),
     /// Check configuration, keys, repository, server and programs.
     Doctor,
     /// Print shell completions.

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use pgkeep_base::{ByteCount, Secret};
+use pgkeep_base::{ByteCount, Secret, quote_for_shell};
 use pgkeep_config::{Cluster, EncryptionMode, Loaded, Overrides};
 use pgkeep_dump::memory::MEMORY_DEFAULT;
 use pgkeep_pg::programs::ProgramSearch;
@@ -23,6 +23,9 @@ use crate::signals::Cancellation;
 /// More workers than this are worth asking for by name.
 const JOBS_DEFAULT_MAX: usize = 8;
 
+/// How long a store that never answered is asked again, by those who don't wait for it.
+const FIRST_CONTACT_MAX: Duration = Duration::from_secs(10);
+
 /// What asks for an encrypted file.
 const ENCRYPTED_SUFFIX: &str = ".age";
 
@@ -31,9 +34,6 @@ const CONNECTION: &str = "connection";
 
 /// A configuration file that says nothing.
 const NO_FILE: &str = "/dev/null";
-
-/// How long a store that never answered is asked again, where not everything depends on it.
-const FIRST_CONTACT_MAX: Duration = Duration::from_secs(10);
 
 /// Variables that are read, and aren't settings.
 const OTHER_VARIABLES: [&str; 0] = [];
@@ -150,6 +150,24 @@ impl Context {
             .config
             .clone()
             .or_else(|| variable().map(PathBuf::from))
+    }
+
+    /// The flags by which this place was named, for a command that shall find it again.
+    pub fn place_flags(&self) -> Vec<String> {
+        let global = &self.global;
+        let config = global.config.as_ref().map(|path| path.display().to_string());
+        let single = [
+            ("--config", config.as_ref()),
+            ("--cluster", global.cluster.as_ref()),
+            ("--s3-endpoint", global.s3_endpoint.as_ref()),
+            ("--s3-region", global.s3_region.as_ref()),
+        ];
+        let single = single
+            .into_iter()
+            .filter_map(|(flag, value)| Some((flag, value?)));
+        let repositories = global.repository.iter().map(|url| ("--repository", url));
+        let flag = |(flag, value): (&str, &String)| format!("{flag} {}", quote_for_shell(value));
+        repositories.chain(single).map(flag).collect()
     }
 
     /// What `--set` says.
@@ -277,7 +295,7 @@ impl Settings {
         Ok(Store::open(url, &self.store_options()).await?)
     }
 
-    /// The same for whom a store that doesn't answer is an answer, too.
+    /// The same for somebody who asks what is wrong, and doesn't wait as long as a dump does.
     pub async fn store_soon(&self, url: &str) -> Result<Store, Failure> {
         let mut options = self.store_options();
         options.retry.first_contact_elapsed_max = FIRST_CONTACT_MAX;

@@ -73,6 +73,14 @@ pub fn is_disposable(prefix: &str) -> bool {
     matches!(prefix.split('/').collect::<Vec<_>>().as_slice(), [_, "lease", ..])
 }
 
+/// Whose dumps they are, if nothing but a cluster's dumps lies below this prefix.
+pub fn cluster_of_dumps(prefix: &str) -> Option<&str> {
+    match prefix.split('/').collect::<Vec<_>>().as_slice() {
+        [cluster, "dump", ..] if !cluster.is_empty() => Some(cluster),
+        _ => None,
+    }
+}
+
 /// The folder of all pins of a cluster.
 pub fn pins_prefix(cluster: &str) -> String {
     format!("{cluster}/pin/")
@@ -91,6 +99,17 @@ pub fn backup_evidence_prefix(cluster: &str, id: &BackupId) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn dumps_are_known_by_their_prefix() {
+        let dumps = kind_prefix("main", BackupKind::Dump);
+        assert_eq!(cluster_of_dumps(&dumps), Some("main"));
+        assert_eq!(cluster_of_dumps("main/dump/d2026"), Some("main"));
+        assert_eq!(cluster_of_dumps("main/dump"), Some("main"));
+        for prefix in ["", "main", "main/dum", "main/pin/", "/dump/x"] {
+            assert_eq!(cluster_of_dumps(prefix), None, "{prefix}");
+        }
+    }
 
     #[test]
     fn only_leases_are_disposable() {

@@ -13,11 +13,13 @@
 //! | `destinations` | several repositories that one backup is written to from one read |
 //! | `prune`, `copy` | the plan carried out; one backup to another repository |
 //! | `references` | objects that more than one backup needs |
+//! | `bucket` | what an S3 bucket should be for all this |
 //! | `integrity` | `checksums.b3`, and verifying against it without a key |
 //!
 //! The manifest's presence is the backup's existence. See docs/FORMAT.md and docs/CONCURRENCY.md.
 
 pub mod backups;
+pub mod bucket;
 pub mod compression;
 pub mod copy;
 pub mod destinations;

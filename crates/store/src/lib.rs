@@ -7,10 +7,12 @@
 //!   off, and errors that say what was done to what, why it failed, and whether trying again may help;
 //! - durable writes and deletes and private file modes on `file://` ([`durable`] has what other files need as well);
 //! - named profiles and SSO for S3;
+//! - the settings of an S3 bucket ([`bucket`]);
 //! - a probe that finds out what a store can and can't do ([`Store::probe`]);
 //! - faults on purpose for tests ([`fault`]).
 
 mod aws_profile;
+pub mod bucket;
 mod classify;
 mod counts;
 mod disk;
@@ -39,7 +41,7 @@ pub use counts::RequestCounts;
 pub use disk::Disk;
 pub use error::{StoreError, StoreErrorKind};
 pub use options::{AzureOptions, GcsOptions, S3Addressing, S3Checksum, S3Options, StoreOptions};
-pub use probe::{Capabilities, Finding, ProbeReport};
+pub use probe::{Capabilities, DIRECTORY_PREFIX as PROBE_PREFIX, Finding, ProbeReport};
 pub use reader::ObjectReader;
 pub use retry::RetryOptions;
 pub use store::{ObjectInfo, PutOutcome, Store};

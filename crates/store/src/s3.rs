@@ -2,10 +2,13 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::StreamExt;
-use http::Method;
+use http::{HeaderMap, Method};
 use object_store::StaticCredentialProvider;
-use object_store::aws::{AmazonS3, AmazonS3Builder, AwsCredential, Checksum, resolve_bucket_region};
+use object_store::aws::{
+    AmazonS3, AmazonS3Builder, AwsAuthorizer, AwsCredential, Checksum, resolve_bucket_region,
+};
 use object_store::client::{HttpConnector, HttpRequestBody};
 use object_store::path::Path;
 use object_store::signer::{SignedUrlOptions, Signer};
@@ -17,47 +20,84 @@ use crate::open::{client_options, invalid, no_retries};
 use crate::options::{S3Addressing, S3Checksum, S3Options, StoreOptions};
 use crate::store_url::StoreUrl;
 
-/// What the probe needs besides the objects.
+/// What requests about the bucket itself need, besides the objects' store.
 pub(crate) struct S3Settings {
     pub(crate) store: AmazonS3,
-    /// Sends the probe's own signed requests.
+    /// Sends those requests.
     pub(crate) connector: NotingConnector,
     pub(crate) client_options: object_store::ClientOptions,
+    /// Where it was told, or AWS said it.
+    pub(crate) region: Option<String>,
+    /// Whether it is somebody else's S3 than Amazon's.
+    pub(crate) has_endpoint: bool,
 }
 
+/// A request about the bucket, not about an object in it.
+pub(crate) struct BucketRequest {
+    pub(crate) method: Method,
+    /// Which of its settings: `versioning`, `lifecycle`. None: the bucket.
+    pub(crate) setting: Option<&'static str>,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
+}
+
+/// What the store answered, whatever the status.
+pub(crate) struct BucketAnswer {
+    pub(crate) status: u16,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: String,
+}
+
+/// The region that signatures are made for where none is told, as `object_store` has it.
+const REGION_DEFAULT: &str = "us-east-1";
+
 impl S3Settings {
-    /// Asks for one of the bucket's settings: `versioning`, `object-lock`, `lifecycle`. The answer's status and body.
-    pub(crate) async fn setting(&self, name: &str) -> object_store::Result<(u16, String)> {
-        const ANSWER_BYTES_MAX: usize = 256 * 1024;
-        const VALID_FOR: Duration = Duration::from_secs(60);
+    /// Sends a request about the bucket, signed in its headers, body included:
+    /// <https://docs.aws.amazon.com/AmazonS3/latest/API/sig-v4-header-based-auth.html>
+    pub(crate) async fn send(&self, request: &BucketRequest) -> object_store::Result<BucketAnswer> {
+        const ANSWER_BYTES_MAX: usize = 1024 * 1024;
+        // The URL alone is wanted; its signature is cut off again.
+        const VALID_FOR: Duration = Duration::from_secs(1);
         let wrong = |error: String| object_store::Error::Generic {
             store: "S3",
             source: error.into(),
         };
-        let query = SignedUrlOptions::new().with_query([(name, "")]);
-        let url = self
+        let plain = SignedUrlOptions::new();
+        let mut url = self
             .store
-            .signed_url_opts(Method::GET, &Path::default(), VALID_FOR, &query)
+            .signed_url_opts(Method::GET, &Path::default(), VALID_FOR, &plain)
             .await?;
-        let request = http::Request::get(url.as_str()).body(HttpRequestBody::empty());
-        let request = request.map_err(|error| wrong(error.to_string()))?;
+        url.set_query(request.setting.map(|name| format!("{name}=")).as_deref());
+        let mut http = http::Request::builder()
+            .method(request.method.clone())
+            .uri(url.as_str())
+            .body(HttpRequestBody::from(request.body.clone()))
+            .map_err(|error| wrong(error.to_string()))?;
+        http.headers_mut().extend(request.headers.clone());
+        let credential = self.store.credentials().get_credential().await?;
+        let region = self.region.as_deref().unwrap_or(REGION_DEFAULT);
+        AwsAuthorizer::new(&credential, "s3", region).try_authorize(&mut http, None)?;
         let client = self.connector.connect(&self.client_options)?;
         let wrap = |error| object_store::Error::Generic {
             store: "S3",
             source: Box::new(error),
         };
-        let (head, body) = client.execute(request).await.map_err(wrap)?.into_parts();
+        let (head, body) = client.execute(http).await.map_err(wrap)?.into_parts();
         let mut body = body.bytes_stream();
         let mut text = Vec::new();
         while let Some(bytes) = body.next().await {
             text.extend_from_slice(&bytes.map_err(wrap)?);
             if text.len() > ANSWER_BYTES_MAX {
                 return Err(wrong(format!(
-                    "the answer to ?{name} is longer than {ANSWER_BYTES_MAX} bytes"
+                    "the answer is longer than {ANSWER_BYTES_MAX} bytes"
                 )));
             }
         }
-        Ok((head.status.as_u16(), String::from_utf8_lossy(&text).into_owned()))
+        Ok(BucketAnswer {
+            status: head.status.as_u16(),
+            headers: head.headers,
+            body: String::from_utf8_lossy(&text).into_owned(),
+        })
     }
 }
 
@@ -104,7 +144,7 @@ pub(crate) async fn open(
     if region.is_none() && endpoint.is_none() {
         region = find_region(bucket, &client_options).await;
     }
-    if let Some(region) = region {
+    if let Some(region) = &region {
         builder = builder.with_region(region);
     }
     builder = protect(builder, s3, allow_http);
@@ -116,6 +156,8 @@ pub(crate) async fn open(
         store,
         connector,
         client_options,
+        region,
+        has_endpoint: endpoint.is_some(),
     })
 }
 

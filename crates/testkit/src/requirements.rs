@@ -149,6 +149,13 @@ pub fn store(name: &str) -> Result<PathBuf, Missing> {
     program_in(&cache().join("stores/bin"), name, name)
 }
 
+/// The Python packages that stand in for AWS: moto and what it needs.
+pub fn moto() -> Result<PathBuf, Missing> {
+    let packages = cache().join("infra/python");
+    program_in(&packages.join("moto"), "server.py", "moto")?;
+    Ok(packages)
+}
+
 /// A container image that `scripts/test-setup` made, by its name: `postgresql` or `timescaledb`.
 pub fn image(name: &str) -> Result<String, Missing> {
     let image = format!("pgkeep-test/{name}:17");

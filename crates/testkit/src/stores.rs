@@ -1,5 +1,5 @@
-//! Object stores that run here: SeaweedFS, which is a real S3, and `rclone serve s3`, which ignores conditional puts and
-//! so is what a probe must warn of.
+//! Object stores that run here: SeaweedFS, which is a real S3, `rclone serve s3`, which ignores conditional puts and
+//! so is what a probe must warn of, and moto, which has the settings of Amazon's buckets.
 //!
 //! Each has its own directory and free ports, listens on loopback, and is killed with its directory removed when it's
 //! dropped or the test's process ends in any way.
@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use std::{env, fs};
 
 use crate::process::{poll_until, wait_until};
-use crate::requirements::{Missing, store};
+use crate::requirements::{Missing, cache, moto, store};
 
 /// Starts its arguments from the third on, and kills that when its own standard input ends: when the test lets go, or its
 /// process is gone. Then removes the directory, its second argument.
@@ -346,6 +346,89 @@ impl RcloneS3 {
     pub fn bucket(&self, name: &str) -> String {
         fs::create_dir(self.server.directory.join("data").join(name)).expect("makes a bucket");
         format!("s3://{name}")
+    }
+}
+
+/// moto's S3: an imitation that has every setting of a bucket, and takes every credential.
+#[derive(Debug)]
+pub struct Moto {
+    _server: Server,
+    port: u16,
+    /// `http://127.0.0.1:port`
+    pub endpoint: String,
+}
+
+impl Moto {
+    /// Starts a server with nothing in it.
+    ///
+    /// # Errors
+    /// moto isn't here: `scripts/test-setup` didn't install it.
+    pub fn start() -> Result<Self, Missing> {
+        let packages = moto()?;
+        for _ in 0..START_ATTEMPTS {
+            if let Some(server) = Self::try_start(&packages) {
+                return Ok(server);
+            }
+        }
+        panic!("moto ended {START_ATTEMPTS} times while it started");
+    }
+
+    fn try_start(packages: &Path) -> Option<Self> {
+        let directory = directory();
+        let port = free_ports(1)[0];
+        // As scripts/test has it: without compiled files it takes seconds to start.
+        let compiled = cache().join("infra/pycache");
+        let command = [
+            "env".to_owned(),
+            format!("PYTHONPATH={}", packages.display()),
+            format!("PYTHONPYCACHEPREFIX={}", compiled.display()),
+            "python3".to_owned(),
+            "-m".to_owned(),
+            "moto.server".to_owned(),
+            format!("--port={port}"),
+        ];
+        let server = Server::spawn(&directory, &command);
+        if !server.answers(|| get_status(port, "/").is_some()) {
+            return None;
+        }
+        Some(Self {
+            _server: server,
+            port,
+            endpoint: format!("http://127.0.0.1:{port}"),
+        })
+    }
+
+    /// Makes a bucket, and returns its URL.
+    pub fn bucket(&self, name: &str) -> String {
+        self.put(&format!("/{name}"), "");
+        format!("s3://{name}")
+    }
+
+    /// Puts an object, or a setting of a bucket: `/bucket?versioning`.
+    pub fn put(&self, path: &str, body: &str) {
+        let (status, said) = self.request("PUT", path, body);
+        assert!((200..300).contains(&status), "PUT {path}: {status} {said}");
+    }
+
+    /// What there is: an object, or a setting; its status, too.
+    pub fn get(&self, path: &str) -> (u16, String) {
+        self.request("GET", path, "")
+    }
+
+    /// One request, with its answer's status and body.
+    pub fn request(&self, method: &str, path: &str, body: &str) -> (u16, String) {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).expect("connects to moto");
+        let request = format!(
+            "{method} {path} HTTP/1.0\r\nHost: 127.0.0.1:{}\r\nContent-Length: {}\r\n\r\n{body}",
+            self.port,
+            body.len()
+        );
+        stream.write_all(request.as_bytes()).expect("asks moto");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("moto answers");
+        let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok());
+        let body = answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned());
+        (status.expect("a status"), body.unwrap_or_default())
     }
 }
 

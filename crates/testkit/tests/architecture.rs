@@ -56,6 +56,7 @@ const OWNED: &[(&str, &str)] = &[
     ("indicatif", "pgkeep"),
     ("object_store", "pgkeep-store"),
     ("postgres-protocol", "pgkeep-pg"),
+    ("quick-xml", "pgkeep-store"),
     ("sd-notify", "pgkeep"),
     ("tokio-rustls", "pgkeep-pg"),
 ];

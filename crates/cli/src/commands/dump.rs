@@ -6,7 +6,7 @@ use std::sync::Arc;
 use futures::future::try_join_all;
 use jiff::SignedDuration;
 use pgkeep_base::{ByteCount, Classified, quote_for_shell};
-use pgkeep_config::{Databases, DumpFormat, Overrides, RowFormatChoice};
+use pgkeep_config::{Cluster, Databases, DumpFormat, Overrides, RowFormatChoice};
 use pgkeep_dump::manifest::{Filters, Narrowed, Totals};
 use pgkeep_dump::{
     DumpError, DumpOptions, DumpReport, FileFormat, FileOptions, FileReport, Progress, ReuseOptions, memory,
@@ -209,13 +209,18 @@ fn options(context: &Context, settings: &Settings, args: &DumpArgs) -> DumpOptio
     }
 }
 
+/// How old what an incremental dump takes over may be.
+pub fn reuse_max_age(cluster: &Cluster) -> SignedDuration {
+    cluster.dump.reuse_max_age.unwrap_or(REUSE_MAX_AGE_DEFAULT)
+}
+
 /// From what earlier dumps objects are taken over.
 fn reuse(settings: &Settings, args: &DumpArgs) -> Option<ReuseOptions> {
     let configured = &settings.cluster.dump;
     let incremental = configured.incremental || args.incremental;
     incremental.then(|| ReuseOptions {
         takes_over: !args.full,
-        max_age: configured.reuse_max_age.unwrap_or(REUSE_MAX_AGE_DEFAULT),
+        max_age: reuse_max_age(&settings.cluster),
         cache_directory: settings.cache_directory(),
     })
 }

@@ -1,5 +1,6 @@
 //! The commands: each reads its arguments, calls a library, and prints what came of it.
 
+mod bucket;
 mod copy;
 mod doctor;
 mod dump;
@@ -51,6 +52,7 @@ pub async fn run(context: &Context, command: Command) -> Result<Outcome, Failure
         Command::Copy(args) => copy::run(context, args).await,
         Command::Export(args) => export::run(context, args).await,
         Command::Key(args) => key::run(context, args),
+        Command::Bucket(args) => bucket::run(context, args).await,
         Command::Doctor => context.cancellation.or(doctor::run(context)).await,
         Command::Completions(args) => meta::completions(context, &args),
         Command::Version => meta::version(context),

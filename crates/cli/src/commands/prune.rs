@@ -80,7 +80,8 @@ pub async fn execute(context: &Context, settings: &Settings) -> Result<PruneRepo
     prune::execute(&repository, &policy, input, LEASE_DURATION, removing, cancelled).await
 }
 
-fn policy(cluster: &Cluster) -> Policy {
+/// What is kept.
+pub fn policy(cluster: &Cluster) -> Policy {
     let keep = &cluster.keep;
     Policy {
         window: keep.window,

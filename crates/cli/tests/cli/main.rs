@@ -8,6 +8,7 @@
 )]
 
 mod bad_input;
+mod bucket;
 mod container;
 mod damage;
 mod doctor;

@@ -1,6 +1,7 @@
 //! Retention: each rule and its words, calendar corners, years of nightly runs, and the promises as properties.
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
+mod expiry;
 mod properties;
 
 use std::collections::BTreeSet;

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 
 use crate::{DAY, at, backup, good, kept, removed};
 
-fn policies() -> impl Strategy<Value = Policy> {
+pub fn policies() -> impl Strategy<Value = Policy> {
     let zones = prop::sample::select(vec![
         "UTC",
         "Europe/Berlin",

@@ -48,8 +48,6 @@ pub struct Capabilities {
     pub versioning: Option<bool>,
     /// Object Lock is on (S3).
     pub object_lock: Option<bool>,
-    /// The bucket has lifecycle rules (S3).
-    pub lifecycle: Option<bool>,
 }
 
 /// What the probe found.
@@ -105,19 +103,18 @@ impl Finding {
 /// How far clocks may be apart before it's worth a word. S3 refuses requests at 15 minutes.
 const CLOCK_SKEW_SECONDS_MAX: i64 = 60;
 /// What the names of the probe's own directories begin with.
-const DIRECTORY_PREFIX: &str = "pgkeep-probe-";
+pub const DIRECTORY_PREFIX: &str = "pgkeep-probe-";
 /// Writers in a race, and races.
 const RACERS: usize = 6;
 const RACES: usize = 3;
 
 impl Store {
     /// Tries what a repository needs, below the directory `prefix` (empty: at the top), and removes its traces as far as
-    /// the credentials permit. Some twenty small requests. `disposable` tells whether all below a prefix may be deleted at
-    /// any time: lifecycle rules for it are none of a backup's business.
+    /// the credentials permit. Some twenty small requests.
     ///
     /// # Errors
     /// The store can't be reached, doesn't accept the credentials, or isn't there: nothing can be said about it then.
-    pub async fn probe(&self, prefix: &str, disposable: fn(&str) -> bool) -> Result<ProbeReport, StoreError> {
+    pub async fn probe(&self, prefix: &str) -> Result<ProbeReport, StoreError> {
         let directory = format!("{DIRECTORY_PREFIX}{:016x}", rand::rng().random::<u64>());
         let directory = match prefix.trim_end_matches('/') {
             "" => directory,
@@ -141,7 +138,7 @@ impl Store {
             )
             .await;
         }
-        bucket::probe(self, disposable, &mut report).await;
+        bucket::probe(self, &mut report).await;
         if !leftovers.is_empty() {
             let what = format!("the probe's own objects stay below '{directory}'");
             report.add(

@@ -5,11 +5,12 @@ use std::path::Path;
 use jiff::{SignedDuration, Timestamp};
 use pgkeep_base::{BackupKind, ByteCount, Severity, quote_for_shell};
 use pgkeep_repository::backups::{BackupEntry, BackupState};
-use pgkeep_repository::{Repository, RepositoryError, layout};
+use pgkeep_repository::bucket::lifecycle_findings;
+use pgkeep_repository::{Repository, RepositoryError};
 use pgkeep_store::{Disk, Store};
 
 use super::Findings;
-use crate::commands::run as scheduler;
+use crate::commands::{bucket, run as scheduler};
 use crate::context::{KeyUse, Settings};
 use crate::output::{counted, time};
 
@@ -53,7 +54,7 @@ async fn check_one(settings: &Settings, findings: &mut Findings) {
     if let Some(directory) = store.directory() {
         disk(&directory, findings);
     }
-    if !probe(&store, findings).await {
+    if !probe(settings, &store, findings).await {
         return;
     }
     let access = match settings.access(KeyUse::None) {
@@ -118,11 +119,12 @@ fn disk(directory: &Path, findings: &mut Findings) {
     }
 }
 
-async fn probe(store: &Store, findings: &mut Findings) -> bool {
-    match store.probe("", layout::is_disposable).await {
+async fn probe(settings: &Settings, store: &Store, findings: &mut Findings) -> bool {
+    match store.probe("").await {
         Ok(report) => {
             findings.ok(AREA, format!("{} is reachable", store.url()));
-            for finding in report.findings {
+            let rules = lifecycle_findings(store, &[bucket::kept(settings)]).await;
+            for finding in report.findings.into_iter().chain(rules) {
                 findings.add(AREA, finding.severity, finding.what, finding.why, finding.mend);
             }
             true
