@@ -183,7 +183,7 @@ impl Repository {
     /// The backup that `text` names: an id, the beginning of one, or `latest`.
     ///
     /// # Errors
-    /// [`RepositoryError::NoSuchBackup`], [`RepositoryError::AmbiguousId`].
+    /// [`RepositoryError::NoBackup`], [`RepositoryError::NoSuchBackup`], [`RepositoryError::AmbiguousId`].
     pub async fn find(&self, kind: BackupKind, text: &str) -> Result<BackupId, RepositoryError> {
         let mut complete = Vec::new();
         for id in self.ids(kind).await? {
@@ -197,22 +197,27 @@ impl Repository {
         }
         match complete.len() {
             1 => Ok(complete.remove(0)),
-            0 => Err(RepositoryError::NoSuchBackup {
-                text: text.to_owned(),
-                cluster: self.cluster.clone(),
-                known: if text == "latest" {
-                    None
-                } else {
-                    Box::pin(self.find(kind, "latest"))
-                        .await
-                        .ok()
-                        .map(|id| id.to_string())
-                },
-            }),
+            0 if text == "latest" => Err(self.no_backup()),
+            0 => {
+                let newest = Box::pin(self.find(kind, "latest")).await?;
+                Err(RepositoryError::NoSuchBackup {
+                    text: text.to_owned(),
+                    cluster: self.cluster.clone(),
+                    newest: newest.to_string(),
+                })
+            }
             _ => Err(RepositoryError::AmbiguousId {
                 text: text.to_owned(),
                 candidates: complete.iter().map(ToString::to_string).collect(),
             }),
+        }
+    }
+
+    /// What to say where there is none at all.
+    pub fn no_backup(&self) -> RepositoryError {
+        RepositoryError::NoBackup {
+            cluster: self.cluster.clone(),
+            url: self.store.url().to_owned(),
         }
     }
 

@@ -131,15 +131,23 @@ pub enum RepositoryError {
         /// The object.
         key: String,
     },
+    /// There is none at all.
+    #[error("there is no backup of '{cluster}' at {url}")]
+    NoBackup {
+        /// The cluster's name in the repository.
+        cluster: String,
+        /// The repository.
+        url: String,
+    },
     /// No backup has that id.
-    #[error("no backup '{text}' in '{cluster}'{}", .known.as_ref().map(|k| format!(" (the newest is {k})")).unwrap_or_default())]
+    #[error("no backup '{text}' in '{cluster}' (the newest is {newest})")]
     NoSuchBackup {
         /// What was asked for.
         text: String,
         /// The cluster's name in the repository.
         cluster: String,
         /// The newest one there is.
-        known: Option<String>,
+        newest: String,
     },
     /// The shortened id fits several.
     #[error("'{text}' is short for more than one backup: {}", .candidates.join(", "))]
@@ -219,6 +227,7 @@ impl Classified for RepositoryError {
                 format!("wait for it to end; if that process is gone, the lease runs out at {until}")
             }
             Self::LeaseLost { .. } | Self::Fenced { .. } => "run the command again".to_owned(),
+            Self::NoBackup { .. } => "take one with 'pgkeep dump'; if there should be some, check --cluster and the repository's URL".to_owned(),
             Self::NoSuchBackup { .. } | Self::AmbiguousId { .. } => "'pgkeep list' shows them all".to_owned(),
             Self::TooLate { .. } => "make it faster with --jobs, or take several dumps of parts: 'pgkeep dump --database NAME' \
                 or 'pgkeep dump --exclude-table PATTERN'; if this machine's clock was set meanwhile, run it again"

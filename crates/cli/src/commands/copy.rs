@@ -62,10 +62,6 @@ async fn from_one(
         Ok(destination)
     };
     let destination = context.cancellation.or(prepare).await?;
-    if ids.is_empty() {
-        context.output.line("There is no backup to copy.");
-        return Ok(Outcome::Done);
-    }
     let lease = Lease::acquire(&destination, "pgkeep copy", LEASE_DURATION).await?;
     let result = context
         .cancellation
@@ -86,16 +82,23 @@ async fn all(
     ids: &[BackupId],
 ) -> Result<Outcome, Failure> {
     let mut failed = Vec::new();
+    let mut removed = 0;
     for id in ids {
         match one(context, source, destination, lease, id).await {
             Ok(()) => {}
             Err(error) if ids.len() == 1 || !error.concerns_one_backup() => return Err(error.into()),
-            Err(error) if error.is_removed() => context.output.note(error.to_string()),
+            Err(error) if error.is_removed() => {
+                context.output.note(error.to_string());
+                removed += 1;
+            }
             Err(error) => {
                 Failure::from(error).tell(&context.output);
                 failed.push(id.to_string());
             }
         }
+    }
+    if removed == ids.len() {
+        return Err(source.no_backup().into());
     }
     if failed.is_empty() {
         return Ok(Outcome::Done);

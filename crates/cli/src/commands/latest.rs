@@ -24,14 +24,15 @@ pub fn tell_found(context: &Context, found: &Found) {
     }
 }
 
-/// All that are there.
+/// All that are there: at least one, so that whoever goes through them has done something.
 pub async fn all(repository: &Repository) -> Result<Vec<BackupId>, Failure> {
     let entries = repository.backups(BackupKind::Dump).await?;
-    Ok(entries
-        .into_iter()
-        .filter(|entry| entry.state.is_there())
-        .map(|entry| entry.id)
-        .collect())
+    let there = entries.into_iter().filter(|entry| entry.state.is_there());
+    let ids: Vec<BackupId> = there.map(|entry| entry.id).collect();
+    if ids.is_empty() {
+        return Err(repository.no_backup().into());
+    }
+    Ok(ids)
 }
 
 /// Says which dumps `latest` passed over, and why.

@@ -129,7 +129,8 @@ async fn ask<T>(
 fn is_none(error: &DumpError) -> bool {
     matches!(
         error,
-        DumpError::Repository(RepositoryError::NoSuchBackup { .. }) | DumpError::Usage { .. }
+        DumpError::Repository(RepositoryError::NoBackup { .. } | RepositoryError::NoSuchBackup { .. })
+            | DumpError::Usage { .. }
     )
 }
 

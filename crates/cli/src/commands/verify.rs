@@ -75,9 +75,7 @@ async fn in_one(
         jobs: settings.jobs_in_memory(&context.output, memory::load_jobs_max),
     };
     let mut outcome = Outcome::Done;
-    if ids.is_empty() {
-        context.output.line("There is no backup to verify.");
-    }
+    let mut removed = 0;
     for id in ids {
         let progress = Arc::new(Progress::default());
         let display = Display::start(context.shown, &progress);
@@ -88,6 +86,7 @@ async fn in_one(
             // All that are there: this one isn't any more.
             Err(error) if ids.len() > 1 && error.is_removed() => {
                 context.output.note(error.to_string());
+                removed += 1;
                 Outcome::Done
             }
             // One of a later version, say: the others can be verified all the same.
@@ -102,6 +101,9 @@ async fn in_one(
             }
             Err(error) => return Err(error.into()),
         });
+    }
+    if removed == ids.len() {
+        return Err(repository.no_backup().into());
     }
     Ok(outcome)
 }

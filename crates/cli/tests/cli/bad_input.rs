@@ -198,6 +198,36 @@ fn mistyped_repositories_keys_and_connections_are_told() {
     assert!(!place.path("repository").exists(), "nothing was begun");
 }
 
+/// What did nothing because there is nothing must not pass for what has done it.
+#[test]
+fn that_there_is_no_backup_is_a_failure_of_whatever_needs_one() {
+    let place = Place::new();
+    std::fs::create_dir(place.path("repository")).unwrap();
+    let marker =
+        r#"{"format":1,"repository":"0123456789abcdef0123456789abcdef","created_at":"2026-11-22T02:00:00Z"}"#;
+    std::fs::write(place.path("repository/pgkeep.json"), marker).unwrap();
+    let (url, second) = (place.repository_url(), place.path("second"));
+    for line in [
+        "verify all",
+        "verify all --stored-only",
+        "verify",
+        "copy latest --to SECOND",
+        "copy all --to SECOND",
+        "restore --into server:x",
+        "export --output folder",
+        "show",
+        "pin latest",
+        "show d20261122",
+    ] {
+        let line = line.replace("SECOND", &format!("file://{}", second.display()));
+        let line = format!("{line} --repository {url}");
+        let words: Vec<&str> = line.split(' ').collect();
+        let error = format!("there is no backup of 'main' at {url}");
+        told(place.run(&words), 1, &error, "take one with 'pgkeep dump'");
+    }
+    assert!(!second.exists(), "nothing was begun");
+}
+
 #[test]
 fn a_wrong_configuration_file_is_told_with_the_place() {
     let place = Place::new();
