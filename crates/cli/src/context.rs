@@ -170,9 +170,19 @@ impl Context {
         repositories.chain(single).map(flag).collect()
     }
 
-    /// What `--set` says.
-    pub fn further_settings(&self) -> &[(String, String)] {
-        &self.global.set
+    /// What `--set` says of settings, and the flags that stand for one of those.
+    pub fn further_settings(&self) -> Vec<(String, String)> {
+        let global = &self.global;
+        let pg_bin = global.pg_bin.as_ref().map(|path| path.display().to_string());
+        let flags = [
+            ("pg_bin", pg_bin),
+            ("s3.endpoint", global.s3_endpoint.clone()),
+            ("s3.region", global.s3_region.clone()),
+        ];
+        let flags = flags
+            .into_iter()
+            .filter_map(|(name, value)| Some((name.to_owned(), value?)));
+        flags.chain(global.set.iter().cloned()).collect()
     }
 
     fn load(&self) -> Result<Loaded, Failure> {

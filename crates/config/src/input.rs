@@ -24,6 +24,11 @@ pub(crate) enum Input<'a> {
     Value(&'a DeValue<'a>),
 }
 
+/// The items of a list that is given as one text.
+pub(crate) fn items(text: &str) -> Vec<String> {
+    text.split(',').map(|item| item.trim().to_owned()).collect()
+}
+
 impl Input<'_> {
     fn found(&self, expected: &str) -> String {
         let found = match self {
@@ -68,7 +73,7 @@ impl Input<'_> {
     pub(crate) fn list(&self) -> Result<Vec<String>, String> {
         const EXPECTED: &str = "a string or a list of strings";
         let items: Vec<String> = match self {
-            Self::Text(text) => text.split(',').map(|item| item.trim().to_owned()).collect(),
+            Self::Text(text) => items(text),
             Self::Texts(texts) => texts.to_vec(),
             Self::Value(DeValue::String(text)) => vec![text.as_ref().to_owned()],
             Self::Value(DeValue::Array(array)) => {

@@ -22,6 +22,7 @@ mod reference;
 mod repositories;
 mod select;
 mod settings;
+mod written;
 
 pub use cluster::{
     Azure, Backup, Cluster, Databases, Drill, Dump, DumpFormat, EncryptionMode, Gcs, Keep, Limits,
@@ -32,3 +33,4 @@ pub use file::{Loaded, SEARCH_PATHS, load};
 pub use reference::reference_markdown;
 pub use select::{Config, DEFAULT_CLUSTER, Overrides, unknown_variables};
 pub use settings::{GENERAL_VARIABLES, SETTINGS, Setting};
+pub use written::Written;

@@ -56,6 +56,10 @@ fn from_a_connection_to_a_proven_dump_and_back_by_the_kit_alone() {
         &repository,
         "--set",
         &set,
+        "--set",
+        "dump.jobs=2",
+        "--set",
+        "keep.daily=3",
     ];
     let done = place.run(&args).expect(0);
     for says in [
@@ -73,6 +77,9 @@ fn from_a_connection_to_a_proven_dump_and_back_by_the_kit_alone() {
         !config.contains(PASSWORD) && config.lines().count() <= 12,
         "{config}"
     );
+    for says in ["schedule = \"0 2 * * *\", jobs = 2 }", "daily = 3, weekly = 4"] {
+        assert!(config.contains(says), "{config}");
+    }
     assert!(
         fs::read_to_string(place.path("pgkeep.pass"))
             .unwrap()

@@ -5,6 +5,7 @@ mod errors;
 mod properties;
 mod secrets;
 mod values;
+mod written;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

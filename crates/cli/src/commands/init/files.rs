@@ -1,6 +1,5 @@
 //! What is written: the key, the password's file, the configuration. Each anew, and readable by its owner alone.
 
-use std::fmt::Write as _;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
@@ -8,23 +7,21 @@ use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use pgkeep_config::{EncryptionMode, SETTINGS};
+use pgkeep_config::{EncryptionMode, Written};
 use pgkeep_repository::keys::{self, Identity};
 
 use super::Plan;
 use crate::exit::Failure;
 
 const MODE: u32 = 0o600;
-/// Settings that the file says by itself.
-const OWN_SETTINGS: [&str; 8] = [
+/// Settings of which the plan says what they are, by flags and answers too.
+const DECIDED: [&str; 6] = [
     "connection",
     "repository",
     "recipients",
     "encryption",
     "identity_file",
-    "timezone",
     "dump.schedule",
-    "dump.databases",
 ];
 
 /// Files that go away again, unless they are kept.
@@ -140,86 +137,42 @@ fn create(path: &Path, text: &str, made: &mut Made) -> Result<(), Failure> {
 
 /// The configuration.
 fn text(plan: &Plan, connection: &str) -> String {
-    let mut text = format!(
-        "# Made by 'pgkeep init'. Check it with 'pgkeep doctor'; docs/configuration.md has all settings.\n[cluster.{}]\n",
-        quoted_key(&plan.name)
-    );
-    let mut line = |name: &str, value: String, comment: &str| {
-        let comment = match comment {
-            "" => String::new(),
-            comment => format!("   # {comment}"),
-        };
-        // Writing to a String can't fail.
-        let _ = writeln!(text, "{name:<13} = {value}{comment}");
-    };
-    line("connection", string(connection), "");
-    line("repository", string(&plan.repository), "");
+    let mut written = Written::default();
+    written.put("connection", connection, "");
+    written.put("repository", &plan.repository, "");
     if plan.given.encryption == EncryptionMode::None {
-        line(
-            "encryption",
-            string("none"),
-            "who reaches the repository can read the dumps",
-        );
+        let comment = "who reaches the repository can read the dumps";
+        written.put("encryption", "none", comment);
     } else {
-        let recipients: Vec<String> = plan.key.recipients().iter().map(|key| string(key)).collect();
         let comment = "public keys: all that a dump takes";
-        line("recipients", format!("[{}]", recipients.join(", ")), comment);
+        written.put_list("recipients", plan.key.recipients(), comment);
     }
     if let Some(file) = plan.key.file() {
         let comment = "reads dumps: take it away from here when two copies are safe elsewhere";
-        line("identity_file", string(&file.display().to_string()), comment);
+        written.put("identity_file", &file.display().to_string(), comment);
     }
     let zone = match plan.given.timezone.iana_name() {
         Some("UTC") | None => TimeZone::system().iana_name().map(str::to_owned),
         Some(name) => Some(name.to_owned()),
     };
     if let Some(zone) = zone.filter(|zone| !zone.ends_with("UTC")) {
-        line("timezone", string(&zone), "of the schedule");
+        written.put("timezone", &zone, "of the schedule");
     }
-    let dump = format!("{{ databases = \"all\", schedule = {} }}", string(&plan.schedule));
-    line("dump", dump, "by 'pgkeep run'");
-    let keep = "{ window = \"30d\", daily = 7, weekly = 4, monthly = 6 }".to_owned();
-    line("keep", keep, "what 'pgkeep prune' leaves");
-    for (name, value) in plan.settings() {
-        line(&name, value, "");
+    written.put("dump.databases", "all", "");
+    written.put("dump.schedule", &plan.schedule, "by 'pgkeep run'");
+    written.put("keep.window", "30d", "what 'pgkeep prune' leaves");
+    for (name, number) in [("keep.daily", "7"), ("keep.weekly", "4"), ("keep.monthly", "6")] {
+        written.put(name, number, "");
     }
-    text
-}
-
-impl Plan {
-    /// Further settings of the command line, as they are written; secret ones aren't.
-    pub(super) fn settings(&self) -> Vec<(String, String)> {
-        let known = |name: &str| {
-            let setting = SETTINGS.iter().find(|setting| setting.name == name);
-            setting.is_some_and(|setting| !setting.secret) && !OWN_SETTINGS.contains(&name)
-        };
-        let given = self.set.iter().filter(|(name, _)| known(name));
-        given
-            .map(|(name, value)| (name.clone(), literal(value)))
-            .collect()
+    for (name, value) in plan
+        .set
+        .iter()
+        .filter(|(name, _)| !DECIDED.contains(&name.as_str()))
+    {
+        written.put(name, value, "");
     }
-}
-
-/// A number or a truth value as it is, all else as a string.
-fn literal(value: &str) -> String {
-    match value {
-        "true" | "false" => value.to_owned(),
-        number if number.parse::<i64>().is_ok() => number.to_owned(),
-        text => string(text),
-    }
-}
-
-/// A string of TOML: JSON's are the same, but for one character.
-fn string(text: &str) -> String {
-    serde_json::Value::from(text)
-        .to_string()
-        .replace('\u{7f}', "\\u007F")
-}
-
-/// A cluster's name may hold dots.
-fn quoted_key(name: &str) -> String {
-    let is_bare = name
-        .chars()
-        .all(|character| character.is_ascii_alphanumeric() || "-_".contains(character));
-    if is_bare { name.to_owned() } else { string(name) }
+    format!(
+        "# Made by 'pgkeep init'. Check it with 'pgkeep doctor'; docs/configuration.md has all settings.\n{}",
+        written.text(&plan.name)
+    )
 }

@@ -1,6 +1,7 @@
 //! What has to be kept apart from everything else, and what brings everything back.
 
 use pgkeep_base::{ByteCount, quote_for_shell};
+use pgkeep_config::SETTINGS;
 use pgkeep_dump::DumpReport;
 use pgkeep_dump::check::ServerFacts;
 use pgkeep_dump::verify::VerifyReport;
@@ -122,21 +123,20 @@ fn place(plan: &Plan) -> String {
     )
 }
 
-/// How the store is reached, as it was given here.
+/// How the store is reached, as it was given here. Secrets aren't printed.
 fn further(plan: &Plan) -> String {
     let of_store = |name: &str| {
-        ["s3.", "gcs.", "azure."]
+        let is_secret = SETTINGS
             .iter()
-            .any(|store| name.starts_with(store))
+            .any(|setting| setting.name == name && setting.secret);
+        !is_secret
+            && ["s3.", "gcs.", "azure."]
+                .iter()
+                .any(|store| name.starts_with(store))
     };
-    let given = plan.settings().into_iter().filter(|(name, _)| of_store(name));
+    let given = plan.set.iter().filter(|(name, _)| of_store(name));
     given
-        .map(|(name, value)| {
-            format!(
-                " --set {}",
-                quote_for_shell(&format!("{name}={}", value.trim_matches('"')))
-            )
-        })
+        .map(|(name, value)| format!(" --set {}", quote_for_shell(&format!("{name}={value}"))))
         .collect()
 }
 

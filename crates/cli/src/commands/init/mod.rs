@@ -146,7 +146,7 @@ async fn plan(context: &Context, args: &InitArgs) -> Result<Plan, Failure> {
         key,
         schedule,
         config,
-        set: context.further_settings().to_vec(),
+        set: context.further_settings(),
     })
 }
 
@@ -176,10 +176,11 @@ async fn key(given: &Cluster, args: &InitArgs, ask: &Ask<'_>) -> Result<Key, Fai
     if given.encryption == EncryptionMode::None {
         return Ok(Key::None);
     }
-    if !given.recipients.is_empty() && args.key.is_none() {
+    let named = args.key.as_ref().or(given.identity_file.as_ref());
+    if !given.recipients.is_empty() && named.is_none() {
         return Ok(Key::Public(given.recipients.clone()));
     }
-    let path = match &args.key {
+    let path = match named {
         Some(path) => path.clone(),
         None => {
             let question = "Which file should hold the secret key? (one that exists is taken)";
