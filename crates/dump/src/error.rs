@@ -222,6 +222,15 @@ impl DumpError {
         matches!(self, Self::Repository(RepositoryError::Removed { .. }))
     }
 
+    /// Whether the dump that was read isn't what was written, so that no other attempt gets more out of it.
+    pub fn is_damage(&self) -> bool {
+        match self {
+            Self::Unfinished { source, .. } => source.is_damage(),
+            Self::PartUnknown { .. } | Self::Repository(RepositoryError::NewerFormat { .. }) => false,
+            error => error.is_of_one_dump() && !error.is_locked(),
+        }
+    }
+
     /// Whether it takes a key, or another key, and nothing else. That says nothing about the dump.
     pub fn is_locked(&self) -> bool {
         let Self::Repository(RepositoryError::Open { source, .. }) = self else {

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use pgkeep_docker::{DockerError, Engine, ImageName, ServerContainer, ServerOptions, Started};
-use pgkeep_dump::{Progress, restore as restoring};
+use pgkeep_dump::{DumpError, Progress, restore as restoring};
 use serde_json::json;
 
 use super::new_server;
@@ -41,7 +41,7 @@ pub async fn restore(
     }
     let report = match restore::restore(context, work, server.target()).await {
         Ok(report) => report,
-        Err(failure) => return Err(given_up(context, &server, failure).await),
+        Err(error) => return Err(given_up(context, &server, error).await),
     };
     server.hand_over().await?;
     let name = server.name();
@@ -137,15 +137,18 @@ async fn start(
 }
 
 /// What the user stopped goes away; what failed stays, so that it can be gone on with.
-async fn given_up(context: &Context, server: &ServerContainer, failure: Failure) -> Failure {
+async fn given_up(context: &Context, server: &ServerContainer, error: DumpError) -> Failure {
     if context.cancellation.is_cancelled() {
         server.remove().await;
         return Failure::interrupted();
     }
+    let go_on = match error.is_damage() {
+        true => "another dump takes another --container NAME, or those removed first",
+        false => "to be gone on with: add --resume to the same command; or remove them",
+    };
     context.output.note(format!(
-        "the container {name} and its volume stay, to be gone on with: add --resume to the same command; or remove them: \
-         docker rm --force {name} && docker volume rm {name}",
+        "the container {name} and its volume stay; {go_on}: docker rm --force {name} && docker volume rm {name}",
         name = server.name()
     ));
-    failure
+    error.into()
 }

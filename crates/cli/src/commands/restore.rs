@@ -3,13 +3,13 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use pgkeep_base::{BackupId, nearest};
+use pgkeep_base::{BackupId, nearest, quote_for_shell};
 use pgkeep_config::Overrides;
 use pgkeep_docker::ImageName;
 use pgkeep_dump::manifest::DumpManifest;
 use pgkeep_dump::memory;
 use pgkeep_dump::restore::{self, HypertableRange, RestoreOptions, RestorePlan, RestoreReport};
-use pgkeep_dump::{Chosen, ExportFormat, ExportOptions, Progress, Skipped, Wanted};
+use pgkeep_dump::{Chosen, DumpError, ExportFormat, ExportOptions, Progress, Skipped, Wanted};
 use pgkeep_pg::Target;
 use pgkeep_repository::Repository;
 use pgkeep_repository::encryption::Encryption;
@@ -270,7 +270,7 @@ pub(super) async fn restore(
     context: &Context,
     work: &Work,
     target: &Target,
-) -> Result<RestoreReport, Failure> {
+) -> Result<RestoreReport, DumpError> {
     let progress = Arc::new(Progress::default());
     let display = Display::start(context.shown, &progress);
     let cancelled = context.cancellation.cancelled();
@@ -280,7 +280,7 @@ pub(super) async fn restore(
     )
     .await;
     drop(display);
-    Ok(restored?)
+    restored
 }
 
 async fn into_new_server(
@@ -298,10 +298,17 @@ async fn into_new_server(
     let report = match (restored, stopped.err()) {
         (Ok(report), None) => report,
         (Ok(report), Some(failure)) => still_stopping(report, path, &failure),
-        (Err(failure), None) => return Err(failure),
-        (Err(failure), Some(of_stop)) => {
-            context.output.note(not_stopped(path, &of_stop));
-            return Err(failure);
+        (Err(error), of_stop) => {
+            if let Some(of_stop) = of_stop {
+                context.output.note(not_stopped(path, &of_stop));
+            }
+            if error.is_damage() {
+                context.output.note(format!(
+                    "another dump takes another directory, or this one removed first: rm -r {}",
+                    quote_for_shell(&path.display().to_string())
+                ));
+            }
+            return Err(error.into());
         }
     };
     let outcome = tell(context, work, &report, &format!("in {}", path.display()), None);

@@ -60,7 +60,11 @@ fn damage_is_found_named_and_remembered() {
     place.run(&["verify", "--json"]).expect(1);
     let restored = place.run(&restore).expect(1);
     assert!(
-        restored.stderr.contains("000001.sql.zst.age") && restored.stderr.contains("hint:"),
+        restored.stderr.contains("000001.sql.zst.age")
+            && restored
+                .stderr
+                .contains("hint: restore another dump with --overwrite")
+            && restored.stderr.contains(&format!("'pgkeep verify {first}'")),
         "{}",
         restored.stderr
     );

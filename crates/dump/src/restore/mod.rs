@@ -24,6 +24,7 @@ mod secrets;
 mod selection;
 mod tables;
 mod undo;
+mod unfinished;
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -315,18 +316,8 @@ impl Restore<'_> {
     /// An error with how to go on, when tables were begun.
     fn unfinished_tables(&self, source: DumpError) -> DumpError {
         match self.undo().tables {
-            Some(made) if !matches!(source, DumpError::Refused { .. } | DumpError::Usage { .. }) => {
-                DumpError::Unfinished {
-                    database: made.database,
-                    source: Box::new(source),
-                    hint: format!(
-                        "repeat it with --overwrite, which drops its tables and starts over; until then the database is \
-                         marked by its schema {}",
-                        MARK_SCHEMA
-                    ),
-                }
-            }
-            _ => source,
+            Some(made) => unfinished::of_tables(self.id, &made.database, source),
+            None => source,
         }
     }
 
@@ -338,36 +329,9 @@ impl Restore<'_> {
             .unwrap_or_else(PoisonError::into_inner)
             .clone();
         match current {
-            Some(target_name) => unfinished(self, &target_name, source),
+            Some(target_name) => unfinished::of_database(self.id, &target_name, source),
             None => source,
         }
-    }
-}
-
-fn unfinished(restore: &Restore<'_>, target_name: &str, source: DumpError) -> DumpError {
-    if matches!(source, DumpError::Refused { .. } | DumpError::Usage { .. }) {
-        return source;
-    }
-    if source.is_removed() {
-        return DumpError::Unfinished {
-            database: target_name.to_owned(),
-            source: Box::new(source),
-            hint: "restore another dump with --overwrite: 'pgkeep list' shows them; 'pgkeep pin ID' beforehand keeps it \
-                   from being pruned"
-                .to_owned(),
-        };
-    }
-    let cause = pgkeep_base::Classified::hint(&source)
-        .map(|hint| format!("{hint}; then "))
-        .unwrap_or_default();
-    DumpError::Unfinished {
-        database: target_name.to_owned(),
-        source: Box::new(source),
-        hint: format!(
-            "{cause}go on with 'pgkeep restore {} --resume ...' (what is loaded stays), or start over with --overwrite; until \
-             then the database is marked by its schema {}",
-            restore.id, MARK_SCHEMA
-        ),
     }
 }
 
