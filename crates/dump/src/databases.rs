@@ -1,7 +1,7 @@
 //! Which databases a dump reads, and which it can't.
 
-use pgkeep_base::{list_names, one_line, quote_identifier, quote_literal};
-use pgkeep_pg::{Session, Target};
+use pgkeep_base::{Classified, RetryClass, list_names, one_line, quote_identifier, quote_literal};
+use pgkeep_pg::{PgError, Session, Target};
 
 use crate::error::{Context, DumpError};
 use crate::restore::{contents, scratch};
@@ -174,13 +174,65 @@ pub(crate) async fn in_template1(target: &Target) -> Option<String> {
     }
 }
 
-/// What is said of a database that turned out to be half-restored when it was its turn; none where it was named, or the
-/// error is another.
+/// What is said of a database that turned out to be half-restored, or gone, when it was its turn; none where it was named, or
+/// the error is another.
 pub(crate) fn omission(error: &DumpError, named: &[String]) -> Option<String> {
     match error {
         DumpError::HalfRestored { database, what, mend } if named.is_empty() => {
             Some(format!("database '{database}', which {what}; {mend}"))
         }
+        DumpError::DatabaseGone {
+            database,
+            source: None,
+        } if named.is_empty() => Some(format!(
+            "database '{database}', which was dropped or renamed while the dump ran"
+        )),
         _ => None,
+    }
+}
+
+/// The error of connecting to a database that had been listed.
+pub(crate) fn gone_before(database: &str, error: DumpError) -> DumpError {
+    match error.sqlstate() {
+        Some(SQLSTATE_NO_SUCH_DATABASE) => DumpError::DatabaseGone {
+            database: database.to_owned(),
+            source: None,
+        },
+        _ => error,
+    }
+}
+
+/// The error of reading a database: where it is gone, as by DROP DATABASE ... WITH (FORCE), which ends the sessions in it,
+/// neither the server nor the connection is to be mended.
+pub(crate) async fn gone_meanwhile(target: &Target, database: &str, error: DumpError) -> DumpError {
+    let may_be_gone = match &error {
+        DumpError::Pg { source, .. } => {
+            source.retry_class() == RetryClass::Transient
+                || source.sqlstate() == Some(SQLSTATE_NO_SUCH_DATABASE)
+        }
+        DumpError::Program { .. } | DumpError::Timescale { .. } => true,
+        _ => false,
+    };
+    if !may_be_gone || is_there(target, database).await {
+        return error;
+    }
+    DumpError::DatabaseGone {
+        database: database.to_owned(),
+        source: Some(Box::new(error)),
+    }
+}
+
+/// Whether a database is in the cluster, or it can't be told.
+async fn is_there(target: &Target, database: &str) -> bool {
+    let look = async {
+        let mut session = Session::connect(target).await?;
+        let sql = "SELECT FROM pg_catalog.pg_database WHERE datname = $1";
+        let rows = session.query_params(sql, &[Some(database)]).await?;
+        session.close().await;
+        Ok::<_, PgError>(!rows.is_empty())
+    };
+    match look.await {
+        Ok(is_there) => is_there,
+        Err(error) => target.database() != database || error.sqlstate() != Some(SQLSTATE_NO_SUCH_DATABASE),
     }
 }

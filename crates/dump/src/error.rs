@@ -90,6 +90,15 @@ pub enum DumpError {
         /// How to end that.
         mend: String,
     },
+    /// A database that was listed when the dump began isn't in the cluster any more.
+    #[error("database '{database}' was dropped or renamed while the dump ran{}",
+        .source.as_ref().map(|source| format!(": {source}")).unwrap_or_default())]
+    DatabaseGone {
+        /// The database.
+        database: String,
+        /// How it was noticed, where it had been begun to be read.
+        source: Option<Box<DumpError>>,
+    },
     /// Which dump is the latest can't be told: what is newer than the newest sound one can't be read.
     #[error("{} newer than {sound}, the newest sound one that holds what is asked for, and can't be read: {source}",
         match .unreadable.as_slice() {
@@ -286,7 +295,9 @@ impl Classified for DumpError {
             Self::Timescale { source, .. } => source.retry_class(),
             Self::Program { source, .. } => source.retry_class(),
             Self::Unfinished { source, .. } | Self::MayNotRead(source) => source.retry_class(),
-            Self::Unstable { .. } | Self::LockTimeout { .. } => RetryClass::Transient,
+            Self::Unstable { .. } | Self::LockTimeout { .. } | Self::DatabaseGone { .. } => {
+                RetryClass::Transient
+            }
             Self::Usage { .. } => RetryClass::Usage,
             Self::Refused { .. } | Self::HalfRestored { .. } | Self::NewerUnreadable { .. } => {
                 RetryClass::Refused
@@ -303,6 +314,11 @@ impl Classified for DumpError {
             Self::Program { source, .. } => return source.hint(),
             Self::Refused { hint, .. } | Self::Unfinished { hint, .. } => hint.clone(),
             Self::HalfRestored { mend, .. } => mend.clone(),
+            Self::DatabaseGone { .. } => {
+                "run it again for the databases that are there now; of those that are named by --database or dump.databases, \
+                 leave it out"
+                    .to_owned()
+            }
             Self::NewerUnreadable {
                 unreadable,
                 sound,

@@ -146,8 +146,13 @@ async fn write_readable(
         }
     };
     let bytes = tokio::select! {
-        bytes = work => bytes?,
+        bytes = work => bytes,
         () = cancelled => return Err(DumpError::Interrupted),
+    };
+    let bytes = match (bytes, writing.written.last()) {
+        (Ok(bytes), _) => bytes,
+        (Err(error), Some(name)) => return Err(databases::gone_meanwhile(target, name, error).await),
+        (Err(error), None) => return Err(error),
     };
     let unfit = writing.unfit.iter().map(Vec::as_slice);
     let unfit = unfit::attention(writing.written.iter().map(String::as_str).zip(unfit));

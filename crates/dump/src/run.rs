@@ -427,7 +427,7 @@ impl Run<'_> {
                     dumped.push(database);
                     continue;
                 }
-                Err(error) => error,
+                Err(error) => databases::gone_meanwhile(self.target, name, error).await,
             };
             match databases::omission(&error, &self.options.databases) {
                 Some(omission) => {

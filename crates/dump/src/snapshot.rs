@@ -7,6 +7,7 @@ use pgkeep_pg::{PgError, Session, Target};
 
 use crate::catalog::{self, CatalogRelation, READ_SETTINGS};
 use crate::database::owners_query;
+use crate::databases;
 use crate::error::{Context, DumpError};
 use crate::manifest::Filters;
 use crate::restore::refuse_unfinished;
@@ -78,13 +79,14 @@ pub async fn reading_session(target: &Target) -> Result<Session, DumpError> {
 /// Lists, locks, takes the snapshot, lists again; starts over while the lists differ.
 ///
 /// # Errors
-/// [`DumpError::Unstable`], [`DumpError::LockTimeout`], [`DumpError::HalfRestored`], PostgreSQL's.
+/// [`DumpError::Unstable`], [`DumpError::LockTimeout`], [`DumpError::HalfRestored`], [`DumpError::DatabaseGone`], PostgreSQL's.
 pub async fn take(
     target: &Target,
     filters: &Filters,
     lock_timeout: Duration,
 ) -> Result<LockedSnapshot, DumpError> {
-    let mut session = reading_session(target).await?;
+    let connected = reading_session(target).await;
+    let mut session = connected.map_err(|error| databases::gone_before(target.database(), error))?;
     // Before anything is waited for: a restore that goes on holds locks. And again under the snapshot.
     refuse_unfinished(&mut session, target.database()).await?;
     let deadline = Instant::now() + lock_timeout;

@@ -269,3 +269,36 @@ async fn a_template_that_cannot_be_looked_into_is_named() {
     let named = |text: &String| text.contains("template1") && text.contains("can't be looked into");
     assert!(report.attention.iter().any(named), "{:?}", report.attention);
 }
+
+/// One that goes before it is its turn is left out of a dump of everything; one that goes while it is read ends the dump, and
+/// nobody is sent to look for a crash of the server.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_is_dropped_meanwhile_is_told_as_such() {
+    let source = require!(source());
+    let folder = tempfile::tempdir().unwrap();
+    let sound = repository_through(folder.path(), StoreOptions::default()).await;
+    source.create_database("zz");
+    let blocker = blocking(&source);
+    let dump = begin_dump(&sound, &source, &dump_options(&source));
+    wait_for_waiter(&source, DATABASE, "large", "AccessShareLock");
+    source.psql("postgres", "DROP DATABASE zz");
+    drop(blocker);
+    let report = dump.await.unwrap().unwrap();
+    let told = report.manifest.omissions.join("\n");
+    assert!(
+        told.contains("database 'zz', which was dropped or renamed"),
+        "{told}"
+    );
+    assert_eq!(whole_dumps(&sound).await, std::slice::from_ref(&report.id));
+
+    let _blocker = blocking(&source);
+    let dump = begin_dump(&sound, &source, &dump_options(&source));
+    wait_for_waiter(&source, DATABASE, "large", "AccessShareLock");
+    source.psql("postgres", &format!("DROP DATABASE {DATABASE} WITH (FORCE)"));
+    let error = dump.await.unwrap().unwrap_err();
+    assert!(matches!(error, DumpError::DatabaseGone { .. }), "{error}");
+    assert_eq!(error.retry_class(), RetryClass::Transient);
+    let hint = error.hint().unwrap().to_string();
+    assert!(hint.contains("run it again") && !hint.contains("crash"), "{hint}");
+    assert_eq!(whole_dumps(&sound).await, [report.id]);
+}
