@@ -5,6 +5,7 @@ mod blocks;
 mod catalog;
 pub mod check;
 mod choose;
+mod claim;
 mod columns;
 mod commit;
 mod data;

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use pgkeep_store::durable::{parent, rename_new, sync_directory};
 
+use crate::claim::{self, Holder};
 use crate::error::{Context, DumpError};
 
 /// A dump holds everything: nobody but its owner may read it.
@@ -23,6 +24,8 @@ pub(crate) struct Partial {
     path: PathBuf,
     partial: PathBuf,
     is_named: bool,
+    /// Tells others that it is being written.
+    _lock: Option<File>,
 }
 
 impl Partial {
@@ -38,7 +41,8 @@ impl Partial {
         let file = open
             .open(&partial)
             .context(|| format!("creating {}", partial.display()))?;
-        Ok((Self::begun(path, partial), file))
+        let lock = file.try_clone().ok();
+        Ok((Self::begun(path, partial, lock), file))
     }
 
     /// Begins a directory, and makes those above it.
@@ -53,14 +57,17 @@ impl Partial {
             .mode(DIRECTORY_MODE)
             .create(&partial)
             .context(context)?;
-        Ok(Self::begun(path, partial))
+        let lock = File::open(&partial).ok();
+        Ok(Self::begun(path, partial, lock))
     }
 
-    fn begun(path: PathBuf, partial: PathBuf) -> Self {
+    fn begun(path: PathBuf, partial: PathBuf, lock: Option<File>) -> Self {
+        lock.iter().for_each(claim::hold);
         Self {
             path,
             partial,
             is_named: false,
+            _lock: lock,
         }
     }
 
@@ -155,13 +162,34 @@ fn names(path: &Path) -> Result<(PathBuf, PathBuf), DumpError> {
     name.push(".partial");
     let partial = path.with_file_name(name);
     if partial.symlink_metadata().is_ok() {
-        return Err(DumpError::Refused {
-            message: format!("{} exists already", partial.display()),
-            hint: "another pgkeep is writing it; or one was killed while it did, and you may remove it"
-                .to_owned(),
-        });
+        return Err(refused(&partial));
     }
     Ok((path, partial))
+}
+
+/// It may be somebody else's of that name: nobody but the user removes it.
+fn refused(partial: &Path) -> DumpError {
+    let is_directory = partial.is_dir();
+    let option = if is_directory { " -r" } else { "" };
+    let mend = format!("rm{option} {}", shell_word(partial));
+    let (what, hint) = match claim::holder(partial) {
+        Holder::Alive => (
+            "is being written by another pgkeep",
+            "wait for it to end, or choose another place".to_owned(),
+        ),
+        Holder::Gone => (
+            "exists already, and nobody is writing it",
+            format!("if a pgkeep that was killed left it, remove it: {mend}"),
+        ),
+        Holder::Unknown => (
+            "exists already",
+            format!("another pgkeep is writing it; or one was killed while it did, then remove it: {mend}"),
+        ),
+    };
+    DumpError::Refused {
+        message: format!("{} {what}", partial.display()),
+        hint,
+    }
 }
 
 /// Never over what came in the meantime; where a file system can't promise that, as well as it goes. (A directory that
@@ -273,6 +301,45 @@ mod tests {
             "{error}"
         );
         assert!(hint.contains("the disk is full: free some space"), "{hint}");
+    }
+
+    /// Whether somebody writes it makes the difference between waiting and removing.
+    #[test]
+    fn whether_a_partial_one_is_being_written_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let told = |refused: Result<(), DumpError>| {
+            let error = refused.unwrap_err();
+            let hint = pgkeep_base::Classified::hint(&error).unwrap();
+            format!("{error}: {hint}")
+        };
+        for (name, is_directory) in [("file", false), ("a directory", true)] {
+            let path = folder.path().join(name);
+            let begin = || match is_directory {
+                true => Partial::directory(&path),
+                false => Partial::file(&path).map(|(partial, _)| partial),
+            };
+            let begun = begin().unwrap();
+            let living = told(begin().map(drop));
+            assert!(living.contains("is being written by another pgkeep"), "{living}");
+            drop(begun);
+            // As a killed process leaves it.
+            let partial = folder.path().join(format!("{name}.partial"));
+            let mend = match is_directory {
+                true => {
+                    std::fs::create_dir(&partial).unwrap();
+                    format!("remove it: rm -r '{}'", partial.display())
+                }
+                false => {
+                    std::fs::write(&partial, "half").unwrap();
+                    format!("remove it: rm {}", partial.display())
+                }
+            };
+            let dead = told(begin().map(drop));
+            assert!(
+                dead.contains("nobody is writing it") && dead.contains(&mend),
+                "{dead}"
+            );
+        }
     }
 
     /// What is there already, or comes in the meantime, is neither replaced nor removed.

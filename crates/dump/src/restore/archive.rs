@@ -1,8 +1,7 @@
 //! The schema's archive: pg_restore in sections, with lists of what to take.
 
 use std::collections::HashSet;
-use std::fs::Permissions;
-use std::os::unix::fs::PermissionsExt;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -16,6 +15,7 @@ use pgkeep_timescale::Inventory;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
+use crate::claim::WorkDirectory;
 use crate::error::{Context, DumpError};
 use crate::output::Output;
 use crate::restore::complaints;
@@ -65,7 +65,7 @@ fn parse_entry(line: &str) -> Option<Entry> {
 /// The archive as a file, and the program that reads it.
 pub struct Archive {
     program: Program,
-    directory: tempfile::TempDir,
+    directory: WorkDirectory,
     file: PathBuf,
     options: Vec<String>,
     server_major: u32,
@@ -109,11 +109,7 @@ impl Archive {
             .await
             .context(context)?;
         let work_directory = work_directory.map_or_else(std::env::temp_dir, Path::to_path_buf);
-        let directory = tempfile::Builder::new()
-            .prefix("pgkeep-")
-            // The opened schema is nobody else's business.
-            .permissions(Permissions::from_mode(0o700))
-            .tempdir_in(&work_directory)
+        let directory = WorkDirectory::make(&work_directory)
             .context(|| format!("making a temporary directory in {}", work_directory.display()))?;
         let needed = pieces
             .iter()
