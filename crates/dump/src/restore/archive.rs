@@ -25,6 +25,8 @@ use crate::{schema, sql};
 const CONTENTS_BYTES_MAX: usize = 1 << 30;
 /// `pg_constraint`'s own oid.
 const CLASS_CONSTRAINT: u32 = 2606;
+/// What to do where temporary files have no room.
+const MORE_ROOM: &str = "name a directory with more room: TMPDIR=/path pgkeep restore ...";
 /// Reading it takes seconds.
 const LIST_DEADLINE: Duration = Duration::from_secs(600);
 
@@ -239,13 +241,13 @@ impl Archive {
             .directory
             .path()
             .join(format!("list-{}", section.unwrap_or("all")));
-        let context = || "writing the list of what to restore".to_owned();
-        let mut file = tokio::fs::File::create(&list).await.context(context)?;
+        let failed = |source| not_written(&list, source);
+        let mut file = tokio::fs::File::create(&list).await.map_err(failed)?;
         file.write_all(picked.join("\n").as_bytes())
             .await
-            .context(context)?;
-        file.write_all(b"\n").await.context(context)?;
-        file.flush().await.context(context)?;
+            .map_err(failed)?;
+        file.write_all(b"\n").await.map_err(failed)?;
+        file.flush().await.map_err(failed)?;
         Ok(Some(list))
     }
 
@@ -335,9 +337,21 @@ fn require_room(directory: &Path, needed: u64, free: Option<u64>) -> Result<(), 
                 directory.display(),
                 ByteCount(free)
             ),
-            hint: Some("name a directory with more room: TMPDIR=/path pgkeep restore ...".to_owned()),
+            hint: Some(MORE_ROOM.to_owned()),
         }),
         _ => Ok(()),
+    }
+}
+
+/// An error of writing below the directory of temporary files: where that is full, another one is the mend.
+fn not_written(path: &Path, source: io::Error) -> DumpError {
+    let context = format!("writing {}", path.display());
+    match source.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => DumpError::Target {
+            message: format!("{context}: {source}"),
+            hint: Some(MORE_ROOM.to_owned()),
+        },
+        _ => DumpError::Io { context, source },
     }
 }
 
@@ -347,15 +361,15 @@ async fn write_pieces(
     pieces: &[ObjectRef],
     path: &Path,
 ) -> Result<(), DumpError> {
-    let context = || format!("writing {}", path.display());
-    let mut file = tokio::fs::File::create(path).await.context(context)?;
+    let failed = |source| not_written(path, source);
+    let mut file = tokio::fs::File::create(path).await.map_err(failed)?;
     for piece in pieces {
         let mut contents = repository.contents(id, piece).await?;
         while let Some(block) = contents.next().await? {
-            file.write_all(&block).await.context(context)?;
+            file.write_all(&block).await.map_err(failed)?;
         }
     }
-    file.flush().await.context(context)
+    file.flush().await.map_err(failed)
 }
 
 #[cfg(test)]
@@ -372,6 +386,18 @@ mod tests {
         let error = require_room(place, 11, Some(10)).unwrap_err();
         assert!(error.hint().unwrap().as_str().contains("TMPDIR"), "{error}");
         assert!(Disk::of(place).is_some_and(|disk| disk.free_bytes > 0));
+    }
+
+    #[test]
+    fn a_disk_that_fills_up_meanwhile_is_told_with_the_same_mend() {
+        let place = Path::new("/tmp/pgkeep-restore-x/archive.dump");
+        let hint = |kind: io::ErrorKind| {
+            let error = not_written(place, kind.into());
+            assert!(error.to_string().contains("archive.dump"), "{error}");
+            error.hint().is_some_and(|hint| hint.as_str() == MORE_ROOM)
+        };
+        assert!(hint(io::ErrorKind::StorageFull) && hint(io::ErrorKind::QuotaExceeded));
+        assert!(!hint(io::ErrorKind::PermissionDenied));
     }
 
     #[test]
