@@ -1,10 +1,11 @@
 //! `pgkeep copy`: backups to another repository.
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use pgkeep_base::{BackupId, ByteCount};
+use pgkeep_base::{BackupId, ByteCount, quote_for_shell};
 use pgkeep_config::Overrides;
 use pgkeep_dump::Progress;
 use pgkeep_repository::copy::{self, CopyError, CopyReport};
@@ -18,7 +19,7 @@ use super::several::{self, Opened};
 use crate::args::CopyArgs;
 use crate::context::{Context, KeyUse, LEASE_DURATION, Settings};
 use crate::exit::{Failure, Outcome};
-use crate::output::{ACCENT, counted, duration, styled};
+use crate::output::{ACCENT, Output, counted, duration, styled};
 use crate::progress::Display;
 
 /// A key isn't needed to copy: where there is one, it tells which dump is the latest.
@@ -63,14 +64,37 @@ async fn from_one(
     };
     let destination = context.cancellation.or(prepare).await?;
     let lease = Lease::acquire(&destination, "pgkeep copy", LEASE_DURATION).await?;
-    let result = context
-        .cancellation
-        .or(all(context, source, &destination, &lease, &ids))
-        .await;
+    let unfinished = Unfinished::default();
+    let copying = all(context, source, &destination, &lease, &ids, &unfinished);
+    let result = context.cancellation.or(copying).await;
+    unfinished.tell(&context.output, destination.store().url());
     if let Err(error) = lease.release().await {
         tracing::warn!(%error, "the lease stays until it runs out");
     }
     result
+}
+
+/// The backups of which the destination has objects, and no manifest.
+#[derive(Default)]
+struct Unfinished(Mutex<BTreeSet<BackupId>>);
+
+impl Unfinished {
+    fn change(&self, change: impl FnOnce(&mut BTreeSet<BackupId>)) {
+        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// An interrupted copy isn't taken back: it may be gone on with.
+    fn tell(&self, output: &Output, url: &str) {
+        self.change(|ids| {
+            for id in ids.iter() {
+                output.note(format!(
+                    "a part of {id} is at {url}, where it is no backup: the same 'pgkeep copy' goes on with it, and \
+                     'pgkeep prune --repository {}' removes it",
+                    quote_for_shell(url)
+                ));
+            }
+        });
+    }
 }
 
 /// One after another. One that can't be copied doesn't keep the others from it, and is told once more at the end.
@@ -80,11 +104,12 @@ async fn all(
     destination: &Repository,
     lease: &Lease,
     ids: &[BackupId],
+    unfinished: &Unfinished,
 ) -> Result<Outcome, Failure> {
     let mut failed = Vec::new();
     let mut removed = 0;
     for id in ids {
-        match one(context, source, destination, lease, id).await {
+        match one(context, source, destination, lease, id, unfinished).await {
             Ok(()) => {}
             Err(error) if ids.len() == 1 || !error.concerns_one_backup() => return Err(error.into()),
             Err(error) if error.is_removed() => {
@@ -125,6 +150,7 @@ async fn one(
     destination: &Repository,
     lease: &Lease,
     id: &BackupId,
+    unfinished: &Unfinished,
 ) -> Result<(), CopyError> {
     let begun = Instant::now();
     let progress = Arc::new(Progress::default());
@@ -134,10 +160,12 @@ async fn one(
     let display = Display::start(context.shown, &progress);
     let done = |bytes| {
         progress.bytes_done.fetch_add(bytes, Ordering::Relaxed);
+        unfinished.change(|ids| _ = ids.insert(id.clone()));
     };
     let report = copy::copy(source, destination, lease, id, done).await;
     drop(display);
     let report = report?;
+    unfinished.change(|ids| _ = ids.remove(id));
     context.output.json(&json!({
         "id": id.to_string(),
         "to": destination.store().url(),

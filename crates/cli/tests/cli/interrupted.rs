@@ -58,3 +58,53 @@ fn an_interrupted_dump_leaves_nothing_and_the_next_one_succeeds() {
     assert_eq!(listed[0]["id"], id.as_str());
     place.run(&["verify"]).expect(0);
 }
+
+/// Unlike a dump's, a copy's objects stay: the next one goes on with them. That they do is said.
+#[test]
+fn an_interrupted_copy_says_what_it_left_and_how_it_goes() {
+    let cluster = server();
+    cluster.psql(
+        "app",
+        "CREATE TABLE noise AS SELECT i, md5(random()::text) FROM generate_series(1, 20000) i;
+         CREATE TABLE more AS SELECT i, md5(random()::text) FROM generate_series(1, 20000) i",
+    );
+    let place = Place::with(&cluster, None);
+    let id = place.dump();
+    let second = place.path("second");
+    let to = format!("file://{}", second.display());
+    let slowly = "limits.upload_bytes_per_second=100kB/s";
+    let copy = ["copy", "all", "--to", &to];
+    let mut command = place.command(&[&copy[..], &["--set", slowly]].concat());
+    let child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let is_data = |path: &std::path::PathBuf| path.to_string_lossy().contains("/d2/");
+    poll_until("the copy's first objects", LIMIT, || {
+        files(&second).iter().any(is_data)
+    });
+    signal("INT", child.id());
+    let done = place.done(child.wait_with_output().unwrap()).expect(1);
+    let prune = format!("pgkeep prune --repository {to}");
+    for says in [
+        "error: interrupted",
+        &format!("a part of {id} is at {to}"),
+        &prune,
+    ] {
+        assert!(done.stderr.contains(says), "no '{says}' in {}", done.stderr);
+    }
+    // As it says.
+    assert_eq!(
+        place
+            .run(&["list", "--json", "--repository", &to])
+            .expect(0)
+            .stdout,
+        ""
+    );
+    place.run(&["prune", "--repository", &to]).expect(0);
+    assert!(!files(&second).iter().any(is_data), "{:?}", files(&second));
+    let again = place.run(&copy).expect(0);
+    assert!(!again.stderr.contains("a part of"), "{}", again.stderr);
+    place.run(&["verify", "all", "--repository", &to]).expect(0);
+}
