@@ -195,9 +195,11 @@ fn tell_plan(context: &Context, plan: &Plan, report: Option<&PruneReport>, url: 
             why.to_owned(),
         ]);
     }
+    // What would be done is what was asked for; what was done is a summary.
+    let is_wanted = report.is_none() || !output.is_quiet();
     if plan.decisions.is_empty() && plan.incomplete.is_empty() {
-        output.line("There is no backup to prune.");
-    } else {
+        output.summary("There is no backup to prune.");
+    } else if is_wanted {
         output.table(&table);
     }
     if report.is_none() {

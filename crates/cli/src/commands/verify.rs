@@ -113,7 +113,7 @@ fn tell(context: &Context, report: &VerifyReport, sample: Option<Sample>, url: &
     output.json(&report_json(report, sample, url));
     let id = styled(ACCENT, &report.id);
     if report.passed() {
-        output.prose(format!("{id} is good: {}", what_was_read(report)));
+        output.prose_summary(format!("{id} is good: {}", what_was_read(report)));
     } else {
         output.prose(format!("{id} is damaged: {}", what_was_read(report)));
         for failure in &report.failures {
