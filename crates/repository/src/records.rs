@@ -84,12 +84,12 @@ impl Record for Evidence {
 }
 
 impl Repository {
-    /// Pins a backup or takes its pin back.
+    /// Pins a backup or takes its pin back. False when there is no pin to be taken back.
     ///
     /// # Errors
     /// [`RepositoryError::LeaseHeld`] by a prune that is about to remove it, [`RepositoryError::Removed`] when it has;
     /// whatever the store says.
-    pub async fn set_pin(&self, id: &BackupId, pinned: bool, reason: &str) -> Result<(), RepositoryError> {
+    pub async fn set_pin(&self, id: &BackupId, pinned: bool, reason: &str) -> Result<bool, RepositoryError> {
         let prefix = layout::pin_prefix(&self.cluster, id);
         let pin = Pin {
             pinned,
@@ -99,6 +99,9 @@ impl Repository {
         };
         for _ in 0..RACES_MAX {
             let (number, newest) = self.newest::<Pin>(&prefix).await?;
+            if !pinned && newest.as_ref().is_none_or(|newest| !newest.pinned) {
+                return Ok(false);
+            }
             // A prune that died left its claim behind, which then means nothing.
             if pinned
                 && newest.is_some_and(|newest| newest.removing)
@@ -107,11 +110,10 @@ impl Repository {
                 return Err(held);
             }
             if self.put_after(&prefix, number, &pin).await? == PutOutcome::Created {
-                return if pinned {
-                    self.check_there(id).await
-                } else {
-                    Ok(())
-                };
+                if pinned {
+                    self.check_there(id).await?;
+                }
+                return Ok(true);
             }
         }
         Err(RepositoryError::ObjectExists { key: prefix })
@@ -341,12 +343,14 @@ mod tests {
     #[tokio::test]
     async fn a_pin_keeps_a_backup_or_is_told_that_it_comes_too_late() {
         let (repository, id) = repository().await;
-        repository.set_pin(&id, true, "why").await.unwrap();
+        assert!(!repository.set_pin(&id, false, "").await.unwrap());
+        assert!(repository.set_pin(&id, true, "why").await.unwrap());
         assert_eq!(
             repository.claim_removal(&id).await.unwrap().unwrap().reason,
             "why"
         );
-        repository.set_pin(&id, false, "").await.unwrap();
+        assert!(repository.set_pin(&id, false, "").await.unwrap());
+        assert!(!repository.set_pin(&id, false, "").await.unwrap());
 
         let prune = Lease::acquire(&repository, "pgkeep prune", Duration::from_secs(60))
             .await

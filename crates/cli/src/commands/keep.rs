@@ -23,18 +23,22 @@ async fn set(context: &Context, backup: &str, pinned: bool, reason: &str) -> Res
     // A key isn't needed to pin: where there is one, it tells which dump is the latest.
     let command = if pinned { "pin" } else { "unpin" };
     let (id, having, asked) = several::find(context, &settings, KeyUse::IfThere, backup, command).await?;
+    let mut changed = false;
     for Opened { repository, .. } in &having {
-        repository.set_pin(&id, pinned, reason).await?;
+        changed |= repository.set_pin(&id, pinned, reason).await?;
     }
     let shown = styled(ACCENT, &id);
-    context.output.summary(if pinned {
-        format!("{shown} is pinned: 'pgkeep prune' leaves it until 'pgkeep unpin {id}'.")
-    } else {
-        format!("{shown} is not pinned any more: 'pgkeep prune' treats it like any other.")
+    context.output.summary(match (pinned, changed) {
+        (true, _) => format!("{shown} is pinned: 'pgkeep prune' leaves it until 'pgkeep unpin {id}'."),
+        (false, true) => format!("{shown} is not pinned any more: 'pgkeep prune' treats it like any other."),
+        (false, false) => format!("{shown} was not pinned: nothing is changed."),
     });
-    context
-        .output
-        .json(&json!({ "id": id.to_string(), "pinned": pinned, "reason": reason }));
+    context.output.json(&json!({
+        "id": id.to_string(),
+        "pinned": pinned,
+        "reason": reason,
+        "changed": changed,
+    }));
     // In a repository that wasn't asked it isn't.
     Ok(match asked {
         Outcome::Done => Outcome::Done,
