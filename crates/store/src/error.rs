@@ -6,6 +6,10 @@ use pgkeep_base::{Classified, Hint, RetryClass};
 use crate::counts::Request;
 use crate::permission::{self, Permission};
 
+/// Where S3's static credentials come from; the names are those of pgkeep.toml and of AWS.
+const S3_CREDENTIALS: &str = "s3.access_key_id and s3.secret_access_key (or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the \
+                              profile that s3.profile or AWS_PROFILE names)";
+
 /// What went wrong, in the terms a caller decides by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -143,6 +147,14 @@ impl StoreError {
         }
     }
 
+    /// Whether the store gave this code.
+    fn says(&self, code: &str) -> bool {
+        self.0
+            .why
+            .split(|c: char| !c.is_ascii_alphanumeric())
+            .any(|word| word == code)
+    }
+
     fn how_to_permit(&self) -> String {
         if let Some(action) = permission::named_by_aws(&self.0.why) {
             return format!("allow these credentials {action}");
@@ -222,10 +234,14 @@ impl Classified for StoreError {
                 format!("give the user that runs pgkeep read and write access to {url}")
             }
             StoreErrorKind::PermissionDenied => self.how_to_permit(),
+            StoreErrorKind::AuthenticationFailed if cloud && self.says("InvalidAccessKeyId") => {
+                format!("the store doesn't know this access key: correct {S3_CREDENTIALS}")
+            }
+            StoreErrorKind::AuthenticationFailed if cloud && self.says("SignatureDoesNotMatch") => {
+                format!("the secret isn't the one of this access key: correct {S3_CREDENTIALS}")
+            }
             StoreErrorKind::AuthenticationFailed if cloud => {
-                "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, \
-                 choose a profile with AWS_PROFILE, or give the machine an instance role"
-                    .to_owned()
+                format!("set {S3_CREDENTIALS}, or give the machine an instance role")
             }
             StoreErrorKind::AuthenticationFailed => format!("give valid credentials for {url}"),
             StoreErrorKind::Unconfirmed => {

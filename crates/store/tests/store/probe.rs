@@ -126,16 +126,17 @@ async fn what_cannot_be_reached_or_entered_is_an_error_with_its_mend() {
     let server = require!(SeaweedFs::start());
     let bucket = server.bucket("bucket");
     let with_keys = |access: &str, secret: &str| super::s3(&server.endpoint, access, secret);
-    for (options, kind, says) in [
+    let kind = StoreErrorKind::AuthenticationFailed;
+    for (options, says, mend) in [
         (
             with_keys("nobody", "hunter2"),
-            StoreErrorKind::AuthenticationFailed,
             "InvalidAccessKeyId",
+            "doesn't know this access key",
         ),
         (
             with_keys(&server.access_key, "hunter2"),
-            StoreErrorKind::AuthenticationFailed,
             "SignatureDoesNotMatch",
+            "isn't the one of this access key",
         ),
     ] {
         let store = Store::open(&bucket, &options).await.unwrap();
@@ -143,7 +144,13 @@ async fn what_cannot_be_reached_or_entered_is_an_error_with_its_mend() {
         assert_eq!(error.kind(), kind, "{error}");
         assert!(error.to_string().contains(says), "{error}");
         assert!(!format!("{error} {error:?}").contains("hunter2"), "{error:?}");
-        assert!(error.hint().is_some(), "{error}");
+        let hint = error.hint().unwrap().to_string();
+        assert!(
+            hint.contains(mend) && hint.contains("s3.secret_access_key"),
+            "{hint}"
+        );
+        let error = store.get("pgkeep.json", 1000).await.unwrap_err();
+        assert_eq!(error.kind(), kind, "{error}");
     }
     // Nobody listens on port 1.
     let mut options = super::s3("http://127.0.0.1:1", "a", "b");
