@@ -3,7 +3,7 @@
 //! lower case, a dot outside quotes separates schema and name, and the other regular-expression characters mean what
 //! they mean.
 
-use pgkeep_base::quote_literal;
+use pgkeep_base::{quote_for_shell, quote_literal};
 
 /// A pattern turned into regular expressions for PostgreSQL's `~` operator.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -91,6 +91,27 @@ impl Pattern {
     }
 }
 
+/// How a pattern that fits nothing would be written to mean the capitals in it; none where it has none that fold.
+pub fn how_to_quote(text: &str) -> Option<String> {
+    let folds = |word: &str| word.chars().any(char::is_uppercase);
+    if text.contains('"') || !folds(text) {
+        return None;
+    }
+    let mut quoted = String::new();
+    for part in text.split_inclusive(|c: char| SPECIAL.contains(c)) {
+        let word = part.trim_end_matches(|c: char| SPECIAL.contains(c));
+        let special = part.get(word.len()..).unwrap_or_default();
+        match folds(word) {
+            true => quoted.push_str(&format!("\"{word}\"{special}")),
+            false => quoted.push_str(part),
+        }
+    }
+    Some(format!(
+        "capitals outside double quotes fold to small letters: to mean them, write {}",
+        quote_for_shell(&quoted)
+    ))
+}
+
 /// What means something in a regular expression.
 const SPECIAL: &str = "|*+?()[]{}.^$\\";
 
@@ -144,6 +165,29 @@ fn split(text: &str) -> Result<Vec<String>, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn how_capitals_are_meant_is_told_where_they_fold() {
+        for (text, written, schema, name) in [
+            ("Upper Case", "'\"Upper Case\"'", "any", "Upper Case"),
+            ("public.Game*", "'public.\"Game\"*'", "public", "Games"),
+            ("App.games", "'\"App\".games'", "App", "games"),
+            ("É", "'\"É\"'", "any", "É"),
+        ] {
+            let told = how_to_quote(text).unwrap();
+            assert!(told.ends_with(&format!("write {written}")), "{told}");
+            let pattern = Pattern::relation(written.trim_matches('\'')).unwrap();
+            assert_eq!(pattern.fits(schema, name), Ok(true), "{written}");
+            assert_eq!(
+                Pattern::relation(text).unwrap().fits(schema, name),
+                Ok(false),
+                "{text}"
+            );
+        }
+        for text in ["games", "a b*", "\"Upper\"", "\"Upper\".X", "?"] {
+            assert_eq!(how_to_quote(text), None, "{text}");
+        }
+    }
 
     #[test]
     fn patterns_mean_what_they_mean_to_pg_dump() {

@@ -495,7 +495,7 @@ fn refuse_empty_selection(dumped: &[database::Dumped], filters: &Filters) -> Res
     if filters.selects_a_part() && relations.all(|relation| relation.kind == RelationKind::Configuration) {
         return Err(DumpError::Usage {
             message: "no table fits what was asked for".to_owned(),
-            hint: Some("patterns are those of pg_dump: --table 'schema.name*'".to_owned()),
+            hint: Some(unfit::hint_of_selection(filters)),
         });
     }
     Ok(())

@@ -7,7 +7,7 @@ use crate::catalog;
 use crate::database::owners_query;
 use crate::error::{Context, DumpError};
 use crate::manifest::Filters;
-use crate::pattern::{Pattern, regex_condition};
+use crate::pattern::{Pattern, how_to_quote, regex_condition};
 
 /// A pattern, and the option it was given with.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -111,9 +111,20 @@ pub(crate) fn attention<'a>(databases: impl IntoIterator<Item = (&'a str, &'a [E
             SCHEMAS => "schema",
             _ => "table",
         };
-        format!("{option} '{pattern}' leaves nothing out: it fits no {what} of {place}")
+        let quote = how_to_quote(&pattern).map(|quote| format!("; {quote}"));
+        format!(
+            "{option} '{pattern}' leaves nothing out: it fits no {what} of {place}{}",
+            quote.unwrap_or_default()
+        )
     });
     told.collect()
+}
+
+/// How to write patterns of which none fits.
+pub(crate) fn hint_of_selection(filters: &Filters) -> String {
+    let patterns = filters.tables.iter().chain(&filters.schemas);
+    let quote = patterns.filter_map(|pattern| how_to_quote(pattern)).next();
+    quote.unwrap_or_else(|| "patterns are those of pg_dump: --table 'schema.name*'".to_owned())
 }
 
 #[cfg(test)]
@@ -137,5 +148,18 @@ mod tests {
             ]
         );
         assert!(attention([]).is_empty());
+    }
+
+    #[test]
+    fn capitals_that_fold_are_told() {
+        let filters = Filters {
+            tables: vec!["games".to_owned(), "Games".to_owned()],
+            exclude_tables: vec!["Big".to_owned()],
+            ..Filters::default()
+        };
+        let told = attention([("app", exclusions(&filters).as_slice())]);
+        assert!(told[0].ends_with("write '\"Big\"'"), "{told:?}");
+        assert!(hint_of_selection(&filters).ends_with("write '\"Games\"'"));
+        assert!(hint_of_selection(&Filters::default()).contains("those of pg_dump"));
     }
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 
 use crate::error::DumpError;
 use crate::manifest::{DatabaseManifest, QualifiedName, Relation, RelationKind};
-use crate::pattern::Pattern;
+use crate::pattern::{Pattern, how_to_quote};
 use crate::restore::archive::Entry;
 use crate::restore::left_out::splits;
 
@@ -69,7 +69,10 @@ pub fn select(database: &DatabaseManifest, patterns: &[String]) -> Result<Select
                     "no table of database '{}' in the dump fits '{text}'",
                     database.name
                 ),
-                hint: Some("'pgkeep show ID --tables' lists them".to_owned()),
+                hint: Some(match how_to_quote(text) {
+                    Some(quote) => format!("{quote}; 'pgkeep show ID --tables' lists them"),
+                    None => "'pgkeep show ID --tables' lists them".to_owned(),
+                }),
             });
         }
     }
