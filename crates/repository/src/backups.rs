@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use pgkeep_base::{BackupId, BackupKind};
-use pgkeep_store::{PutOutcome, StoreError, StoreErrorKind};
+use pgkeep_store::{ObjectInfo, PutOutcome, StoreError, StoreErrorKind};
 use serde::{Deserialize, Serialize};
 
 use crate::error::RepositoryError;
@@ -43,6 +43,9 @@ pub enum BackupState {
     Complete,
     /// No manifest: being written, or an orphan.
     Incomplete,
+    /// No manifest, and yet it was a backup: a pin or the evidence of a verification says so, and no removal was begun.
+    /// Somebody else deleted the manifest. Only [`Repository::backups`] tells it from the one before.
+    ManifestGone,
     /// Given up: a tombstone in the manifest's place.
     Swept,
     /// There is something in the manifest's place that is no manifest: nothing at all, or what a broken disk made of it.
@@ -67,6 +70,14 @@ pub struct BackupEntry {
     pub pin: Option<Pin>,
     /// The newest verification's outcome, if there was one.
     pub evidence: Option<Evidence>,
+}
+
+/// Whether what has no manifest had one, by the newest of its pins and by whether it was ever verified: both take a backup.
+fn was_a_backup(pin: Option<&Pin>, has_evidence: bool) -> bool {
+    match pin {
+        Some(pin) => !pin.is_removal(),
+        None => has_evidence,
+    }
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -110,7 +121,7 @@ impl Repository {
     /// # Errors
     /// Whatever the store says.
     pub async fn backups(&self, kind: BackupKind) -> Result<Vec<BackupEntry>, RepositoryError> {
-        let mut pins = self.pins().await?;
+        let mut pins = self.newest_pins().await?;
         let mut evidence = self.evidence().await?;
         let mut entries = Vec::new();
         for name in self
@@ -122,14 +133,18 @@ impl Repository {
             let Ok(id) = BackupId::from_str(&name) else {
                 continue;
             };
-            let state = self.state(&id).await?;
+            let mut state = self.state(&id).await?;
             if state == BackupState::Incomplete && self.is_empty(&id).await? {
                 continue;
             }
+            let (pin, evidence) = (pins.remove(&id), evidence.remove(&id));
+            if state == BackupState::Incomplete && was_a_backup(pin.as_ref(), evidence.is_some()) {
+                state = BackupState::ManifestGone;
+            }
             entries.push(BackupEntry {
                 state,
-                pin: pins.remove(&id),
-                evidence: evidence.remove(&id),
+                pin: pin.filter(|pin| pin.pinned),
+                evidence,
                 id,
             });
         }
@@ -244,9 +259,8 @@ impl Repository {
     /// # Errors
     /// Whatever the store says; what remains is an orphan, which a sweep removes.
     pub async fn remove(&self, id: &BackupId, references: &mut References) -> Result<u64, RepositoryError> {
-        self.store
-            .delete(&layout::backup_object(&self.cluster, id, layout::MANIFEST))
-            .await?;
+        let manifest = layout::backup_object(&self.cluster, id, layout::MANIFEST);
+        self.store.delete(&manifest).await?;
         references.forget(id);
         let objects = self.store.list(&layout::backup_prefix(&self.cluster, id)).await?;
         let needed = objects.iter().any(|object| references.need(id, &object.key));
@@ -256,14 +270,21 @@ impl Repository {
             removed += self.sweep_one(id, why, references).await?.objects();
             gone.clear();
         }
+        // The claim goes last: as long as anything is left, it says that somebody meant to remove it.
         for prefix in [
-            layout::pin_prefix(&self.cluster, id),
             layout::backup_evidence_prefix(&self.cluster, id),
+            layout::pin_prefix(&self.cluster, id),
         ] {
-            gone.extend(self.store.list(&prefix).await?);
+            let said = self.store.list(&prefix).await?;
+            let before = std::mem::replace(&mut gone, said);
+            removed += self.delete(before).await?;
         }
-        let keys = gone.into_iter().map(|object| object.key);
-        Ok(removed + self.store.delete_all(keys.collect()).await?)
+        Ok(removed + self.delete(gone).await?)
+    }
+
+    async fn delete(&self, objects: Vec<ObjectInfo>) -> Result<u64, RepositoryError> {
+        let keys = objects.into_iter().map(|object| object.key);
+        Ok(self.store.delete_all(keys.collect()).await?)
     }
 
     /// Removes what unfinished backups left. The caller holds the cluster's lease, so no backup of ours is running;
@@ -299,6 +320,7 @@ impl Repository {
         if gone.is_empty() {
             return Ok(swept);
         }
+        self.retain_unfinished(&mut gone).await?;
         let references = self.references(kind).await?;
         for (id, state) in gone {
             if state == BackupState::Swept {
@@ -312,6 +334,32 @@ impl Repository {
             }
         }
         Ok(swept)
+    }
+
+    /// Leaves those alone that were backups once. A host that only takes backups may not read what is said about them, and
+    /// leaves what anything is said about to others.
+    async fn retain_unfinished(
+        &self,
+        gone: &mut Vec<(BackupId, BackupState)>,
+    ) -> Result<(), RepositoryError> {
+        let mut lost = Vec::new();
+        for (id, _) in gone.iter().filter(|(_, state)| *state == BackupState::Incomplete) {
+            let evidence = layout::backup_evidence_prefix(&self.cluster, id);
+            let has_evidence = self.store.list_each(&evidence, |_| false).await? > 0;
+            let was_one = match self.newest_pin(id).await {
+                Ok(pin) => was_a_backup(pin.as_ref(), has_evidence),
+                Err(RepositoryError::Store(error)) if error.kind() == StoreErrorKind::PermissionDenied => {
+                    true
+                }
+                Err(error) => return Err(error),
+            };
+            if was_one {
+                tracing::warn!("{id} has lost its manifest, and stays: 'pgkeep list' says what to do");
+                lost.push(id.clone());
+            }
+        }
+        gone.retain(|(id, _)| !lost.contains(id));
+        Ok(())
     }
 
     /// Some stores go on naming a folder whose last object is gone.

@@ -150,13 +150,13 @@ pub async fn copy(
             });
         }
         BackupState::Swept => give_back(destination, lease, id).await.map_err(to)?,
-        BackupState::Incomplete => {}
+        BackupState::Incomplete | BackupState::ManifestGone => {}
         BackupState::Damaged => return Err(to(no_manifest(destination, id))),
     }
     match source.state(id).await.map_err(from)? {
         BackupState::Complete => {}
         BackupState::Damaged => return Err(from(no_manifest(source, id))),
-        BackupState::Swept | BackupState::Incomplete => {
+        BackupState::Swept | BackupState::Incomplete | BackupState::ManifestGone => {
             return Err(from(RepositoryError::Removed { id: id.to_string() }));
         }
     }

@@ -16,7 +16,7 @@ use crate::error::RepositoryError;
 use crate::lease::Lease;
 use crate::references::References;
 use crate::repo::Repository;
-use crate::retention::{self, Candidate, Plan, Policy, Reason};
+use crate::retention::{self, Candidate, Decision, Plan, Policy, Reason};
 
 /// Files that an interrupted write left in a local repository are removed when nobody has touched them this long.
 const LEFTOVER_IDLE: Duration = Duration::from_secs(24 * 3600);
@@ -134,6 +134,10 @@ pub async fn plan(
         plan.decisions.extend(part.decisions);
         plan.incomplete.extend(part.incomplete);
     }
+    let lost = entries
+        .iter()
+        .filter(|entry| entry.state == BackupState::ManifestGone);
+    plan.decisions.extend(lost.map(without_manifest));
     plan.decisions.sort_by(|a, b| a.id.cmp(&b.id));
     plan.incomplete.sort();
     Ok(plan)
@@ -149,9 +153,19 @@ fn keeps_a_good_one(plan: &Plan, candidates: &[Candidate]) -> bool {
         .any(|candidate| kept.contains(&candidate.id))
 }
 
-/// `None` for what was given up already.
+/// What stays without being planned for: its manifest may come back, from the store's versions or by a copy.
+fn without_manifest(entry: &BackupEntry) -> Decision {
+    let pin = entry.pin.as_ref().map(|pin| Reason::Pinned(pin.reason.clone()));
+    Decision {
+        id: entry.id.clone(),
+        keep: true,
+        reasons: std::iter::once(Reason::ManifestGone).chain(pin).collect(),
+    }
+}
+
+/// `None` for what was given up already, and what isn't planned for.
 fn candidate(entry: &BackupEntry, input: &PruneInput) -> Option<Candidate> {
-    if entry.state == BackupState::Swept {
+    if matches!(entry.state, BackupState::Swept | BackupState::ManifestGone) {
         return None;
     }
     let damaged = entry.state == BackupState::Damaged || input.damaged.contains(&entry.id);

@@ -51,6 +51,13 @@ pub struct Evidence {
     pub failures: Vec<String>,
 }
 
+impl Pin {
+    /// Whether it is no pin but what says that a prune was about to remove the backup.
+    pub(crate) fn is_removal(&self) -> bool {
+        self.removing
+    }
+}
+
 impl Evidence {
     /// Whether it looked at all that an earlier, failed one looked at.
     fn clears(&self, failed: &Self) -> bool {
@@ -141,11 +148,15 @@ impl Repository {
         Err(RepositoryError::ObjectExists { key: prefix })
     }
 
-    /// The pins that count, of all backups.
-    pub(crate) async fn pins(&self) -> Result<BTreeMap<BackupId, Pin>, RepositoryError> {
-        let mut pins = self.newest_of::<Pin>(&layout::pins_prefix(&self.cluster)).await?;
-        pins.retain(|_, pin| pin.pinned);
-        Ok(pins)
+    /// The newest of the pins of all backups, those that take one back included.
+    pub(crate) async fn newest_pins(&self) -> Result<BTreeMap<BackupId, Pin>, RepositoryError> {
+        self.newest_of(&layout::pins_prefix(&self.cluster)).await
+    }
+
+    /// The same of one backup.
+    pub(crate) async fn newest_pin(&self, id: &BackupId) -> Result<Option<Pin>, RepositoryError> {
+        let prefix = layout::pin_prefix(&self.cluster, id);
+        Ok(self.newest::<Pin>(&prefix).await?.1)
     }
 
     /// The newest evidence of all backups.
@@ -312,8 +323,9 @@ mod tests {
     }
 
     async fn pin_of(repository: &Repository, id: &BackupId) -> Option<String> {
-        let pins = repository.pins().await.unwrap();
-        pins.get(id).map(|pin| pin.reason.clone())
+        let pins = repository.newest_pins().await.unwrap();
+        let pin = pins.get(id).filter(|pin| pin.pinned);
+        pin.map(|pin| pin.reason.clone())
     }
 
     #[tokio::test(flavor = "multi_thread")]

@@ -162,6 +162,8 @@ pub enum Reason {
     },
     /// Kept: started after the present moment.
     Future,
+    /// Kept: it was a backup, and somebody else deleted its manifest.
+    ManifestGone,
     /// Kept: the store would refuse to delete it until then.
     Locked(Timestamp),
     /// Kept: a backup that stays, or is being written, refers to it.
@@ -188,6 +190,7 @@ impl Reason {
             Self::Window(_) => "window",
             Self::Newest { rule, .. } => rule.name(),
             Self::Future => "future",
+            Self::ManifestGone => "manifest_gone",
             Self::Locked(_) => "locked",
             Self::ReferredToBy(_) => "referred_to",
             Self::Expired { .. } => "expired",
@@ -229,6 +232,7 @@ impl fmt::Display for Reason {
             Self::Future => {
                 f.write_str("started after the present moment: a clock is wrong, so its age is unknown")
             }
+            Self::ManifestGone => f.write_str("its manifest is gone, which no prune deleted"),
             Self::Locked(until) => write!(f, "locked until {}", until.strftime("%Y-%m-%d %H:%M:%S UTC")),
             Self::ReferredToBy(id) => write!(f, "{id} refers to it"),
             Self::Expired {

@@ -14,7 +14,7 @@ use pgkeep_repository::backups::BackupState;
 use pgkeep_repository::lease::Lease;
 use pgkeep_repository::prune::{self, Known, PruneError, PruneInput, PruneReport};
 use pgkeep_repository::records::Evidence;
-use pgkeep_repository::retention::Policy;
+use pgkeep_repository::retention::{Policy, Reason};
 use pgkeep_repository::{Repository, RepositoryError};
 use support::{Folder, backup, day, unfinished};
 
@@ -103,6 +103,90 @@ async fn what_the_window_lets_go_goes_with_all_its_objects() {
         .filter(|name| name.contains(&old) || name.contains(&debris))
         .collect();
     assert!(left.is_empty(), "still there: {left:?}");
+}
+
+/// Somebody's hand or a lifecycle rule: what pins and evidence know as a backup is nobody's debris.
+#[tokio::test]
+async fn what_has_lost_its_manifest_is_told_and_stays() {
+    let folder = Folder::new(day(1)).await;
+    let verified = backup(&folder.repository, 3).await;
+    record(&folder.repository, &verified, true).await;
+    let pinned = backup(&on(&folder.repository, 2), 3).await;
+    folder.repository.set_pin(&pinned, true, "why").await.unwrap();
+    // Its prune was killed after the manifest.
+    let removed = backup(&on(&folder.repository, 3), 3).await;
+    record(&folder.repository, &removed, true).await;
+    prune_killed_after_the_manifest(&folder, &removed);
+    let debris = unfinished(&on(&folder.repository, 4), 4).await;
+    for id in [&verified, &pinned] {
+        std::fs::remove_file(folder.file(id, "manifest")).unwrap();
+    }
+    let new = backup(&on(&folder.repository, 20), 3).await;
+    let today = on(&folder.repository, 21);
+    let states = || async {
+        let entries = today.backups(BackupKind::Dump).await.unwrap().into_iter();
+        entries.map(|entry| (entry.id, entry.state)).collect::<Vec<_>>()
+    };
+    let gone = |id: &BackupId| (id.clone(), BackupState::ManifestGone);
+    let incomplete = |id: &BackupId| (id.clone(), BackupState::Incomplete);
+    let whole = (new.clone(), BackupState::Complete);
+    let before = [
+        gone(&verified),
+        gone(&pinned),
+        incomplete(&removed),
+        incomplete(&debris),
+        whole.clone(),
+    ];
+    assert_eq!(states().await, before);
+
+    // A dump's sweep first, then a prune.
+    let swept = today.sweep(BackupKind::Dump).await.unwrap();
+    assert_eq!(swept.backups, [removed.clone(), debris.clone()]);
+    let report = execute(&today, &window_of_days(7), &PruneInput::default())
+        .await
+        .unwrap();
+    let kept: Vec<_> = report
+        .plan
+        .kept()
+        .map(|decision| (&decision.id, &decision.reasons[0]))
+        .collect();
+    assert_eq!(
+        kept[..2],
+        [
+            (&verified, &Reason::ManifestGone),
+            (&pinned, &Reason::ManifestGone)
+        ]
+    );
+    assert!(report.removed.is_empty() && report.swept.backups.is_empty());
+    let after = states().await;
+    assert_eq!(after[..2], before[..2]);
+    for id in [&verified, &pinned] {
+        assert!(folder.file(id, "d1/000001.sql.zst").exists());
+    }
+    // Whoever gives it up removes the folder; what was said of it goes with the next prune.
+    std::fs::remove_dir_all(folder.file(&verified, "")).unwrap();
+    execute(&today, &window_of_days(7), &PruneInput::default())
+        .await
+        .unwrap();
+    assert!(
+        !folder
+            .files()
+            .iter()
+            .any(|name| name.contains(&verified.to_string()))
+    );
+}
+
+/// It had claimed the removal, and got no further.
+fn prune_killed_after_the_manifest(folder: &Folder, id: &BackupId) {
+    let claim = folder
+        .file(id, "")
+        .join("../../pin")
+        .join(id.to_string())
+        .join("000001");
+    std::fs::create_dir_all(claim.parent().unwrap()).unwrap();
+    let text = r#"{"pinned":false,"reason":"","at":"2026-11-22T02:00:00Z","removing":true}"#;
+    std::fs::write(&claim, text).unwrap();
+    std::fs::remove_file(folder.file(id, "manifest")).unwrap();
 }
 
 #[tokio::test]

@@ -41,7 +41,7 @@ async fn in_one(context: &Context, settings: &Settings, args: &ListArgs) -> Resu
     let summaries = summaries::read(&repository, &ids).await?;
     let entries: Vec<&BackupEntry> = all
         .iter()
-        .filter(|entry| args.all || entry.state.is_there())
+        .filter(|entry| args.all || entry.state.is_there() || entry.state == BackupState::ManifestGone)
         .filter(|entry| !summaries.gone.contains(&entry.id))
         .collect();
     for entry in &entries {
@@ -96,7 +96,23 @@ fn damaged(entries: &[&BackupEntry], summaries: &Summaries) -> Vec<String> {
                 entry.id
             )
         });
-    manifests.chain(summaries.damaged.values().cloned()).collect()
+    let gone = entries
+        .iter()
+        .filter(|entry| entry.state == BackupState::ManifestGone)
+        .map(|entry| manifest_gone(&entry.id));
+    manifests
+        .chain(gone)
+        .chain(summaries.damaged.values().cloned())
+        .collect()
+}
+
+/// What is said of a backup whose manifest somebody else deleted.
+pub fn manifest_gone(id: &BackupId) -> String {
+    format!(
+        "{id}: its manifest is gone, which pgkeep did not delete, so nothing can be restored from it: bring the object back from \
+         the store's versions, or the dump by 'pgkeep copy {id}' from another repository; or give it up, and remove its folder \
+         dump/{id} by hand"
+    )
 }
 
 fn table(entries: &[&BackupEntry], summaries: &Summaries) -> Table {
@@ -142,7 +158,7 @@ fn databases(names: &[String]) -> String {
 fn verified(entry: &BackupEntry) -> String {
     match (&entry.evidence, entry.state) {
         (_, BackupState::Incomplete | BackupState::Swept) => String::new(),
-        (_, BackupState::Damaged) => DAMAGED.to_owned(),
+        (_, BackupState::Damaged | BackupState::ManifestGone) => DAMAGED.to_owned(),
         (None, _) => "never".to_owned(),
         (Some(evidence), _) => in_words(evidence),
     }
@@ -168,6 +184,7 @@ fn notes(entry: &BackupEntry, summary: Option<&DumpSummary>) -> Vec<String> {
         BackupState::Incomplete => notes.push("unfinished".to_owned()),
         BackupState::Swept => notes.push("given up".to_owned()),
         BackupState::Damaged => notes.push("its manifest is damaged".to_owned()),
+        BackupState::ManifestGone => notes.push("its manifest is gone".to_owned()),
     }
     if let Some(pin) = &entry.pin {
         notes.push(if pin.reason.is_empty() {
@@ -189,6 +206,7 @@ pub fn entry_json(entry: &BackupEntry, summary: Option<&DumpSummary>, url: &str)
         BackupState::Incomplete => "unfinished",
         BackupState::Swept => "given_up",
         BackupState::Damaged => "damaged",
+        BackupState::ManifestGone => "manifest_gone",
     };
     json!({
         "id": entry.id.to_string(),

@@ -8,9 +8,10 @@ use pgkeep_dump::DumpError;
 use pgkeep_dump::manifest::{DumpManifest, DumpSummary};
 use pgkeep_repository::Repository;
 use pgkeep_repository::prune::{self, Known, PruneInput, PruneReport};
-use pgkeep_repository::retention::{Decision, Plan, Policy};
+use pgkeep_repository::retention::{Decision, Plan, Policy, Reason};
 use serde_json::{Value, json};
 
+use super::list::manifest_gone;
 use super::{several, summaries};
 use crate::args::PruneArgs;
 use crate::context::{Context, KeyUse, LEASE_DURATION, Settings};
@@ -50,11 +51,23 @@ async fn in_one(context: &Context, settings: &Settings, dry_run: bool) -> Result
         };
         let plan = context.cancellation.or(planning).await?;
         tell_plan(context, &plan, None, url);
-        return Ok(Outcome::Done);
+        return Ok(tell_lost(context, &plan));
     }
     let report = execute(context, settings).await?;
     tell_plan(context, &report.plan, Some(&report), url);
-    Ok(tell_report(context, &report))
+    let lost = tell_lost(context, &report.plan);
+    Ok(tell_report(context, &report).and(lost))
+}
+
+/// Names the backups whose manifest somebody else deleted.
+fn tell_lost(context: &Context, plan: &Plan) -> Outcome {
+    let is_lost = |decision: &&Decision| decision.reasons.contains(&Reason::ManifestGone);
+    let mut outcome = Outcome::Done;
+    for decision in plan.decisions.iter().filter(is_lost) {
+        context.output.attention(manifest_gone(&decision.id));
+        outcome = Outcome::Attention;
+    }
+    outcome
 }
 
 /// Whether the settings let anything go at all.
@@ -241,7 +254,7 @@ fn word_of_unfinished(id: &BackupId, report: Option<&PruneReport>) -> &'static s
 }
 
 fn decision_json(decision: &Decision, word: &str, url: &str) -> Value {
-    let reason = |reason: &pgkeep_repository::retention::Reason| json!({ "code": reason.code(), "text": reason.to_string() });
+    let reason = |reason: &Reason| json!({ "code": reason.code(), "text": reason.to_string() });
     json!({
         "id": decision.id.to_string(),
         "repository": url,

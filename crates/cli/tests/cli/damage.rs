@@ -6,7 +6,7 @@ use std::path::Path;
 use pgkeep_repository::encryption::{Encryption, OpenOptions, open_bytes, seal_bytes};
 use serde_json::Value;
 
-use crate::support::{Place, server};
+use crate::support::{Place, files, server};
 
 fn flip_last_byte(path: &Path) {
     let mut bytes = fs::read(path).unwrap();
@@ -464,4 +464,37 @@ fn a_damaged_dump_keeps_no_command_from_the_others() {
     place.dump();
     place.run(&["prune", "--keep-daily", "1"]).expect(0);
     place.run(&["list"]).expect(0);
+}
+
+/// By a hand or a lifecycle rule: it is told, and stays.
+#[test]
+fn a_dump_whose_manifest_is_gone_is_told_and_not_swept() {
+    let cluster = server();
+    let place = Place::with(&cluster, None);
+    let id = place.dump();
+    place.run(&["verify", "--quiet"]).expect(0);
+    let manifest = place.object("/manifest");
+    let whole = fs::read(&manifest).unwrap();
+    fs::remove_file(&manifest).unwrap();
+    let objects = || files(&place.path("repository/main/dump").join(&id)).len();
+    let before = objects();
+    // The next dump sweeps what unfinished ones left.
+    place.dump();
+    for args in [
+        &["list"][..],
+        &["prune", "--keep-daily", "1"],
+        &["prune", "--dry-run"],
+    ] {
+        let done = place.run(args).expect(3);
+        assert!(done.stdout.contains("its manifest is gone"), "{}", done.stdout);
+        assert!(
+            done.stderr.contains(&format!("{id}: its manifest is gone")),
+            "{}",
+            done.stderr
+        );
+    }
+    assert_eq!(objects(), before);
+    fs::write(&manifest, whole).unwrap();
+    place.run(&["list"]).expect(0);
+    place.run(&["verify", &id]).expect(0);
 }

@@ -172,6 +172,24 @@ async fn backups(settings: &Settings, repository: &Repository, findings: &mut Fi
             Some("pgkeep dump   # a new one; and find out what happened to the store".to_owned()),
         );
     }
+    for entry in entries
+        .iter()
+        .filter(|entry| entry.state == BackupState::ManifestGone)
+    {
+        findings.add(
+            AREA,
+            Severity::Error,
+            format!(
+                "the manifest of {} is gone, which pgkeep did not delete",
+                entry.id
+            ),
+            "it can't be restored, and whatever deleted it may go on",
+            Some(
+                "pgkeep list   # says how to bring it back; and look for a rule that deletes by age"
+                    .to_owned(),
+            ),
+        );
+    }
     let complete: Vec<&BackupEntry> = entries
         .iter()
         .filter(|entry| entry.state == BackupState::Complete)
