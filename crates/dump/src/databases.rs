@@ -1,7 +1,7 @@
 //! Which databases a dump reads, and which it can't.
 
 use pgkeep_base::{Classified, RetryClass, list_names, one_line, quote_identifier, quote_literal};
-use pgkeep_pg::{PgError, Session, Target};
+use pgkeep_pg::{Session, Target};
 
 use crate::error::{Context, DumpError};
 use crate::restore::{contents, scratch};
@@ -222,17 +222,14 @@ pub(crate) async fn gone_meanwhile(target: &Target, database: &str, error: DumpE
     }
 }
 
-/// Whether a database is in the cluster, or it can't be told.
+/// Whether a database is in the cluster, or it can't be told. By connecting to it: a DROP DATABASE that has ended its sessions and
+/// isn't done yet is waited for then.
 async fn is_there(target: &Target, database: &str) -> bool {
-    let look = async {
-        let mut session = Session::connect(target).await?;
-        let sql = "SELECT FROM pg_catalog.pg_database WHERE datname = $1";
-        let rows = session.query_params(sql, &[Some(database)]).await?;
-        session.close().await;
-        Ok::<_, PgError>(!rows.is_empty())
-    };
-    match look.await {
-        Ok(is_there) => is_there,
-        Err(error) => target.database() != database || error.sqlstate() != Some(SQLSTATE_NO_SUCH_DATABASE),
+    match Session::connect(&target.with_database(database)).await {
+        Ok(session) => {
+            session.close().await;
+            true
+        }
+        Err(error) => error.sqlstate() != Some(SQLSTATE_NO_SUCH_DATABASE),
     }
 }

@@ -358,7 +358,7 @@ async fn what_is_said_about_backups_that_are_gone_goes_with_the_next_prune() {
     let stays = backup(&on(&folder.repository, 24), 1).await;
     let today = on(&folder.repository, 25);
     for id in [&gone, &stays] {
-        today.set_pin(id, false, "").await.unwrap();
+        today.set_pin(id, true, "").await.unwrap();
         record(&today, id, true).await;
     }
     // As if these had come just after a prune removed the rest.
