@@ -193,8 +193,6 @@ fn mistyped_repositories_keys_and_connections_are_told() {
     );
     let uri = format!("postgres://u:{PASSWORD}@127.0.0.1:99999/x");
     refused(&place, &format!("{dump} --connection {uri}"), "port", "65535");
-    let two = format!("{dump} --repository file:///srv/two");
-    refused(&place, &two, "'repository' names 2 places", "pgkeep copy");
     assert!(!place.path("repository").exists(), "nothing was begun");
 }
 
