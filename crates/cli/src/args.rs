@@ -136,6 +136,19 @@ pub enum Command {
     Completions(CompletionsArgs),
     /// Print the version.
     Version,
+    /// Run a program of the container in which a server runs.
+    #[command(hide = true)]
+    InContainer(InContainerArgs),
+}
+
+/// `pgkeep in-container`
+#[derive(Debug, Args)]
+pub struct InContainerArgs {
+    /// The container.
+    pub container: String,
+    /// The program and its arguments.
+    #[arg(last = true, required = true)]
+    pub command: Vec<String>,
 }
 
 /// `pgkeep init`

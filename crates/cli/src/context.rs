@@ -1,5 +1,6 @@
 //! From settings to things: the store, the repository, the server.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -379,7 +380,7 @@ impl Settings {
 
     /// Where PostgreSQL's programs are looked for.
     pub fn programs(&self) -> ProgramSearch {
-        ProgramSearch::process(self.cluster.pg_bin.clone())
+        programs(self.cluster.pg_bin.clone())
     }
 
     /// How much is done at once.
@@ -424,8 +425,33 @@ impl Settings {
     }
 }
 
+/// What `pg_bin` begins with where it names a container.
+pub const CONTAINER_PREFIX: &str = "container:";
+
 /// How long leases last.
 pub const LEASE_DURATION: Duration = LEASE_DURATION_DEFAULT;
+
+/// Where PostgreSQL's programs are looked for, as the setting `pg_bin` has it.
+fn programs(pg_bin: Option<PathBuf>) -> ProgramSearch {
+    let container = pg_bin.as_deref().and_then(Path::to_str);
+    match container.and_then(|text| text.strip_prefix(CONTAINER_PREFIX)) {
+        Some(container) => programs_in(container),
+        None => ProgramSearch::process(pg_bin),
+    }
+}
+
+/// A container's own programs, for the server in it.
+pub fn programs_in(container: &str) -> ProgramSearch {
+    // By its own path: it may be in none of PATH's directories.
+    let own = std::env::current_exe().unwrap_or_else(|_| PathBuf::from(env!("CARGO_PKG_NAME")));
+    let launcher = [
+        own.as_os_str(),
+        "in-container".as_ref(),
+        container.as_ref(),
+        "--".as_ref(),
+    ];
+    ProgramSearch::by_launcher(launcher.map(OsStr::to_owned).to_vec())
+}
 
 /// Reads a connection string.
 pub fn target(text: &str) -> Result<Target, Failure> {

@@ -127,7 +127,7 @@ pub const SETTINGS: &[Setting] = &[
         "pg_bin",
         "path",
         "found on the machine",
-        "The directory of PostgreSQL's programs (`pg_dump`, `pg_restore`, ...).",
+        "The directory of PostgreSQL's programs (`pg_dump`, `pg_restore`, ...); `container:NAME` for those of the container in which the server runs.",
         |cluster, input| cluster.pg_bin = Some(input.path()?)
     ),
     setting!(

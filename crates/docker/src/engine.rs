@@ -20,7 +20,7 @@ use crate::DockerError;
 use crate::image::{Image, ImageName, Pulled};
 
 /// How long the engine may take for what it does at once.
-const REQUEST_LIMIT: Duration = Duration::from_secs(60);
+pub(crate) const REQUEST_LIMIT: Duration = Duration::from_secs(60);
 /// An image that is being pulled may be silent so long: extracting a large layer says nothing meanwhile.
 const PULL_SILENCE_LIMIT: Duration = Duration::from_secs(300);
 /// What is shown of a container's log.
@@ -34,8 +34,8 @@ const SOCKET_DEFAULT: &str = "/var/run/docker.sock";
 /// Docker's engine.
 #[derive(Clone)]
 pub struct Engine {
-    docker: Docker,
-    address: String,
+    pub(crate) docker: Docker,
+    pub(crate) address: String,
 }
 
 /// A container to make.
@@ -109,7 +109,7 @@ impl Engine {
         Ok(Self { docker, ..engine })
     }
 
-    async fn call<T>(
+    pub(crate) async fn call<T>(
         &self,
         doing: &str,
         limit: Duration,
@@ -475,7 +475,7 @@ impl From<ContainerInspectResponse> for ContainerState {
         let addresses = addresses
             .filter_map(|endpoint| endpoint.ip_address)
             .filter(|text| !text.is_empty());
-        let bindings = found
+        let wanted = found
             .host_config
             .unwrap_or_default()
             .port_bindings
@@ -493,7 +493,12 @@ impl From<ContainerInspectResponse> for ContainerState {
             exit_code: state.exit_code.unwrap_or(0),
             labels: config.labels.unwrap_or_default(),
             addresses: addresses.collect(),
-            ports: bindings.into_iter().filter_map(port).collect(),
+            // What Docker chose for a running one stands over what was asked for.
+            ports: wanted
+                .into_iter()
+                .chain(network.ports.unwrap_or_default())
+                .filter_map(port)
+                .collect(),
         }
     }
 }

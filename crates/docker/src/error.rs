@@ -35,6 +35,17 @@ pub enum DockerError {
         /// How long it was waited for.
         after: Duration,
     },
+    /// A program was to be run in a container that doesn't run.
+    #[error("there is no running container '{0}'")]
+    NotRunning(String),
+    /// A container's programs were to be used for a server elsewhere.
+    #[error("the programs of the container '{container}' reach its own server, and {server} is another one")]
+    OtherServer {
+        /// The container's name.
+        container: String,
+        /// The server, as it was named.
+        server: String,
+    },
     /// A name of an image that can't be one.
     #[error("'{0}' is no name of an image")]
     ImageName(String),
@@ -199,7 +210,12 @@ fn innermost(error: &dyn Error) -> String {
 impl Classified for DockerError {
     fn retry_class(&self) -> RetryClass {
         match self {
-            Self::Host(_) | Self::ImageName(_) | Self::Name(_) | Self::NotPostgres(_) => RetryClass::Usage,
+            Self::Host(_)
+            | Self::ImageName(_)
+            | Self::Name(_)
+            | Self::NotPostgres(_)
+            | Self::NotRunning(_)
+            | Self::OtherServer { .. } => RetryClass::Usage,
             Self::NameTaken { .. } | Self::NothingToResume { .. } => RetryClass::Refused,
             Self::Deadline { .. } | Self::NotReady { .. } => RetryClass::Transient,
             Self::Prepare { source, .. } => source.retry_class(),
@@ -217,6 +233,10 @@ impl Classified for DockerError {
             }
             Self::Unreachable { .. } => {
                 "start Docker, or name its socket: export DOCKER_HOST=unix:///run/user/1000/docker.sock".to_owned()
+            }
+            Self::NotRunning(name) => format!("start it: docker start {name}; 'docker ps' shows those that run"),
+            Self::OtherServer { .. } => {
+                "name a directory with PostgreSQL's programs: --pg-bin DIRECTORY".to_owned()
             }
             Self::ImageName(_) => "write --into image:NAME[:TAG], such as image:postgres:17".to_owned(),
             Self::Pull { image, .. } => {

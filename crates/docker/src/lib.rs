@@ -7,12 +7,14 @@
 mod answer;
 mod engine;
 mod error;
+mod exec;
 mod found;
 mod image;
 mod server;
 
 pub use engine::{ContainerState, Engine};
 pub use error::DockerError;
+pub use exec::ContainerProgram;
 pub use found::{ComposeService, FoundServer};
 pub use image::{Image, ImageName, Pulled};
 pub use server::{ServerContainer, ServerOptions, Started};

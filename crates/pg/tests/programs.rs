@@ -29,6 +29,7 @@ fn path_of(majors: &[u32]) -> ProgramSearch {
         directory: None,
         path: Some(path),
         standard_directories: false,
+        launcher: None,
     }
 }
 

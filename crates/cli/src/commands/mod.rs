@@ -5,6 +5,7 @@ mod copy;
 mod doctor;
 mod dump;
 mod export;
+mod in_container;
 mod init;
 mod keep;
 mod key;
@@ -56,5 +57,6 @@ pub async fn run(context: &Context, command: Command) -> Result<Outcome, Failure
         Command::Doctor => context.cancellation.or(doctor::run(context)).await,
         Command::Completions(args) => meta::completions(context, &args),
         Command::Version => meta::version(context),
+        Command::InContainer(args) => in_container::run(context, args).await,
     }
 }

@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use pgkeep_docker::{DockerError, Engine, ImageName, ServerContainer, ServerOptions, Started};
 use pgkeep_dump::{DumpError, Progress, restore as restoring};
+use pgkeep_pg::programs;
 use serde_json::json;
 
 use super::new_server;
 use super::restore::{self, Work};
 use crate::args::RestoreArgs;
-use crate::context::Context;
+use crate::context::{self, Context};
 use crate::exit::{Failure, Outcome};
 use crate::progress::Display;
 
@@ -32,6 +33,7 @@ pub async fn restore(
         return check(context, work, &engine, &options).await;
     }
     let mut server = start(context, &engine, options, args.resume).await?;
+    let work = &with_programs(work, server.name()).await;
     let (repository, id, manifest) = (&work.repository, &work.id, &work.manifest);
     let checking = restoring::check(repository, id, manifest, server.target(), &work.options);
     let checked = context.cancellation.or(async { Ok(checking.await?) }).await;
@@ -67,6 +69,19 @@ pub async fn restore(
         server.password_command(),
     ));
     Ok(outcome)
+}
+
+/// The image's own programs, where this machine has none that will do.
+async fn with_programs(work: &Work, container: &str) -> Work {
+    let mut work = work.clone();
+    let major = work.manifest.server_version_num / 10_000;
+    if programs::find("pg_restore", major, &work.options.programs)
+        .await
+        .is_err()
+    {
+        work.options.programs = context::programs_in(container);
+    }
+    work
 }
 
 fn options(work: &Work, image: ImageName, args: &RestoreArgs) -> ServerOptions {

@@ -92,6 +92,7 @@ fn directory(path: &str, word: &str) -> Result<PathBuf, Failure> {
     Ok(PathBuf::from(path))
 }
 
+#[derive(Clone)]
 pub(super) struct Work {
     pub settings: Settings,
     pub repository: Repository,

@@ -95,6 +95,29 @@ fn a_restore_makes_a_server_from_an_image() {
     assert!(taken.stderr.contains("--container NAME"), "{}", taken.stderr);
 }
 
+/// A machine that has Docker, and no pg_restore that will do.
+#[test]
+fn without_programs_on_this_machine_the_images_own_restore() {
+    let image = format!("image:{}", require!(requirements::image("postgresql")));
+    let cluster = server();
+    cluster.psql("app", "SELECT lo_from_bytea(77, 'a large object') \\g /dev/null");
+    let place = dumped(&cluster);
+    let text = std::fs::read_to_string(place.path("pgkeep.toml")).unwrap();
+    let lines = text.lines().filter(|line| !line.starts_with("pg_bin"));
+    std::fs::write(place.path("pgkeep.toml"), lines.collect::<Vec<_>>().join("\n")).unwrap();
+    let container = Container::new("bare");
+    let done = place.run(&["restore", "--into", &image, "--container", &container.0]);
+    let done = done.expect(0);
+    assert!(!done.stderr.contains("pg_restore"), "{}", done.stderr);
+    assert_eq!(container.psql("app", "SELECT count(*) FROM scores"), "5000");
+    assert_eq!(
+        container.psql("app", "SELECT convert_from(lo_get(77), 'UTF8')"),
+        "a large object"
+    );
+    let left = docker(&["exec", &container.0, "sh", "-c", "ls /tmp"]);
+    assert!(!left.contains("pgkeep"), "{left}");
+}
+
 #[test]
 fn a_restore_into_a_container_goes_on_where_it_stopped() {
     let image = format!("image:{}", require!(requirements::image("postgresql")));

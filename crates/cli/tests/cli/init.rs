@@ -409,6 +409,30 @@ fn the_server_of_the_folders_compose_project_is_found() {
         config.contains("user=game") && !config.contains(PASSWORD),
         "{config}"
     );
+    // With no suitable programs on this machine, the container's own are used.
+    let own = format!("file://{}", place.path("own").display());
+    let done = place
+        .run(&["init", "--yes", "--repository", &own, "--config", "own.toml"])
+        .expect(0);
+    assert!(done.stderr.contains("that in the container"), "{}", done.stderr);
+    let config = fs::read_to_string(place.path("own.toml")).unwrap();
+    assert!(
+        config.contains(&format!("\"container:{}\"", container.0)),
+        "{config}"
+    );
+    // Another server isn't mistaken for the one in the container.
+    let elsewhere = server();
+    let conninfo = elsewhere.tcp_conninfo("postgres");
+    let refused = place.run(&[
+        "dump",
+        "--config",
+        "own.toml",
+        "--accept-new-identity",
+        "--connection",
+        &conninfo,
+    ]);
+    assert_ne!(refused.code, 0);
+    assert!(refused.stderr.contains("is another one"), "{}", refused.stderr);
     // By the service's name, and by the container's.
     for (name, file) in [("db", "service.toml"), (container.0.as_str(), "container.toml")] {
         let args = ["init", "--container", name, "--config", file, "--no-dump"];

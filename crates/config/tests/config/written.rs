@@ -2,6 +2,8 @@
 
 use pgkeep_base::Secret;
 use pgkeep_config::{Cluster, Overrides, SETTINGS, Setting, Written};
+use std::collections::BTreeSet;
+
 use proptest::prelude::*;
 
 use crate::{RECIPIENT, from_variables, selected};
@@ -9,8 +11,10 @@ use crate::{RECIPIENT, from_variables, selected};
 /// Values of each setting, as `--set` and variables give them.
 fn values(setting: Setting) -> BoxedStrategy<String> {
     let list = |item: &'static str| {
-        let items = prop::collection::vec(item, 1..4);
-        items.prop_map(|items| items.join(", ")).boxed()
+        // No item twice: a list of repositories may not have one.
+        let items = prop::collection::btree_set(item, 1..4);
+        let joined = |items: BTreeSet<String>| items.into_iter().collect::<Vec<_>>().join(", ");
+        items.prop_map(joined).boxed()
     };
     let number = |range: std::ops::RangeInclusive<u32>| range.prop_map(|number| number.to_string()).boxed();
     let one_of =

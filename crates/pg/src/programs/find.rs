@@ -25,6 +25,9 @@ pub struct ProgramSearch {
     pub path: Option<OsString>,
     /// Look into the directories where packages install PostgreSQL, too?
     pub standard_directories: bool,
+    /// What runs the programs elsewhere, in place of all that: its path and first arguments, to which a program's name and
+    /// arguments are added.
+    pub launcher: Option<Vec<OsString>>,
 }
 
 impl ProgramSearch {
@@ -34,6 +37,7 @@ impl ProgramSearch {
             directory,
             path: std::env::var_os("PATH"),
             standard_directories: true,
+            launcher: None,
         }
     }
 
@@ -43,6 +47,15 @@ impl ProgramSearch {
             directory: Some(directory.into()),
             path: None,
             standard_directories: false,
+            launcher: None,
+        }
+    }
+
+    /// Those that a launcher runs: in a container, say.
+    pub fn by_launcher(launcher: Vec<OsString>) -> Self {
+        Self {
+            launcher: Some(launcher),
+            ..Self::default()
         }
     }
 
@@ -89,8 +102,10 @@ fn children(parent: &str, prefix: &str, suffix: &str) -> Vec<PathBuf> {
 pub struct Program {
     /// Its name, `pg_dump`.
     pub name: String,
-    /// Where it is, without symbolic links.
+    /// Where it is, without symbolic links; its name alone where a launcher runs it.
     pub path: PathBuf,
+    /// See [`ProgramSearch::launcher`].
+    pub launcher: Option<Vec<OsString>>,
     /// Its major version, 16.
     pub major: u32,
     /// What it says of itself: `pg_dump (PostgreSQL) 16.15`.
@@ -101,7 +116,18 @@ impl Program {
     /// A command that runs it: no `PG*` variable of this process reaches it, only those of `target`; messages are in
     /// English; standard input is empty; the process is killed when its handle is dropped.
     pub fn command(&self, target: Option<&Target>) -> Command {
-        clean_command(&self.path, target)
+        launched(&self.path, self.launcher.as_deref(), target)
+    }
+}
+
+fn launched(path: &Path, launcher: Option<&[OsString]>, target: Option<&Target>) -> Command {
+    match launcher {
+        Some([program, arguments @ ..]) => {
+            let mut command = clean_command(Path::new(program), target);
+            command.args(arguments).arg(path);
+            command
+        }
+        _ => clean_command(path, target),
     }
 }
 
@@ -129,6 +155,9 @@ pub(crate) fn clean_command(path: &Path, target: Option<&Target>) -> Command {
 /// # Errors
 /// [`ProgramError::NotFound`], with all that was found and is too old.
 pub async fn find(program: &str, major_min: u32, search: &ProgramSearch) -> Result<Program, ProgramError> {
+    if let Some(launcher) = &search.launcher {
+        return find_by(launcher, program, major_min).await;
+    }
     let mut unsuitable: Vec<(PathBuf, String)> = Vec::new();
     let mut best: Option<Program> = None;
     let mut seen: Vec<PathBuf> = Vec::new();
@@ -149,7 +178,7 @@ pub async fn find(program: &str, major_min: u32, search: &ProgramSearch) -> Resu
         if path.file_name().is_some_and(|name| name == "pg_wrapper") {
             continue;
         }
-        match examine(program, &path).await {
+        match examine(program, &path, None).await {
             Ok(found) if found.major >= major_min && is_named => return Ok(found),
             Ok(found) if found.major >= major_min => {
                 if best.as_ref().is_none_or(|best| found.major < best.major) {
@@ -167,8 +196,22 @@ pub async fn find(program: &str, major_min: u32, search: &ProgramSearch) -> Resu
     })
 }
 
-async fn examine(program: &str, path: &Path) -> Result<Program, String> {
-    let mut command = clean_command(path, None);
+async fn find_by(launcher: &[OsString], program: &str, major_min: u32) -> Result<Program, ProgramError> {
+    let path = Path::new(program);
+    let unsuitable = match examine(program, path, Some(launcher)).await {
+        Ok(found) if found.major >= major_min => return Ok(found),
+        Ok(found) => found.version_text,
+        Err(reason) => reason,
+    };
+    Err(ProgramError::NotFound {
+        program: program.to_owned(),
+        major_min,
+        found: vec![(path.to_owned(), unsuitable)],
+    })
+}
+
+async fn examine(program: &str, path: &Path, launcher: Option<&[OsString]>) -> Result<Program, String> {
+    let mut command = launched(path, launcher, None);
     command.arg("--version");
     let finished = run(command, &VERSION_LIMITS)
         .await
@@ -178,6 +221,7 @@ async fn examine(program: &str, path: &Path) -> Result<Program, String> {
     Ok(Program {
         name: program.to_owned(),
         path: path.to_owned(),
+        launcher: launcher.map(<[OsString]>::to_vec),
         major,
         version_text: text,
     })

@@ -149,7 +149,8 @@ impl Classified for ProgramError {
         };
         Some(Hint::new(format!(
             "install it (Debian, Ubuntu: apt-get install {package}, from apt.postgresql.org if the distribution has an \
-             older one), or name the directory it is in by --pg-bin, pg_bin or PGKEEP_PG_BIN"
+             older one), or name the directory it is in by --pg-bin, pg_bin or PGKEEP_PG_BIN; of a server in a container, its own: \
+             --pg-bin container:NAME"
         )))
     }
 }

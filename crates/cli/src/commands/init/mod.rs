@@ -12,12 +12,13 @@ use std::sync::Arc;
 use pgkeep_config::{Cluster, EncryptionMode, Overrides, SEARCH_PATHS};
 use pgkeep_dump::verify::{VerifyDepth, VerifyOptions, VerifyReport, verify};
 use pgkeep_dump::{DumpReport, Progress, memory};
+use pgkeep_pg::programs::{self, ProgramSearch};
 use pgkeep_schedule::Schedule;
 use serde_json::json;
 
 use super::{doctor, dump};
 use crate::args::{DumpArgs, InitArgs};
-use crate::context::{Context, KeyUse, Settings};
+use crate::context::{self, CONTAINER_PREFIX, Context, KeyUse, Settings};
 use crate::exit::{Failure, Outcome};
 use crate::output::{ACCENT, counted, styled};
 use crate::progress::Display;
@@ -138,6 +139,8 @@ async fn plan(context: &Context, args: &InitArgs) -> Result<Plan, Failure> {
         }
     };
     Schedule::parse(&schedule, given.timezone.clone())?;
+    let mut set = context.further_settings();
+    set.extend(container_programs(context, &given, &source).await);
     Ok(Plan {
         name,
         given,
@@ -146,8 +149,25 @@ async fn plan(context: &Context, args: &InitArgs) -> Result<Plan, Failure> {
         key,
         schedule,
         config,
-        set: context.further_settings(),
+        set,
     })
+}
+
+/// The setting by which the programs of the server's own container are used, where this machine has none of its version.
+async fn container_programs(context: &Context, given: &Cluster, source: &Source) -> Option<(String, String)> {
+    let container = source.container.as_ref().filter(|_| given.pg_bin.is_none())?;
+    let theirs = programs::find("pg_dump", 0, &context::programs_in(container))
+        .await
+        .ok()?;
+    let ours = programs::find("pg_dump", theirs.major, &ProgramSearch::process(None)).await;
+    if ours.is_ok() {
+        return None;
+    }
+    context.output.note(format!(
+        "this machine has no pg_dump of PostgreSQL {}: that in the container {container} is used",
+        theirs.major
+    ));
+    Some(("pg_bin".to_owned(), format!("{CONTAINER_PREFIX}{container}")))
 }
 
 /// Where the configuration goes. One that is there is never overwritten, and one that would be found isn't put aside.

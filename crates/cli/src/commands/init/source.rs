@@ -23,6 +23,8 @@ pub(super) struct Source {
     pub conninfo: Conninfo,
     /// The line of a password file that gives the password; none where libpq finds it by itself, or there is none.
     pub passfile_line: Option<Secret>,
+    /// The container's name.
+    pub container: Option<String>,
     /// The container's image.
     pub image: Option<String>,
     /// What the server is, once it was looked at.
@@ -54,13 +56,13 @@ pub(super) async fn find(
         return of_container(context, named_container(name).await?);
     }
     if let Some(connection) = &given.connection {
-        return of_conninfo(Conninfo::parse(connection.expose())?, None);
+        return of_conninfo(Conninfo::parse(connection.expose())?);
     }
     let by_variables = ["PGHOST", "PGHOSTADDR", "PGSERVICE"]
         .iter()
         .any(|name| std::env::var_os(name).is_some());
     if by_variables {
-        return of_conninfo(Conninfo::default(), None);
+        return of_conninfo(Conninfo::default());
     }
     let mut candidates = candidates().await;
     let chosen = match candidates.len() {
@@ -94,7 +96,7 @@ pub(super) async fn find(
                 .with_setting("host", &directory)
                 .with_setting("port", &port.to_string())
                 .with_setting("dbname", "postgres");
-            of_conninfo(conninfo, None)
+            of_conninfo(conninfo)
         }
     }
 }
@@ -200,11 +202,15 @@ fn of_container(context: &Context, found: FoundServer) -> Result<Source, Failure
     if let Some(password) = &found.password {
         conninfo = conninfo.with_setting("password", password.expose());
     }
-    of_conninfo(conninfo, Some(found.image))
+    Ok(Source {
+        container: Some(found.name),
+        image: Some(found.image),
+        ..of_conninfo(conninfo)?
+    })
 }
 
 /// What was written, completed with what only this shell's variables say.
-fn of_conninfo(written: Conninfo, image: Option<String>) -> Result<Source, Failure> {
+fn of_conninfo(written: Conninfo) -> Result<Source, Failure> {
     let target = written.resolve(&Environment::process())?;
     let password = match target.password() {
         Some((password, PasswordSource::ConnectionString | PasswordSource::Variable(_))) => Some(password),
@@ -230,7 +236,8 @@ fn of_conninfo(written: Conninfo, image: Option<String>) -> Result<Source, Failu
     Ok(Source {
         passfile_line: password.as_ref().map(|password| target.passfile_line(password)),
         conninfo,
-        image,
+        container: None,
+        image: None,
         facts: None,
     })
 }
