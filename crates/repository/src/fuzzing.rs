@@ -203,15 +203,12 @@ pub fn retention(data: &[u8]) {
             continue;
         }
         let flags = numbers.byte();
-        let other = candidates.get(usize::from(numbers.byte()) % candidates.len().max(1));
         candidates.push(Candidate {
             started_at: id.started_at(),
             completed: flags & 1 == 0,
             verified: (flags & 2 == 2).then_some(flags & 4 == 4),
             pinned: (flags & 8 == 8).then(|| "why".to_owned()),
             system_identifier: (flags & 16 == 16).then_some(u64::from(flags >> 6)),
-            locked_until: (flags & 32 == 32).then_some(id.started_at()),
-            depends_on: other.map(|other| other.id.clone()).into_iter().collect(),
             id,
         });
     }
@@ -228,13 +225,6 @@ fn check_plan(policy: &Policy, candidates: &[Candidate], now: Timestamp) {
     for candidate in candidates.iter().filter(|candidate| candidate.completed) {
         let kept = keeps(&candidate.id);
         assert!(kept || (candidate.pinned.is_none() && candidate.started_at <= now));
-        assert!(
-            !kept
-                || candidate
-                    .depends_on
-                    .iter()
-                    .all(|id| { keeps(id) || plan.incomplete.contains(id) })
-        );
         // Something of its database system stays, and a good one where there is one.
         let same = candidates
             .iter()

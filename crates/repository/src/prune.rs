@@ -180,8 +180,6 @@ fn candidate(entry: &BackupEntry, input: &PruneInput) -> Option<Candidate> {
             .known
             .get(&entry.id)
             .and_then(|known| known.system_identifier),
-        locked_until: None,
-        depends_on: Vec::new(),
     })
 }
 

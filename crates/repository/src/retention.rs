@@ -9,9 +9,8 @@
 //! | daily, weekly, monthly, yearly | the newest good one of each of the last N days (weeks, ...) that have one |
 //! | last good | the newest good one of each database system, whatever the policy |
 //! | nothing good | everything of a database system none of whose backups is good |
-//! | pin, lock | what the user pinned; what the store would refuse to delete |
+//! | pin | what the user pinned |
 //! | future | what was started after `now`: then either clock is wrong, and nothing can be told from the age |
-//! | references | what any kept or unfinished backup refers to |
 //!
 //! A backup is *good* if it is complete and no verification of it failed. Days, ISO weeks, months and years are those of
 //! the policy's time zone. N counts only days (weeks, ...) that have a good backup, so that an outage doesn't use up the
@@ -89,10 +88,6 @@ pub struct Candidate {
     pub pinned: Option<String>,
     /// The database system it is of (PostgreSQL's `system_identifier`), where known.
     pub system_identifier: Option<u64>,
-    /// Until when the store refuses to delete it (Object Lock).
-    pub locked_until: Option<Timestamp>,
-    /// Backups whose objects it refers to.
-    pub depends_on: Vec<BackupId>,
 }
 
 impl Candidate {
@@ -164,10 +159,6 @@ pub enum Reason {
     Future,
     /// Kept: it was a backup, and somebody else deleted its manifest.
     ManifestGone,
-    /// Kept: the store would refuse to delete it until then.
-    Locked(Timestamp),
-    /// Kept: a backup that stays, or is being written, refers to it.
-    ReferredToBy(BackupId),
     /// Removed: no rule keeps it.
     Expired {
         /// The window it is older than.
@@ -191,8 +182,6 @@ impl Reason {
             Self::Newest { rule, .. } => rule.name(),
             Self::Future => "future",
             Self::ManifestGone => "manifest_gone",
-            Self::Locked(_) => "locked",
-            Self::ReferredToBy(_) => "referred_to",
             Self::Expired { .. } => "expired",
         }
     }
@@ -233,8 +222,6 @@ impl fmt::Display for Reason {
                 f.write_str("started after the present moment: a clock is wrong, so its age is unknown")
             }
             Self::ManifestGone => f.write_str("its manifest is gone, which no prune deleted"),
-            Self::Locked(until) => write!(f, "locked until {}", until.strftime("%Y-%m-%d %H:%M:%S UTC")),
-            Self::ReferredToBy(id) => write!(f, "{id} refers to it"),
             Self::Expired {
                 window,
                 rules,
@@ -349,7 +336,6 @@ pub fn plan(policy: &Policy, candidates: &[Candidate], now: Timestamp) -> Plan {
     for (rule, count) in policy.counts() {
         keep_newest_of_periods(&past, rule, count, &policy.time_zone, &mut kept);
     }
-    keep_referred_to(&complete, &incomplete, &mut kept);
 
     let decide = |candidate: &&Candidate| match kept.0.get(&candidate.id) {
         Some(reasons) => Decision {
@@ -393,9 +379,6 @@ fn keep_protected(complete: &[&Candidate], now: Timestamp, kept: &mut Kept) {
         if let Some(reason) = &candidate.pinned {
             kept.add(&candidate.id, Reason::Pinned(reason.clone()));
         }
-        if let Some(until) = candidate.locked_until.filter(|until| *until > now) {
-            kept.add(&candidate.id, Reason::Locked(until));
-        }
         if candidate.started_at > now {
             kept.add(&candidate.id, Reason::Future);
         }
@@ -431,38 +414,6 @@ fn keep_newest_of_periods(past: &[&Candidate], rule: Rule, count: u32, zone: &Ti
         let period_start = rule.period_start(zone.to_datetime(candidate.started_at).date());
         if seen.insert(period_start) {
             kept.add(&candidate.id, Reason::Newest { rule, period_start });
-        }
-    }
-}
-
-/// Follows references from all that stays, and from what is being written: its manifest will need them.
-fn keep_referred_to(complete: &[&Candidate], incomplete: &[&Candidate], kept: &mut Kept) {
-    let references: BTreeMap<&BackupId, &[BackupId]> = complete
-        .iter()
-        .map(|candidate| (&candidate.id, candidate.depends_on.as_slice()))
-        .collect();
-    let roots = complete
-        .iter()
-        .filter(|candidate| kept.0.contains_key(&candidate.id));
-    let mut to_follow: Vec<(&BackupId, &BackupId)> = roots
-        .chain(incomplete)
-        .flat_map(|candidate| candidate.depends_on.iter().map(|target| (&candidate.id, target)))
-        .collect();
-    let mut followed: BTreeSet<&BackupId> = BTreeSet::new();
-    while let Some((from, target)) = to_follow.pop() {
-        if from != target && references.contains_key(target) {
-            let reason = Reason::ReferredToBy(from.clone());
-            if !kept
-                .0
-                .get(target)
-                .is_some_and(|reasons| reasons.contains(&reason))
-            {
-                kept.add(target, reason);
-            }
-        }
-        if followed.insert(target) {
-            let next = references.get(target).copied().unwrap_or_default();
-            to_follow.extend(next.iter().map(|next| (target, next)));
         }
     }
 }

@@ -6,7 +6,7 @@ use pgkeep_base::BackupId;
 use pgkeep_repository::retention::{Candidate, Plan, Policy, Reason, Rule, plan};
 use proptest::prelude::*;
 
-use crate::{DAY, at, backup, good, kept, removed};
+use crate::{at, backup, good, kept, removed};
 
 pub fn policies() -> impl Strategy<Value = Policy> {
     let zones = prop::sample::select(vec![
@@ -42,16 +42,11 @@ fn candidates() -> impl Strategy<Value = Vec<Candidate>> {
         prop::option::weighted(0.4, prop::bool::weighted(0.6)),
         prop::bool::weighted(0.1),
         1_u64..4,
-        prop::option::weighted(0.1, 0_i64..2000),
-        prop::collection::vec(any::<prop::sample::Index>(), 0..2),
     );
     prop::collection::vec(one, 0..60).prop_map(|all| {
         let start = at("2009-06-01T00:00:00Z");
         let mut candidates: Vec<Candidate> = Vec::new();
-        let mut references = Vec::new();
-        for (at, (minutes, completed, verified, pinned, system, locked_days, refers_to)) in
-            all.into_iter().enumerate()
-        {
+        for (at, (minutes, completed, verified, pinned, system)) in all.into_iter().enumerate() {
             let mut candidate = backup(
                 start + SignedDuration::from_mins(minutes),
                 u32::try_from(at).unwrap(),
@@ -60,19 +55,7 @@ fn candidates() -> impl Strategy<Value = Vec<Candidate>> {
             candidate.verified = verified;
             candidate.pinned = pinned.then(|| "why".to_owned());
             candidate.system_identifier = Some(system).filter(|system| *system < 3);
-            candidate.locked_until = locked_days.map(|days| start + DAY * i32::try_from(days).unwrap());
             candidates.push(candidate);
-            references.push(refers_to);
-        }
-        let ids: Vec<BackupId> = candidates.iter().map(|candidate| candidate.id.clone()).collect();
-        for (candidate, refers_to) in candidates.iter_mut().zip(references) {
-            // References are rare, else everything hangs together and nothing is ever removed.
-            if candidate.started_at.as_second() % 5 == 0 {
-                candidate.depends_on = refers_to
-                    .into_iter()
-                    .map(|index| index.get(&ids).clone())
-                    .collect();
-            }
         }
         candidates
     })
@@ -108,16 +91,10 @@ proptest! {
         prop_assert_eq!(plan.incomplete.len(), candidates.len() - complete.len());
         for candidate in &candidates {
             if candidate.pinned.is_some() || candidate.started_at > now || !candidate.completed
-                || candidate.locked_until.is_some_and(|until| until > now)
                 || policy.window.is_some_and(|window| candidate.started_at >= now - window)
                 || policy.keeps_everything()
             {
                 prop_assert!(!gone.contains(&candidate.id), "{} went", candidate.id);
-            }
-            if !gone.contains(&candidate.id) {
-                for target in &candidate.depends_on {
-                    prop_assert!(!gone.contains(target), "{} went, {} refers to it", target, candidate.id);
-                }
             }
         }
         for system in [Some(1), Some(2), None] {
@@ -208,15 +185,10 @@ proptest! {
     fn an_earlier_clock_never_removes_good_ones_that_a_later_one_keeps(
         policy in policies(), candidates in candidates(), now in now(), hours in 1_i64..20_000,
     ) {
-        // Locks do run out with time, and references hang on what they keep: the rules of age alone are compared.
-        let plain: Vec<Candidate> = candidates
-            .into_iter()
-            .map(|c| Candidate { locked_until: None, depends_on: Vec::new(), ..c })
-            .collect();
-        let rightly = plan(&policy, &plain, now);
+        let rightly = plan(&policy, &candidates, now);
         let kept_rightly: BTreeSet<BackupId> =
-            plain.iter().filter(|c| is_good(c) && kept(&rightly).contains(&c.id)).map(|c| c.id.clone()).collect();
-        let gone = removed(&plan(&policy, &plain, now - SignedDuration::from_hours(hours)));
+            candidates.iter().filter(|c| is_good(c) && kept(&rightly).contains(&c.id)).map(|c| c.id.clone()).collect();
+        let gone = removed(&plan(&policy, &candidates, now - SignedDuration::from_hours(hours)));
         prop_assert!(gone.is_disjoint(&kept_rightly));
     }
 
