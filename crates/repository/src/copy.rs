@@ -46,13 +46,38 @@ pub struct CopyReport {
     pub bytes_copied: u64,
 }
 
-/// How much there is to copy.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct CopySize {
-    /// Objects of the backup.
-    pub objects: u64,
-    /// Their size as stored, in bytes.
-    pub bytes: u64,
+/// A backup that is to be copied, and what there is of it.
+pub struct Original<'a> {
+    repository: &'a Repository,
+    id: &'a BackupId,
+    checksums: Vec<Checksum>,
+    /// By name, in bytes; of all that lies in the folders.
+    sizes: BTreeMap<String, u64>,
+}
+
+impl<'a> Original<'a> {
+    /// Reads the backup's `checksums.b3`, and what is stored.
+    ///
+    /// # Errors
+    /// Whatever the store says.
+    pub async fn read(repository: &'a Repository, id: &'a BackupId) -> Result<Self, CopyError> {
+        let from = |error| from_source(repository, error);
+        let checksums = repository.checksums(id).await.map_err(from)?;
+        let sizes = repository.stored_sizes(id, names(&checksums)).await;
+        Ok(Self {
+            repository,
+            id,
+            sizes: sizes.map_err(from)?,
+            checksums,
+        })
+    }
+
+    /// Its size as stored, in bytes.
+    pub fn bytes(&self) -> u64 {
+        let names: BTreeSet<&str> = names(&self.checksums).chain([layout::CHECKSUMS]).collect();
+        let sizes = names.iter().filter_map(|name| self.sizes.get(*name));
+        sizes.sum()
+    }
 }
 
 /// Why a copy failed.
@@ -134,12 +159,17 @@ impl Classified for CopyError {
 /// The store's on either side; an object that isn't what `checksums.b3` says. The destination then has no such backup,
 /// and the same call goes on where this one stopped.
 pub async fn copy(
-    source: &Repository,
+    original: &Original<'_>,
     destination: &Repository,
     lease: &Lease,
-    id: &BackupId,
     progress: impl Fn(u64) + Sync,
 ) -> Result<CopyReport, CopyError> {
+    let Original {
+        repository: source,
+        id,
+        checksums,
+        ..
+    } = original;
     let from = |error| from_source(source, error);
     let to = |error| to_destination(destination, error);
     match destination.state(id).await.map_err(to)? {
@@ -161,20 +191,15 @@ pub async fn copy(
         }
     }
     claim_identities(source, destination).await?;
-    let checksums = source.checksums(id).await.map_err(from)?;
-    let sizes = source.stored_sizes(id, names(&checksums)).await.map_err(from)?;
-    let present = destination
-        .stored_sizes(id, names(&checksums))
-        .await
-        .map_err(to)?;
-    make_room(destination, &checksums).await.map_err(to)?;
+    let present = destination.stored_sizes(id, names(checksums)).await;
+    make_room(destination, checksums).await.map_err(to)?;
     let copying = Copying {
         source,
         destination,
         lease,
         id,
-        sizes,
-        present,
+        sizes: &original.sizes,
+        present: present.map_err(to)?,
         memory: Semaphore::new(COPY_MEMORY_KIB as usize),
     };
     let mut report = CopyReport::default();
@@ -195,24 +220,8 @@ pub async fn copy(
         .iter()
         .find(|checksum| checksum.name == layout::MANIFEST);
     report.add(copying.small(layout::MANIFEST, manifest).await?);
-    copying.look_again(&checksums).await?;
+    copying.look_again(checksums).await?;
     Ok(report)
-}
-
-/// The size of a backup that is to be copied.
-///
-/// # Errors
-/// Whatever the store says.
-pub async fn size(source: &Repository, id: &BackupId) -> Result<CopySize, CopyError> {
-    let from = |error| from_source(source, error);
-    let checksums = source.checksums(id).await.map_err(from)?;
-    let sizes = source.stored_sizes(id, names(&checksums)).await.map_err(from)?;
-    let names: BTreeSet<&str> = names(&checksums).chain([layout::CHECKSUMS]).collect();
-    let sizes = || sizes.iter().filter(|(name, _)| names.contains(name.as_str()));
-    Ok(CopySize {
-        objects: sizes().count() as u64,
-        bytes: sizes().map(|(_, bytes)| bytes).sum(),
-    })
 }
 
 fn no_manifest(repository: &Repository, id: &BackupId) -> RepositoryError {
@@ -309,7 +318,7 @@ struct Copying<'a> {
     lease: &'a Lease,
     id: &'a BackupId,
     /// At the source.
-    sizes: BTreeMap<String, u64>,
+    sizes: &'a BTreeMap<String, u64>,
     /// At the destination before the copy began.
     present: BTreeMap<String, u64>,
     memory: Semaphore,

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use pgkeep_base::{BackupId, Classified, RetryClass};
 use pgkeep_repository::backups::BackupState;
-use pgkeep_repository::copy::{self, CopyError, CopyReport};
+use pgkeep_repository::copy::{self, CopyError, CopyReport, Original};
 use pgkeep_repository::lease::Lease;
 use pgkeep_repository::references::References;
 use pgkeep_repository::{Repository, RepositoryError};
@@ -22,7 +22,10 @@ async fn run(source: &Repository, destination: &Repository, id: &BackupId) -> Re
     let lease = Lease::acquire(destination, "pgkeep copy", Duration::from_secs(60))
         .await
         .unwrap();
-    let report = copy::copy(source, destination, &lease, id, |_| {}).await;
+    let report = match Original::read(source, id).await {
+        Ok(original) => copy::copy(&original, destination, &lease, |_| {}).await,
+        Err(error) => Err(error),
+    };
     lease.release().await.unwrap();
     report
 }
@@ -47,6 +50,7 @@ async fn two() -> (Folder, Folder, BackupId) {
 #[tokio::test]
 async fn a_copy_is_the_same_bytes_under_the_same_id_and_is_made_once() {
     let (source, destination, id) = two().await;
+    let gets = source.repository.store().requests().gets;
     let report = run(&source.repository, &destination.repository, &id)
         .await
         .unwrap();
@@ -54,6 +58,8 @@ async fn a_copy_is_the_same_bytes_under_the_same_id_and_is_made_once() {
         (report.objects_copied, report.objects_present, report.was_complete),
         (ALL_OBJECTS, 0, false)
     );
+    // Each object once, `checksums.b3` also to know them, and the manifest to see that it is one.
+    assert_eq!(source.repository.store().requests().gets, gets + ALL_OBJECTS + 2);
     assert!(is_whole(&destination.repository, &id).await);
     for name in ["manifest", "checksums.b3", "d1/000003.sql.zst"] {
         let [ours, theirs] =
@@ -77,13 +83,14 @@ async fn a_copy_that_broke_off_is_taken_up_where_it_stopped() {
                 stop.notify_one();
             }
         };
+        let original = Original::read(&source.repository, &id).await.unwrap();
         let lease = Lease::acquire(&destination.repository, "copy", Duration::from_secs(60))
             .await
             .unwrap();
         tokio::select! {
             biased;
             () = stop.notified() => {}
-            report = copy::copy(&source.repository, &destination.repository, &lease, &id, progress) => {
+            report = copy::copy(&original, &destination.repository, &lease, progress) => {
                 panic!("it wasn't stopped after {stop_after}: {report:?}");
             }
         }
@@ -172,10 +179,11 @@ async fn a_copy_whose_objects_went_before_its_manifest_came_is_none() {
             std::fs::remove_file(destination.file(&id, "d1/000003.sql.zst")).unwrap();
         }
     };
+    let original = Original::read(&source.repository, &id).await.unwrap();
     let lease = Lease::acquire(&destination.repository, "copy", Duration::from_secs(60))
         .await
         .unwrap();
-    let error = copy::copy(&source.repository, &destination.repository, &lease, &id, progress)
+    let error = copy::copy(&original, &destination.repository, &lease, progress)
         .await
         .unwrap_err();
     lease.release().await.unwrap();
@@ -226,6 +234,7 @@ async fn a_repository_is_not_copied_onto_itself_by_another_url() {
 #[tokio::test]
 async fn a_backup_that_is_removed_while_it_is_copied_is_gone_and_not_damaged() {
     let (source, destination, id) = two().await;
+    let original = Original::read(&source.repository, &id).await.unwrap();
     let lease = Lease::acquire(&destination.repository, "copy", Duration::from_secs(60))
         .await
         .unwrap();
@@ -237,7 +246,7 @@ async fn a_backup_that_is_removed_while_it_is_copied_is_gone_and_not_damaged() {
             std::fs::remove_dir_all(source.file(&id, "d1")).unwrap();
         }
     };
-    let error = copy::copy(&source.repository, &destination.repository, &lease, &id, progress)
+    let error = copy::copy(&original, &destination.repository, &lease, progress)
         .await
         .unwrap_err();
     assert!(error.is_removed() && error.concerns_one_backup(), "{error}");

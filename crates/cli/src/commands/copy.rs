@@ -8,7 +8,7 @@ use std::time::Instant;
 use pgkeep_base::{BackupId, ByteCount, quote_for_shell};
 use pgkeep_config::Overrides;
 use pgkeep_dump::Progress;
-use pgkeep_repository::copy::{self, CopyError, CopyReport};
+use pgkeep_repository::copy::{self, CopyError, CopyReport, Original};
 use pgkeep_repository::encryption::Encryption;
 use pgkeep_repository::lease::Lease;
 use pgkeep_repository::{Access, Repository};
@@ -155,14 +155,14 @@ async fn one(
     let begun = Instant::now();
     let progress = Arc::new(Progress::default());
     progress.set_phase(format!("copying {id}"));
-    let bytes = copy::size(source, id).await?.bytes;
-    progress.bytes_total.store(bytes, Ordering::Relaxed);
+    let original = Original::read(source, id).await?;
+    progress.bytes_total.store(original.bytes(), Ordering::Relaxed);
     let display = Display::start(context.shown, &progress);
     let done = |bytes| {
         progress.bytes_done.fetch_add(bytes, Ordering::Relaxed);
         unfinished.change(|ids| _ = ids.insert(id.clone()));
     };
-    let report = copy::copy(source, destination, lease, id, done).await;
+    let report = copy::copy(&original, destination, lease, done).await;
     drop(display);
     let report = report?;
     unfinished.change(|ids| _ = ids.remove(id));
