@@ -66,7 +66,8 @@ pub struct Totals {
     pub plain_bytes: u64,
     /// Tables, partitions and chunks whose rows were read.
     pub relations: u64,
-    /// Rows read.
+    /// Rows read: those of the users' tables, compressed ones as they are stored, and those of extensions' configuration
+    /// tables (of TimescaleDB's catalog, for example).
     pub rows: u64,
     /// Of the objects, those of earlier dumps, whose rows haven't changed since.
     #[serde(default)]
@@ -196,6 +197,13 @@ pub struct DatabaseManifest {
     /// can't be told, and of older dumps.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub roles: Option<Vec<String>>,
+}
+
+impl DatabaseManifest {
+    /// Its rows, as [`Totals::rows`] counts them.
+    pub fn rows(&self) -> u64 {
+        self.relations.iter().map(|relation| relation.rows).sum()
+    }
 }
 
 /// What excluded tables left out of a database's schema.

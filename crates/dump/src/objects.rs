@@ -46,7 +46,7 @@ pub(crate) fn totals(manifest: &DumpManifest, objects: &[ObjectRef]) -> Totals {
         stored_bytes: objects.iter().map(|object| object.stored_bytes).sum(),
         plain_bytes: objects.iter().map(|object| object.plain_bytes).sum(),
         relations: relations().count() as u64,
-        rows: relations().map(|relation| relation.rows).sum(),
+        rows: manifest.databases.iter().map(DatabaseManifest::rows).sum(),
         reused_objects: reused().count() as u64,
         reused_bytes: reused().map(|object| object.stored_bytes).sum(),
     }

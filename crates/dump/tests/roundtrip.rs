@@ -32,6 +32,8 @@ async fn there_and_back(source: &Cluster, destination: &Cluster, encrypted: bool
             .iter()
             .all(|database| database.counted > 0 || database.name == "postgres")
     );
+    let rows: u64 = restored.databases.iter().map(|database| database.rows).sum();
+    assert_eq!(rows, report.manifest.totals.rows);
     let same_version = source.major() == destination.major();
     let compared = InventoryOptions {
         pg_bin: Some(destination.pg_bin().to_path_buf()),

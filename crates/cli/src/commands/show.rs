@@ -144,7 +144,7 @@ fn databases(manifest: &DumpManifest) -> Table {
             time_short(database.snapshot_at),
             database.snapshot_lsn.clone().unwrap_or_default(),
             count(database.relations.len() as u64),
-            count(database.relations.iter().map(|relation| relation.rows).sum()),
+            count(database.rows()),
             ByteCount(size).to_string(),
             database
                 .timescaledb

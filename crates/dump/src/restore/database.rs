@@ -67,7 +67,7 @@ impl One<'_> {
         if !self.mark.has(Step::PreData) {
             self.pre_data(&archive).await?;
         }
-        let rows = self.rows().await?;
+        self.load_rows().await?;
         let mut session = self.session().await?;
         self.sequences(&mut session).await?;
         archive.session_settings = self.index_settings(&mut session).await?;
@@ -105,7 +105,8 @@ impl One<'_> {
             name: self.database.name.clone(),
             target_name: self.target_name.to_owned(),
             relations: self.database.relations.len() as u64,
-            rows,
+            // Each block's were counted as they were loaded, and the tables again afterwards.
+            rows: self.database.rows(),
             counted,
         })
     }
@@ -167,7 +168,7 @@ impl One<'_> {
         Ok(())
     }
 
-    async fn rows(&self) -> Result<u64, DumpError> {
+    async fn load_rows(&self) -> Result<(), DumpError> {
         self.phase("loading rows");
         let mut session = self.session().await?;
         let phase = LoadPhase {
@@ -181,17 +182,16 @@ impl One<'_> {
             special_storage: self.special_storage(&mut session).await?,
             progress: Arc::clone(self.restore.progress),
         };
-        let mut rows = 0;
         if !self.mark.has(Step::Configuration) {
-            rows += load::load_configuration(&phase, &mut session).await?;
+            load::load_configuration(&phase, &mut session).await?;
             mark::note(&mut session, Step::Configuration).await?;
         }
         if !self.mark.has(Step::Data) {
-            rows += load::load_all(phase).await?;
+            load::load_all(phase).await?;
             mark::note(&mut session, Step::Data).await?;
         }
         session.close().await;
-        Ok(rows)
+        Ok(())
     }
 
     /// Relations whose access method isn't heap.

@@ -92,7 +92,7 @@ pub fn client_encoding(database: &DatabaseManifest) -> &'static str {
 ///
 /// # Errors
 /// PostgreSQL's, the store's, an object that isn't what the manifest says.
-pub async fn load_configuration(phase: &LoadPhase, session: &mut Session) -> Result<u64, DumpError> {
+pub async fn load_configuration(phase: &LoadPhase, session: &mut Session) -> Result<(), DumpError> {
     let (mut configuration, _) = crate::database::split_data(&phase.database);
     configuration.sort_by(|a, b| a.object.name.cmp(&b.object.name));
     let task = LoadTask {
@@ -106,11 +106,10 @@ pub async fn load_configuration(phase: &LoadPhase, session: &mut Session) -> Res
         transaction: false,
         rows: 0,
     };
-    loader.run(&task).await?;
-    Ok(loader.rows)
+    loader.run(&task).await
 }
 
-/// Loads everything else, in parallel.
+/// Loads everything else, in parallel. Returns how many rows.
 ///
 /// # Errors
 /// As [`load_configuration`].

@@ -87,7 +87,11 @@ pub struct RestoredDatabase {
     pub target_name: String,
     /// Tables, partitions and chunks whose rows were loaded.
     pub relations: u64,
-    /// Rows loaded, as the server counted them.
+    /// Rows that came back. Of a whole database, those that the dump counted ([`Totals::rows`]): with those of extensions'
+    /// configuration tables, and with what an attempt before this one had loaded. Of a part, those that this restore
+    /// loaded into tables, decompressed where they go into a hypertable.
+    ///
+    /// [`Totals::rows`]: crate::manifest::Totals::rows
     pub rows: u64,
     /// Tables and hypertables counted again afterwards; all agreed with the manifest.
     pub counted: u64,

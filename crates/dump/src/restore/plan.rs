@@ -20,7 +20,7 @@ pub struct PlannedDatabase {
     pub target_name: String,
     /// Tables, partitions and chunks with rows, of those that are asked for.
     pub relations: u64,
-    /// Their rows; of ranges at most so many, because whole chunks are counted.
+    /// Their rows, counted as the restore counts them; of ranges at most so many, because whole chunks are counted.
     pub rows: u64,
     /// Bytes to fetch.
     pub stored_bytes: u64,
@@ -245,7 +245,7 @@ fn whole(database: &DatabaseManifest, target_name: &str) -> PlannedDatabase {
         name: database.name.clone(),
         target_name: target_name.to_owned(),
         relations: database.relations.len() as u64,
-        rows: database.relations.iter().map(|relation| relation.rows).sum(),
+        rows: database.rows(),
         stored_bytes: objects.clone().map(|object| object.stored_bytes).sum(),
         plain_bytes: database
             .relations
