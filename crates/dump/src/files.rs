@@ -14,11 +14,12 @@ use pgkeep_store::StoreOptions;
 use tokio::process::Command;
 
 use crate::catalog;
-use crate::database::{find_excluded, inventory};
+use crate::database::inventory;
 use crate::databases::{self, ChosenDatabases};
 use crate::error::{Context, DumpError};
 use crate::giving_way::Attempts;
-use crate::manifest::{Filters, QualifiedName};
+use crate::indispensable;
+use crate::manifest::Filters;
 use crate::output::{Compression, Output};
 use crate::partial::Partial;
 use crate::progress::Progress;
@@ -211,8 +212,9 @@ impl Writing<'_> {
         let mut snapshot = snapshot::take(&target, filters, self.options.lock_timeout).await?;
         let unfit = unfit::in_database(&mut snapshot.session, filters, name).await?;
         self.unfit.push(unfit);
-        let excluded = find_excluded(&mut snapshot.session, filters, name).await?;
-        refuse_excluded_hypertables(name, &excluded.unwrap_or_default().hypertables)?;
+        if let Some(inventory) = inventory(&mut snapshot.session, name).await? {
+            indispensable::refuse_excluded(name, &inventory, filters)?;
+        }
         self.progress.set_phase(format!("{name}: reading with pg_dump"));
         Ok((target, snapshot))
     }
@@ -392,24 +394,6 @@ impl Writing<'_> {
         }
         Ok(())
     }
-}
-
-/// TimescaleDB's catalog comes as rows, and would name hypertables that aren't there. The restore of a repository's dump has
-/// TimescaleDB drop them; nobody does so for pg_restore and psql.
-fn refuse_excluded_hypertables(database: &str, excluded: &[QualifiedName]) -> Result<(), DumpError> {
-    let Some(first) = excluded.first() else {
-        return Ok(());
-    };
-    Err(DumpError::Usage {
-        message: format!(
-            "in database '{database}' {first} is a hypertable: a file of pg_dump's formats without it can't be restored"
-        ),
-        hint: Some(
-            "leave its rows out with --exclude-table-data instead, or dump into a repository (without --format), where it \
-             may be excluded"
-                .to_owned(),
-        ),
-    })
 }
 
 /// A place for several files: those of a directory can't appear in an object store all at once.

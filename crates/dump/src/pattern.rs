@@ -68,16 +68,11 @@ impl Pattern {
     /// # Errors
     /// The pattern isn't a regular expression.
     pub fn fits(&self, schema: &str, name: &str) -> Result<bool, String> {
-        let fits = |regex: &str, text: &str| {
-            // Names may hold line feeds, which the dot of PostgreSQL's expressions takes like any other character.
-            let regex = regex::Regex::new(&format!("(?s){regex}")).map_err(|error| error.to_string())?;
-            Ok::<bool, String>(regex.is_match(text))
-        };
         let schema_fits = self
             .schema_regex
             .as_ref()
-            .map_or(Ok(true), |regex| fits(regex, schema))?;
-        Ok(schema_fits && fits(&self.name_regex, name)?)
+            .map_or(Ok(true), |regex| regex_fits(regex, schema))?;
+        Ok(schema_fits && regex_fits(&self.name_regex, name)?)
     }
 
     /// A condition on two SQL expressions that hold a schema's and a relation's name. Without a schema in the pattern,
@@ -114,6 +109,16 @@ pub fn how_to_quote(text: &str) -> Option<String> {
 
 /// What means something in a regular expression.
 const SPECIAL: &str = "|*+?()[]{}.^$\\";
+
+/// Whether one of the expressions of a pattern fits a name, asked here instead of on a server.
+///
+/// # Errors
+/// It isn't a regular expression.
+pub fn regex_fits(regex: &str, name: &str) -> Result<bool, String> {
+    // Names may hold line feeds, which the dot of PostgreSQL's expressions takes like any other character.
+    let regex = regex::Regex::new(&format!("(?s){regex}")).map_err(|error| error.to_string())?;
+    Ok(regex.is_match(name))
+}
 
 /// `expression ~ regex`, with PostgreSQL's own operator and a fixed collation.
 pub fn regex_condition(expression: &str, regex: &str) -> String {
