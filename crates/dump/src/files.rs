@@ -212,6 +212,7 @@ impl Writing<'_> {
         let mut snapshot = snapshot::take(&target, filters, self.options.lock_timeout).await?;
         let unfit = unfit::in_database(&mut snapshot.session, filters, name).await?;
         self.unfit.push(unfit);
+        unfit::refuse_empty_selection(&mut snapshot.session, filters, name).await?;
         if let Some(inventory) = inventory(&mut snapshot.session, name).await? {
             indispensable::refuse_excluded(name, &inventory, filters)?;
         }

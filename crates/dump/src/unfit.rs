@@ -1,5 +1,5 @@
-//! Patterns of what to leave out that fit nothing: pg_dump takes them in silence, and somebody who mistyped one believes that
-//! something is left out.
+//! Patterns that fit nothing. Those of what to leave out pg_dump takes in silence, and somebody who mistyped one believes that
+//! something is left out; those of what to dump it refuses without a word on how to write them.
 
 use pgkeep_pg::Session;
 
@@ -17,6 +17,9 @@ pub(crate) struct Exclusion {
 }
 
 const SCHEMAS: &str = "--exclude-schema";
+
+/// Names that users gave, of what would be in the dump.
+const OF_USERS: &str = "n.nspname OPERATOR(pg_catalog.!~) '^pg_' AND n.nspname <> 'information_schema'";
 
 fn exclusions(filters: &Filters) -> Vec<Exclusion> {
     let kinds = [
@@ -48,44 +51,84 @@ pub(crate) async fn in_database(
         return Ok(unfit);
     }
     let owners = owners_query(filters, session, database).await?;
-    let mut columns = Vec::new();
-    for exclusion in &unfit {
-        columns.push(format!("EXISTS ({})", sought(exclusion)?));
+    let mut sought = Vec::new();
+    for Exclusion { option, pattern } in &unfit {
+        // Only what would be in the dump without it.
+        sought.push(match *option {
+            SCHEMAS => schemas(pattern, OF_USERS)?,
+            _ => relations(pattern, OF_USERS)?,
+        });
     }
-    let sql = format!("WITH owner AS ({owners}) SELECT {}", columns.join(", "));
-    let context = || format!("looking in database '{database}' for what is to be left out");
-    let rows = session.query(&sql).await.context(context)?;
-    let mut found = Vec::new();
-    for place in 0..unfit.len() {
-        let fits: Option<bool> = rows
-            .first()
-            .map(|row| row.get(place))
-            .transpose()
-            .context(context)?;
-        found.push(fits == Some(true));
-    }
+    let found = exist(session, &owners, &sought, database).await?;
     let mut found = found.into_iter();
     unfit.retain(|_| found.next() != Some(true));
     Ok(unfit)
 }
 
-/// What a pattern may fit: only what would be in the dump without it.
-fn sought(exclusion: &Exclusion) -> Result<String, DumpError> {
-    const OF_USERS: &str = "n.nspname OPERATOR(pg_catalog.!~) '^pg_' AND n.nspname <> 'information_schema'";
-    if exclusion.option == SCHEMAS {
-        let message = |message| DumpError::Usage { message, hint: None };
-        let regex = Pattern::schema(&exclusion.pattern).map_err(message)?;
-        return Ok(format!(
-            "SELECT FROM pg_catalog.pg_namespace n WHERE {OF_USERS} AND {}",
-            regex_condition("n.nspname", &regex)
-        ));
+/// Refuses to dump what fits nothing in the session's database, before pg_dump does so in its words. It reads the patterns
+/// of one of the options.
+///
+/// # Errors
+/// PostgreSQL's; a malformed pattern; none fits anything.
+pub(crate) async fn refuse_empty_selection(
+    session: &mut Session,
+    filters: &Filters,
+    database: &str,
+) -> Result<(), DumpError> {
+    let patterns = filters.tables.iter().map(|pattern| relations(pattern, "true"));
+    let patterns = patterns.chain(filters.schemas.iter().map(|pattern| schemas(pattern, "true")));
+    let sought: Vec<String> = patterns.collect::<Result<_, _>>()?;
+    if sought.is_empty() {
+        return Ok(());
     }
-    let condition = catalog::names_condition(std::slice::from_ref(&exclusion.pattern))?;
+    let owners = owners_query(filters, session, database).await?;
+    if exist(session, &owners, &sought, database).await?.contains(&true) {
+        return Ok(());
+    }
+    let what = if filters.tables.is_empty() {
+        "schema"
+    } else {
+        "table"
+    };
+    Err(DumpError::Usage {
+        message: format!("no {what} of database '{database}' fits what was asked for"),
+        hint: Some(hint_of_selection(filters)),
+    })
+}
+
+/// Whether each of the queries has rows.
+async fn exist(
+    session: &mut Session,
+    owners: &str,
+    queries: &[String],
+    database: &str,
+) -> Result<Vec<bool>, DumpError> {
+    let columns: Vec<String> = queries.iter().map(|query| format!("EXISTS ({query})")).collect();
+    let sql = format!("WITH owner AS ({owners}) SELECT {}", columns.join(", "));
+    let context = || format!("looking in database '{database}' for what the patterns fit");
+    let rows = session.query(&sql).await.context(context)?;
+    let fits = |place| rows.first().map(|row| row.get(place)).transpose();
+    (0..queries.len())
+        .map(|place| Ok(fits(place).context(context)?.unwrap_or(false)))
+        .collect()
+}
+
+fn schemas(pattern: &str, which: &str) -> Result<String, DumpError> {
+    let message = |message| DumpError::Usage { message, hint: None };
+    let regex = Pattern::schema(pattern).map_err(message)?;
+    Ok(format!(
+        "SELECT FROM pg_catalog.pg_namespace n WHERE {which} AND {}",
+        regex_condition("n.nspname", &regex)
+    ))
+}
+
+fn relations(pattern: &String, which: &str) -> Result<String, DumpError> {
+    let condition = catalog::names_condition(std::slice::from_ref(pattern))?;
     Ok(format!(
         "SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
          LEFT JOIN owner o ON o.relid = c.oid
          {names}
-         WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S') AND {OF_USERS} AND {condition}",
+         WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S') AND {which} AND {condition}",
         names = catalog::FILTERED_NAMES,
         condition = condition.as_deref().unwrap_or("false"),
     ))

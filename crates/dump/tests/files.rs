@@ -13,6 +13,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
+use pgkeep_base::Classified;
 use pgkeep_dump::manifest::Filters;
 use pgkeep_dump::{DumpError, FileFormat, FileOptions, FileReport, Progress};
 use pgkeep_pg::programs::ProgramSearch;
@@ -244,4 +245,56 @@ async fn a_file_without_one_of_the_hypertables_is_refused() {
         .args(["--dbname", "again", &options.output]));
     source.psql("again", "SELECT timescaledb_post_restore()");
     assert_eq!(source.psql("again", "SELECT count(*) FROM events").trim(), "5");
+}
+
+/// What pg_dump says of it doesn't say how to write it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pattern_of_what_to_dump_that_fits_nothing_is_told_with_the_mend() {
+    let source = require!(Cluster::start(ClusterOptions::default()));
+    source.create_database("app");
+    source.psql(
+        "app",
+        "CREATE TABLE \"Upper Case\" AS SELECT 1 AS n; CREATE VIEW \"Seen\" AS SELECT 1 AS n; CREATE SCHEMA \"Empty\"",
+    );
+    let folder = tempfile::tempdir().unwrap();
+    let filters = |tables: &[&str], schemas: &[&str]| Filters {
+        tables: tables.iter().map(ToString::to_string).collect(),
+        schemas: schemas.iter().map(ToString::to_string).collect(),
+        ..Filters::default()
+    };
+    for format in [FileFormat::Plain, FileFormat::Custom, FileFormat::Directory] {
+        let mut options = options(&source, format, &folder.path().join("out"));
+        options.databases = vec!["app".to_owned()];
+        for (asked, what, mend) in [
+            (
+                filters(&["Upper Case"], &[]),
+                "no table",
+                "write '\"Upper Case\"'",
+            ),
+            (filters(&["nix"], &[]), "no table", "--table 'schema.name*'"),
+            (filters(&[], &["Empty"]), "no schema", "write '\"Empty\"'"),
+        ] {
+            options.filters = asked;
+            let error = write(&source, &options).await.unwrap_err();
+            let hint = error.hint().unwrap();
+            assert_eq!(
+                error.to_string(),
+                format!("{what} of database 'app' fits what was asked for")
+            );
+            assert!(hint.as_str().contains(mend), "{hint}");
+            assert!(common::names_in(folder.path()).is_empty(), "{format:?}");
+        }
+        // A view is no table with rows, and is dumped; a pattern that fits nothing beside one that does is pg_dump's affair.
+        options.filters = filters(&["nix", "\"Seen\""], &[]);
+        write(&source, &options).await.unwrap();
+        options.filters = filters(&[], &["\"Empty\""]);
+        options.output = folder.path().join("empty").display().to_string();
+        write(&source, &options).await.unwrap();
+        for name in common::names_in(folder.path()) {
+            let path = folder.path().join(name);
+            std::fs::remove_file(&path)
+                .or_else(|_| std::fs::remove_dir_all(&path))
+                .unwrap();
+        }
+    }
 }
