@@ -10,7 +10,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use pgkeep_base::{BackupId, BackupKind};
+use pgkeep_base::{BackupId, BackupKind, Classified};
 use pgkeep_store::{ObjectInfo, PutOutcome, StoreError, StoreErrorKind};
 use serde::{Deserialize, Serialize};
 
@@ -336,30 +336,46 @@ impl Repository {
         Ok(swept)
     }
 
-    /// Leaves those alone that were backups once. A host that only takes backups may not read what is said about them, and
-    /// leaves what anything is said about to others.
+    /// Leaves those alone that were backups once. A host that only takes backups may not be allowed to read what is said
+    /// about them: what it can't tell of, it leaves to others, and says so.
     async fn retain_unfinished(
         &self,
         gone: &mut Vec<(BackupId, BackupState)>,
     ) -> Result<(), RepositoryError> {
-        let mut lost = Vec::new();
+        let (mut stay, mut denied) = (Vec::new(), Vec::new());
         for (id, _) in gone.iter().filter(|(_, state)| *state == BackupState::Incomplete) {
-            let evidence = layout::backup_evidence_prefix(&self.cluster, id);
-            let has_evidence = self.store.list_each(&evidence, |_| false).await? > 0;
-            let was_one = match self.newest_pin(id).await {
-                Ok(pin) => was_a_backup(pin.as_ref(), has_evidence),
+            match self.is_known_as_backup(id).await {
+                Ok(false) => continue,
+                Ok(true) => {
+                    tracing::warn!("{id} has lost its manifest, and stays: 'pgkeep list' says what to do");
+                }
                 Err(RepositoryError::Store(error)) if error.kind() == StoreErrorKind::PermissionDenied => {
-                    true
+                    denied.push(error);
                 }
                 Err(error) => return Err(error),
-            };
-            if was_one {
-                tracing::warn!("{id} has lost its manifest, and stays: 'pgkeep list' says what to do");
-                lost.push(id.clone());
             }
+            stay.push(id.clone());
         }
-        gone.retain(|(id, _)| !lost.contains(id));
+        // The same line at every dump is noise enough without one for each of them.
+        if let Some(error) = denied.first() {
+            let hint = error.hint().map(|hint| format!("; or {hint}"));
+            tracing::warn!(
+                %error,
+                "unfinished backups stay ({}), as these credentials may not read what is said about them: run 'pgkeep prune' \
+                 with those that may{}",
+                denied.len(),
+                hint.unwrap_or_default()
+            );
+        }
+        gone.retain(|(id, _)| !stay.contains(id));
         Ok(())
+    }
+
+    /// Whether pins and evidence say that something without a manifest had one.
+    async fn is_known_as_backup(&self, id: &BackupId) -> Result<bool, RepositoryError> {
+        let evidence = layout::backup_evidence_prefix(&self.cluster, id);
+        let has_evidence = self.store.list_each(&evidence, |_| false).await? > 0;
+        Ok(was_a_backup(self.newest_pin(id).await?.as_ref(), has_evidence))
     }
 
     /// Some stores go on naming a folder whose last object is gone.

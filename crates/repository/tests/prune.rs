@@ -176,6 +176,31 @@ async fn what_has_lost_its_manifest_is_told_and_stays() {
     );
 }
 
+/// A dump's host need not be allowed to read what is said about dumps. It leaves what it can't tell of, and nothing else.
+#[tokio::test]
+async fn what_may_not_be_read_keeps_only_what_it_is_about() {
+    let folder = Folder::new(day(1)).await;
+    let pinned = backup(&folder.repository, 3).await;
+    folder.repository.set_pin(&pinned, true, "why").await.unwrap();
+    std::fs::remove_file(folder.file(&pinned, "manifest")).unwrap();
+    let debris = unfinished(&on(&folder.repository, 4), 4).await;
+    let swept = |host: Repository| async move { host.sweep(BackupKind::Dump).await.unwrap().backups };
+
+    // That something was verified is told by names, which it may not list either.
+    for denied in ["/pin", "/verify"] {
+        let before = folder.files();
+        let host = support::open_denied(folder.folder.path(), day(20), denied).await;
+        assert!(swept(host).await.is_empty(), "{denied}");
+        assert_eq!(folder.files(), before, "{denied}");
+    }
+    // What nothing is said about needs no reading.
+    let pin = format!("/pin/{pinned}/");
+    let host = support::open_denied(folder.folder.path(), day(20), &pin).await;
+    assert_eq!(swept(host).await, [debris]);
+    let state = folder.repository.state(&pinned).await.unwrap();
+    assert_eq!(state, BackupState::Incomplete);
+}
+
 /// It had claimed the removal, and got no further.
 fn prune_killed_after_the_manifest(folder: &Folder, id: &BackupId) {
     let claim = folder

@@ -48,6 +48,8 @@ pub struct FaultPlan {
     /// Puts of objects of this name are performed, and fail all the same, by an error of the disk that leaves no doubt:
     /// what a directory that can't be made durable looks like.
     pub unsynced: Option<String>,
+    /// Reads and listings of keys with this in them are refused, as by a policy.
+    pub denied: Option<String>,
 }
 
 /// The text is not a plan of faults.
@@ -80,6 +82,7 @@ impl FaultPlan {
             "cut" => self.cut_reads_one_in = value.parse().ok()?,
             "truncate" => self.truncate_reads_one_in = value.parse().ok()?,
             "unsynced" => self.unsynced = Some(value.to_owned()),
+            "denied" => self.denied = Some(value.to_owned()),
             "disk" => self.disk_bytes = Some(value.parse().ok()?),
             "stall" => {
                 let (one_in, time) = value.split_once(':')?;
@@ -200,6 +203,16 @@ impl FaultyStore {
         }
         state.on_disk.insert(location.clone(), bytes);
         Ok(())
+    }
+
+    fn may_read(&self, location: &Path) -> Result<()> {
+        match &self.plan.denied {
+            Some(part) if location.as_ref().contains(part) => Err(object_store::Error::PermissionDenied {
+                path: location.to_string(),
+                source: "denied on purpose".into(),
+            }),
+            _ => Ok(()),
+        }
     }
 
     fn multipart(&self) -> Result<&Arc<dyn MultipartStore>> {
@@ -342,6 +355,7 @@ impl ObjectStore for FaultyStore {
     }
 
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
+        self.may_read(location)?;
         let fate = self.decide();
         fate.before().await?;
         let head = options.head;
@@ -379,7 +393,10 @@ impl ObjectStore for FaultyStore {
     }
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
-        listing(self.decide(), self.inner.list(prefix))
+        match prefix.map_or(Ok(()), |prefix| self.may_read(prefix)) {
+            Ok(()) => listing(self.decide(), self.inner.list(prefix)),
+            Err(error) => futures::stream::once(futures::future::ready(Err(error))).boxed(),
+        }
     }
 
     fn list_with_offset(
@@ -452,7 +469,7 @@ mod tests {
     #[test]
     fn a_plan_is_read_from_text() {
         let plan: FaultPlan =
-            "seed=7,fail=5,lose_ack=7,stall=50:2s,outage=20:60s,cut=2,truncate=3,disk=1000,unsynced=manifest"
+            "seed=7,fail=5,lose_ack=7,stall=50:2s,outage=20:60s,cut=2,truncate=3,disk=1000,unsynced=manifest,denied=/pin/"
                 .parse()
                 .unwrap();
         let expected = FaultPlan {
@@ -465,6 +482,7 @@ mod tests {
             truncate_reads_one_in: 3,
             disk_bytes: Some(1000),
             unsynced: Some("manifest".to_owned()),
+            denied: Some("/pin/".to_owned()),
         };
         assert_eq!(plan, expected);
         for bad in ["fail", "fail=x", "stall=5", "stall=5:2", "disk=x", "oops=1"] {

@@ -12,6 +12,7 @@ use pgkeep_repository::encryption::Encryption;
 use pgkeep_repository::integrity::format_checksums;
 use pgkeep_repository::object::SealedObject;
 use pgkeep_repository::{Access, Repository, layout};
+use pgkeep_store::fault::FaultPlan;
 use pgkeep_store::{Store, StoreOptions};
 use tempfile::TempDir;
 
@@ -63,7 +64,24 @@ impl Folder {
 
 /// Opens the repository in a folder, with a clock that stands still.
 pub async fn open(folder: &Path, now: Timestamp) -> Repository {
-    let store = Store::open(&format!("file://{}", folder.display()), &StoreOptions::default())
+    open_with(folder, now, &StoreOptions::default()).await
+}
+
+/// The same, for somebody who may not read what has this in its key.
+pub async fn open_denied(folder: &Path, now: Timestamp, denied: &str) -> Repository {
+    let faults = FaultPlan {
+        denied: Some(denied.to_owned()),
+        ..FaultPlan::default()
+    };
+    let options = StoreOptions {
+        faults: Some(faults),
+        ..StoreOptions::default()
+    };
+    open_with(folder, now, &options).await
+}
+
+async fn open_with(folder: &Path, now: Timestamp, options: &StoreOptions) -> Repository {
+    let store = Store::open(&format!("file://{}", folder.display()), options)
         .await
         .unwrap();
     let access = Access {
