@@ -12,7 +12,8 @@ use serde_json::Value;
 const ALLOWED: &[(&str, &[&str])] = &[
     ("pgkeep-base", &[]),
     ("pgkeep-store", &["pgkeep-base"]),
-    ("pgkeep-pg", &["pgkeep-base"]),
+    ("pgkeep-pgformat", &["pgkeep-base"]),
+    ("pgkeep-pg", &["pgkeep-base", "pgkeep-pgformat"]),
     ("pgkeep-config", &["pgkeep-base"]),
     ("pgkeep-schedule", &["pgkeep-base"]),
     ("pgkeep-repository", &["pgkeep-base", "pgkeep-store"]),
