@@ -15,6 +15,7 @@ use tokio::net::UnixStream;
 
 use crate::conninfo::{PassFile, parse_service};
 use crate::error::ServerError;
+use crate::replication::{base_message, wal_message};
 use crate::row::{Row, column_names};
 use crate::session::{Session, affected_rows, parameter_status};
 use crate::stream::{Address, Stream};
@@ -51,6 +52,7 @@ fn read_body(body: &[u8]) {
     let _ = (error.to_string(), PgError::Server(Box::new(error)).hint());
     let _ = parameter_status(body);
     let _ = affected_rows(body);
+    let _ = (base_message(body).is_some(), wal_message(body).is_some());
     let columns = column_names(body).unwrap_or_else(|_| Arc::new([]));
     let Ok(row) = Row::from_body(&columns, body) else {
         return;

@@ -14,6 +14,7 @@ mod error;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod programs;
+pub mod replication;
 mod row;
 pub mod script;
 pub mod server;

@@ -41,7 +41,7 @@ pub struct Session {
     /// A call is under way, or was given up.
     busy: bool,
     broken: bool,
-    patience: Patience,
+    pub(crate) patience: Patience,
 }
 
 /// What a new session knows of its server.
@@ -407,7 +407,7 @@ impl Session {
     }
 
     /// The server waits for the next statement.
-    fn ready(&mut self, frame: Frame) {
+    pub(crate) fn ready(&mut self, frame: Frame) {
         self.transaction_status = self.wire.body(frame).first().copied().unwrap_or(b'I');
         self.busy = false;
     }

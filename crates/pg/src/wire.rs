@@ -285,6 +285,16 @@ impl Wire {
         }
     }
 
+    /// Writes what the socket takes at once, which may be nothing; it doesn't wait.
+    pub(crate) async fn write_ready(&mut self, data: &[u8]) -> Result<usize, PgError> {
+        let stream = &mut self.stream;
+        let written = poll_fn(|context| match Pin::new(&mut *stream).poll_write(context, data) {
+            Poll::Ready(result) => Poll::Ready(result),
+            Poll::Pending => Poll::Ready(Ok(0)),
+        });
+        Ok(written.await?)
+    }
+
     /// Writes everything, reading meanwhile. For short messages; the caller looks at the input afterwards.
     pub(crate) async fn write_all(&mut self, mut data: &[u8]) -> Result<(), PgError> {
         while !data.is_empty() {
