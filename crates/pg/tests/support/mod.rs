@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "not every test needs everything")]
 
 pub mod certificates;
+pub mod walsender;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
