@@ -169,7 +169,8 @@ fn names(path: &Path) -> Result<(PathBuf, PathBuf), DumpError> {
 
 /// It may be somebody else's of that name: nobody but the user removes it.
 fn refused(partial: &Path) -> DumpError {
-    let is_directory = partial.is_dir();
+    // Of a link itself, not of where it leads.
+    let is_directory = partial.symlink_metadata().is_ok_and(|found| found.is_dir());
     let option = if is_directory { " -r" } else { "" };
     let mend = format!("rm{option} {}", shell_word(partial));
     let (what, hint) = match claim::holder(partial) {
@@ -339,6 +340,29 @@ mod tests {
                 dead.contains("nobody is writing it") && dead.contains(&mend),
                 "{dead}"
             );
+        }
+    }
+
+    /// In a folder for everybody it may be another user's: waiting for whoever writes into a pipe would take for ever, and
+    /// where a link leads nothing is to be removed.
+    #[test]
+    fn what_is_neither_a_file_nor_a_directory_is_refused_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let made = std::process::Command::new("mkfifo")
+            .arg(folder.path().join("pipe.partial"))
+            .status()
+            .unwrap();
+        assert!(made.success());
+        std::os::unix::fs::symlink(folder.path(), folder.path().join("link.partial")).unwrap();
+        for name in ["pipe", "link"] {
+            let path = folder.path().join(name);
+            let (told, refused) = std::sync::mpsc::channel();
+            std::thread::spawn(move || told.send(Partial::directory(&path).map(drop)));
+            let wait = std::time::Duration::from_secs(10);
+            let error = refused.recv_timeout(wait).expect("it waits").unwrap_err();
+            let hint = pgkeep_base::Classified::hint(&error).unwrap().to_string();
+            let mend = format!("rm {}/{name}.partial", folder.path().display());
+            assert!(hint.contains(&mend), "{hint}");
         }
     }
 

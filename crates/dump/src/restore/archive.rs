@@ -15,7 +15,7 @@ use pgkeep_timescale::Inventory;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
-use crate::claim::WorkDirectory;
+use crate::claim::{ARCHIVE_NAME, LIST_PREFIX, WorkDirectory};
 use crate::error::{Context, DumpError};
 use crate::output::Output;
 use crate::restore::complaints;
@@ -111,7 +111,11 @@ impl Archive {
             .await
             .context(context)?;
         let work_directory = work_directory.map_or_else(std::env::temp_dir, Path::to_path_buf);
-        let directory = WorkDirectory::make(&work_directory)
+        let parent = work_directory.clone();
+        // Making one may take a while: it removes what killed processes left.
+        let directory = tokio::task::spawn_blocking(move || WorkDirectory::make(&parent))
+            .await
+            .map_err(|error| DumpError::Internal(format!("a thread died: {error}")))?
             .context(|| format!("making a temporary directory in {}", work_directory.display()))?;
         let needed = pieces
             .iter()
@@ -119,7 +123,7 @@ impl Archive {
             .fold(0, u64::saturating_add);
         let free = Disk::of(&work_directory).map(|disk| disk.free_bytes);
         require_room(&work_directory, needed, free)?;
-        let file = directory.path().join("archive.dump");
+        let file = directory.path().join(ARCHIVE_NAME);
         write_pieces(repository, id, pieces, &file).await?;
         let mut archive = Self {
             program,
@@ -240,7 +244,7 @@ impl Archive {
         let list = self
             .directory
             .path()
-            .join(format!("list-{}", section.unwrap_or("all")));
+            .join(format!("{LIST_PREFIX}{}", section.unwrap_or("all")));
         let failed = |source| not_written(&list, source);
         let mut file = tokio::fs::File::create(&list).await.map_err(failed)?;
         file.write_all(picked.join("\n").as_bytes())
