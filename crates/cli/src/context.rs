@@ -134,9 +134,14 @@ impl Context {
     }
 
     /// One file's settings of a cluster, without the flags.
-    pub fn settings_of_file(&self, path: &Path, cluster: &str) -> Result<Settings, Failure> {
+    pub fn settings_of_file(
+        &self,
+        path: &Path,
+        cluster: &str,
+        overrides: &Overrides,
+    ) -> Result<Settings, Failure> {
         let loaded = pgkeep_config::load(Some(path), &|name| std::env::var(name).ok())?;
-        let (name, cluster) = loaded.config.select(Some(cluster), &Overrides::default())?;
+        let (name, cluster) = loaded.config.select(Some(cluster), overrides)?;
         Ok(Settings {
             name,
             cluster,

@@ -1,5 +1,6 @@
 //! What is written: the key, the password's file, the configuration. Each anew, and readable by its owner alone.
 
+use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
@@ -7,13 +8,17 @@ use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use pgkeep_config::{EncryptionMode, Written};
+use pgkeep_config::{EncryptionMode, SETTINGS, Written};
 use pgkeep_repository::keys::{self, Identity};
 
 use super::Plan;
 use crate::exit::Failure;
 
 const MODE: u32 = 0o600;
+/// Credentials with it are good for hours, and so of no use in a file.
+const SESSION_TOKEN: &str = "s3.session_token";
+/// What goes with it.
+const TEMPORARY: [&str; 3] = ["s3.access_key_id", "s3.secret_access_key", SESSION_TOKEN];
 /// Settings of which the plan says what they are, by flags and answers too.
 const DECIDED: [&str; 6] = [
     "connection",
@@ -23,6 +28,45 @@ const DECIDED: [&str; 6] = [
     "identity_file",
     "dump.schedule",
 ];
+
+/// Further settings of the command line, in two: what is written, and temporary credentials, which aren't.
+pub(super) fn written_and_not(set: Vec<(String, String)>) -> (Settings, Settings) {
+    let has_token = set.iter().any(|(name, _)| name == SESSION_TOKEN);
+    set.into_iter()
+        .partition(|(name, _)| !has_token || !TEMPORARY.contains(&name.as_str()))
+}
+
+type Settings = Vec<(String, String)>;
+
+/// What to know of the secrets among them.
+pub(super) fn notes_on_secrets(
+    config: &Path,
+    written: &[(String, String)],
+    not_written: &[(String, String)],
+) -> Vec<String> {
+    let mut notes = Vec::new();
+    let is_secret = |name: &str| {
+        SETTINGS
+            .iter()
+            .any(|setting| setting.name == name && setting.secret)
+    };
+    let names = written.iter().map(|(name, _)| name.as_str());
+    let secrets: BTreeSet<&str> = names
+        .filter(|name| is_secret(name) && !DECIDED.contains(name))
+        .collect();
+    if !secrets.is_empty() {
+        let names = secrets.into_iter().collect::<Vec<_>>().join(", ");
+        let config = config.display();
+        notes.push(format!("{config} holds {names}: keep it out of version control"));
+    }
+    if !not_written.is_empty() {
+        notes.push(format!(
+            "the credentials given with {SESSION_TOKEN} are temporary, and not written: for what runs later, give lasting \
+             ones by AWS_* variables, s3.profile or the machine's role"
+        ));
+    }
+    notes
+}
 
 /// Files that go away again, unless they are kept.
 #[derive(Default)]
@@ -175,4 +219,42 @@ fn text(plan: &Plan, connection: &str) -> String {
         "# Made by 'pgkeep init'. Check it with 'pgkeep doctor'; docs/configuration.md has all settings.\n{}",
         written.text(&plan.name)
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn temporary_credentials_are_not_written_and_lasting_ones_are_told() {
+        let set = |names: &[&str]| -> Settings {
+            let with_values = names.iter().map(|name| ((*name).to_owned(), "x".to_owned()));
+            with_values.collect()
+        };
+        let lasting = ["s3.access_key_id", "s3.secret_access_key", "s3.region"];
+        let (written, not_written) = written_and_not(set(&lasting));
+        assert_eq!((&written, &not_written), (&set(&lasting), &set(&[])));
+        let notes = |(written, not_written): &(Settings, Settings)| {
+            notes_on_secrets(Path::new("pgkeep.toml"), written, not_written)
+        };
+        assert_eq!(
+            notes(&(written, not_written)),
+            ["pgkeep.toml holds s3.access_key_id, s3.secret_access_key: keep it out of version control"]
+        );
+        let temporary = [
+            "s3.region",
+            "s3.access_key_id",
+            "s3.secret_access_key",
+            SESSION_TOKEN,
+        ];
+        let apart = written_and_not(set(&temporary));
+        assert_eq!(apart, (set(&temporary[..1]), set(&temporary[1..])));
+        let told = notes(&apart);
+        assert!(
+            told.len() == 1 && told[0].contains("temporary, and not written"),
+            "{told:?}"
+        );
+        // Only those that are secrets are named, and only what this adds.
+        assert!(notes(&(set(&["keep.daily", "connection"]), Vec::new())).is_empty());
+    }
 }

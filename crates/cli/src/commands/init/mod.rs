@@ -9,6 +9,7 @@ mod source;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use pgkeep_base::Secret;
 use pgkeep_config::{Cluster, EncryptionMode, Overrides, SEARCH_PATHS};
 use pgkeep_dump::verify::{VerifyDepth, VerifyOptions, VerifyReport, verify};
 use pgkeep_dump::{DumpReport, Progress, memory};
@@ -39,8 +40,10 @@ struct Plan {
     key: Key,
     schedule: String,
     config: PathBuf,
-    /// Further settings of the command line.
+    /// Further settings of the command line, which are written.
     set: Vec<(String, String)>,
+    /// Those that hold for this run alone.
+    set_once: Vec<(String, String)>,
 }
 
 /// `pgkeep init`
@@ -80,7 +83,15 @@ async fn set_up(
 ) -> Result<(Plan, Settings, Outcome), Failure> {
     let plan = plan(context, args).await?;
     files::write(&plan, made)?;
-    let settings = context.settings_of_file(&plan.config, &plan.name)?;
+    let once = Overrides {
+        set: plan
+            .set_once
+            .iter()
+            .map(|(name, value)| (name.clone(), Secret::new(value.clone())))
+            .collect(),
+        ..Overrides::default()
+    };
+    let settings = context.settings_of_file(&plan.config, &plan.name, &once)?;
     let findings = doctor::examine(&settings).await;
     doctor::tell_problems(context, &findings);
     if findings.errors() > 0 {
@@ -139,7 +150,7 @@ async fn plan(context: &Context, args: &InitArgs) -> Result<Plan, Failure> {
         }
     };
     Schedule::parse(&schedule, given.timezone.clone())?;
-    let mut set = context.further_settings();
+    let (mut set, set_once) = files::written_and_not(context.further_settings());
     set.extend(container_programs(context, &given, &source).await);
     Ok(Plan {
         name,
@@ -150,6 +161,7 @@ async fn plan(context: &Context, args: &InitArgs) -> Result<Plan, Failure> {
         schedule,
         config,
         set,
+        set_once,
     })
 }
 
@@ -268,5 +280,8 @@ impl Plan {
         context
             .output
             .summary(format!("{} is written.", styled(ACCENT, self.config.display())));
+        for note in files::notes_on_secrets(&self.config, &self.set, &self.set_once) {
+            context.output.note(note);
+        }
     }
 }
