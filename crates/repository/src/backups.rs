@@ -41,11 +41,8 @@ const MANIFEST_FIRST_BYTES: [u8; 2] = [b'a', 0x28];
 pub enum BackupState {
     /// Its manifest is there.
     Complete,
-    /// No manifest: being written, or an orphan.
+    /// No manifest: being written, an orphan, or a backup that has lost it ([`BackupEntry::has_lost_manifest`]).
     Incomplete,
-    /// No manifest, and yet it was a backup: a pin or the evidence of a verification says so, and no removal was begun.
-    /// Somebody else deleted the manifest. Only [`Repository::backups`] tells it from the one before.
-    ManifestGone,
     /// Given up: a tombstone in the manifest's place.
     Swept,
     /// There is something in the manifest's place that is no manifest: nothing at all, or what a broken disk made of it.
@@ -66,17 +63,19 @@ pub struct BackupEntry {
     pub id: BackupId,
     /// What lies there.
     pub state: BackupState,
+    /// It is incomplete, and yet it was a backup: a pin or the evidence of a verification says so, and no removal was
+    /// begun. Somebody else deleted the manifest, which may come back.
+    pub has_lost_manifest: bool,
     /// The newest pin, if it is pinned.
     pub pin: Option<Pin>,
     /// The newest verification's outcome, if there was one.
     pub evidence: Option<Evidence>,
 }
 
-/// Whether what has no manifest had one, by the newest of its pins and by whether it was ever verified: both take a backup.
-fn was_a_backup(pin: Option<&Pin>, has_evidence: bool) -> bool {
-    match pin {
-        Some(pin) => !pin.is_removal(),
-        None => has_evidence,
+impl BackupEntry {
+    /// Whether it never was a backup, or is on its way out: being written, or an orphan.
+    pub fn is_unfinished(&self) -> bool {
+        self.state == BackupState::Incomplete && !self.has_lost_manifest
     }
 }
 
@@ -133,18 +132,16 @@ impl Repository {
             let Ok(id) = BackupId::from_str(&name) else {
                 continue;
             };
-            let mut state = self.state(&id).await?;
+            let state = self.state(&id).await?;
             if state == BackupState::Incomplete && self.is_empty(&id).await? {
                 continue;
             }
-            let (pin, evidence) = (pins.remove(&id), evidence.remove(&id));
-            if state == BackupState::Incomplete && was_a_backup(pin.as_ref(), evidence.is_some()) {
-                state = BackupState::ManifestGone;
-            }
+            let has_lost_manifest = state == BackupState::Incomplete && self.was_a_backup(&id).await?;
             entries.push(BackupEntry {
                 state,
-                pin: pin.filter(|pin| pin.pinned),
-                evidence,
+                has_lost_manifest,
+                pin: pins.remove(&id).filter(|pin| pin.pinned),
+                evidence: evidence.remove(&id),
                 id,
             });
         }
@@ -344,7 +341,7 @@ impl Repository {
     ) -> Result<(), RepositoryError> {
         let (mut stay, mut denied) = (Vec::new(), Vec::new());
         for (id, _) in gone.iter().filter(|(_, state)| *state == BackupState::Incomplete) {
-            match self.is_known_as_backup(id).await {
+            match self.was_a_backup(id).await {
                 Ok(false) => continue,
                 Ok(true) => {
                     tracing::warn!("{id} has lost its manifest, and stays: 'pgkeep list' says what to do");
@@ -371,11 +368,27 @@ impl Repository {
         Ok(())
     }
 
-    /// Whether pins and evidence say that something without a manifest had one.
-    async fn is_known_as_backup(&self, id: &BackupId) -> Result<bool, RepositoryError> {
+    /// Whether what has no manifest had one: a pin says so, or the evidence of a verification, be it readable or not, and
+    /// no removal was begun.
+    ///
+    /// The pin is read first: a removal's claim is there before the manifest goes, and goes after the evidence.
+    async fn was_a_backup(&self, id: &BackupId) -> Result<bool, RepositoryError> {
+        if let Some(pin) = self.newest_pin(id).await? {
+            return Ok(!pin.is_removal());
+        }
         let evidence = layout::backup_evidence_prefix(&self.cluster, id);
-        let has_evidence = self.store.list_each(&evidence, |_| false).await? > 0;
-        Ok(was_a_backup(self.newest_pin(id).await?.as_ref(), has_evidence))
+        Ok(self.store.list_each(&evidence, |_| false).await? > 0)
+    }
+
+    /// Whether it was a backup until somebody else deleted its manifest. Where that may not be read, it may have been.
+    pub(crate) async fn has_lost_manifest(&self, id: &BackupId) -> Result<bool, RepositoryError> {
+        if self.state(id).await? != BackupState::Incomplete || self.is_empty(id).await? {
+            return Ok(false);
+        }
+        match self.was_a_backup(id).await {
+            Err(RepositoryError::Store(error)) if error.kind() == StoreErrorKind::PermissionDenied => Ok(true),
+            was => was,
+        }
     }
 
     /// Some stores go on naming a folder whose last object is gone.

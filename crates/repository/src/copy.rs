@@ -180,13 +180,13 @@ pub async fn copy(
             });
         }
         BackupState::Swept => give_back(destination, lease, id).await.map_err(to)?,
-        BackupState::Incomplete | BackupState::ManifestGone => {}
+        BackupState::Incomplete => {}
         BackupState::Damaged => return Err(to(no_manifest(destination, id))),
     }
     match source.state(id).await.map_err(from)? {
         BackupState::Complete => {}
         BackupState::Damaged => return Err(from(no_manifest(source, id))),
-        BackupState::Swept | BackupState::Incomplete | BackupState::ManifestGone => {
+        BackupState::Swept | BackupState::Incomplete => {
             return Err(from(RepositoryError::Removed { id: id.to_string() }));
         }
     }
@@ -254,13 +254,14 @@ async fn give_back(destination: &Repository, lease: &Lease, id: &BackupId) -> Re
 }
 
 /// Objects of earlier backups lie in those backups' folders, also where the backups themselves aren't copied: then a
-/// tombstone says that these are no unfinished backups.
+/// tombstone says that these are no unfinished backups. One that has lost its manifest there gets none: it may come back.
 async fn make_room(destination: &Repository, checksums: &[Checksum]) -> Result<(), RepositoryError> {
     let owners: BTreeSet<BackupId> = names(checksums)
         .filter_map(|name| layout::reference(name).map(|(owner, _)| owner))
         .collect();
     for owner in owners {
-        if destination.state(&owner).await? == BackupState::Incomplete {
+        let is_incomplete = destination.state(&owner).await? == BackupState::Incomplete;
+        if is_incomplete && !destination.has_lost_manifest(&owner).await? {
             // Somebody else's says the same.
             let _ = destination
                 .put_tombstone(&owner, "not here; other backups need what is")

@@ -134,9 +134,7 @@ pub async fn plan(
         plan.decisions.extend(part.decisions);
         plan.incomplete.extend(part.incomplete);
     }
-    let lost = entries
-        .iter()
-        .filter(|entry| entry.state == BackupState::ManifestGone);
+    let lost = entries.iter().filter(|entry| entry.has_lost_manifest);
     plan.decisions.extend(lost.map(without_manifest));
     plan.decisions.sort_by(|a, b| a.id.cmp(&b.id));
     plan.incomplete.sort();
@@ -165,7 +163,7 @@ fn without_manifest(entry: &BackupEntry) -> Decision {
 
 /// `None` for what was given up already, and what isn't planned for.
 fn candidate(entry: &BackupEntry, input: &PruneInput) -> Option<Candidate> {
-    if matches!(entry.state, BackupState::Swept | BackupState::ManifestGone) {
+    if entry.state == BackupState::Swept || entry.has_lost_manifest {
         return None;
     }
     let damaged = entry.state == BackupState::Damaged || input.damaged.contains(&entry.id);

@@ -2,7 +2,8 @@
 //!
 //! A backup may name objects in the folders of earlier ones ([`layout::reference`]), directly: never by way of a third.
 //! When such an earlier backup is removed, what others need of it stays in its folder, under a tombstone, until the last of
-//! them goes. What needs what is told by the lists of checksums, which take no key.
+//! them goes. A backup that has lost its manifest needs them like any other: with its manifest it is whole again. What needs
+//! what is told by the lists of checksums, which take no key.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,7 +13,7 @@ use crate::error::RepositoryError;
 use crate::layout;
 use crate::repo::Repository;
 
-/// Which objects the complete backups need of others.
+/// Which objects backups need of others.
 #[derive(Debug, Default)]
 pub struct References {
     /// Who needs an object, by the object's key.
@@ -38,19 +39,25 @@ impl References {
 }
 
 impl Repository {
-    /// Reads what the complete backups of a kind need of others.
+    /// Reads what the backups of a kind need of others, also those that have lost their manifest.
     ///
     /// # Errors
     /// Whatever the store says. A list that is damaged is no error: it keeps all that its backup may need.
     pub async fn references(&self, kind: BackupKind) -> Result<References, RepositoryError> {
         let mut references = References::default();
         for id in self.ids(kind).await? {
-            if !self.state(&id).await?.is_there() {
+            if !self.state(&id).await?.is_there() && !self.has_lost_manifest(&id).await? {
                 continue;
             }
             let checksums = match self.checksums(&id).await {
                 Ok(checksums) => checksums,
-                Err(RepositoryError::Removed { .. }) => continue,
+                Err(RepositoryError::Removed { .. }) => {
+                    // Removed since; or the list went with the manifest.
+                    if self.has_lost_manifest(&id).await? {
+                        references.unknown.insert(id);
+                    }
+                    continue;
+                }
                 Err(error) if error.is_damage() => {
                     references.unknown.insert(id);
                     continue;

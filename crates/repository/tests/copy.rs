@@ -6,13 +6,13 @@ mod support;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use pgkeep_base::{BackupId, Classified, RetryClass};
+use pgkeep_base::{BackupId, BackupKind, Classified, RetryClass};
 use pgkeep_repository::backups::BackupState;
 use pgkeep_repository::copy::{self, CopyError, CopyReport, Original};
 use pgkeep_repository::lease::Lease;
 use pgkeep_repository::references::References;
 use pgkeep_repository::{Repository, RepositoryError};
-use support::{Folder, backup, day};
+use support::{Folder, backup, day, incremental, is_whole, record};
 
 const OBJECTS: usize = 12;
 /// And `checksums.b3`, and the manifest.
@@ -28,16 +28,6 @@ async fn run(source: &Repository, destination: &Repository, id: &BackupId) -> Re
     };
     lease.release().await.unwrap();
     report
-}
-
-async fn is_whole(repository: &Repository, id: &BackupId) -> bool {
-    let checksums = repository.checksums(id).await.unwrap();
-    repository.state(id).await.unwrap() == BackupState::Complete
-        && repository
-            .verify_stored(id, &checksums, |_| {})
-            .await
-            .unwrap()
-            .is_empty()
 }
 
 /// Long after it was made: a copy has no deadline.
@@ -280,4 +270,28 @@ async fn a_damaged_manifest_is_neither_copied_nor_taken_for_a_copy() {
         matches!(error, CopyError::Destination { .. }) && error.concerns_one_backup(),
         "{error}"
     );
+}
+
+/// What another backup needs of it may come before its manifest comes back.
+#[tokio::test]
+async fn what_has_lost_its_manifest_at_the_destination_is_not_given_up_for_a_copy() {
+    let (source, destination, base) = two().await;
+    let (from, to) = (&source.repository, &destination.repository);
+    let id = incremental(from, 2, &base).await;
+    run(from, to, &base).await.unwrap();
+    record(to, &base, true).await;
+    let manifest = destination.file(&base, "manifest");
+    let bytes = std::fs::read(&manifest).unwrap();
+    std::fs::remove_file(&manifest).unwrap();
+
+    run(from, to, &id).await.unwrap();
+    assert_eq!(to.state(&base).await.unwrap(), BackupState::Incomplete);
+    to.sweep(BackupKind::Dump).await.unwrap();
+    std::fs::write(&manifest, bytes).unwrap();
+    assert!(is_whole(to, &base).await && is_whole(to, &id).await);
+
+    // Also by a copy.
+    std::fs::remove_file(&manifest).unwrap();
+    assert_eq!(run(from, to, &base).await.unwrap().objects_copied, 1);
+    assert!(is_whole(to, &base).await);
 }

@@ -13,10 +13,9 @@ use pgkeep_base::{BackupId, BackupKind, Classified, ManualClock, RetryClass};
 use pgkeep_repository::backups::BackupState;
 use pgkeep_repository::lease::Lease;
 use pgkeep_repository::prune::{self, Known, PruneError, PruneInput, PruneReport};
-use pgkeep_repository::records::Evidence;
 use pgkeep_repository::retention::{Policy, Reason};
 use pgkeep_repository::{Repository, RepositoryError};
-use support::{Folder, backup, day, unfinished};
+use support::{Folder, REUSED, backup, day, incremental, is_whole, record, unfinished};
 
 const LEASE: Duration = Duration::from_secs(60);
 
@@ -50,19 +49,6 @@ async fn complete(repository: &Repository) -> Vec<BackupId> {
         .filter(|entry| entry.state == BackupState::Complete)
         .map(|entry| entry.id)
         .collect()
-}
-
-async fn record(repository: &Repository, id: &BackupId, passed: bool) {
-    let (at, depth) = (repository.now(), "contents".to_owned());
-    let evidence = Evidence {
-        at,
-        depth,
-        objects: 1,
-        objects_total: 1,
-        passed,
-        failures: Vec::new(),
-    };
-    repository.record_evidence(id, &evidence).await.unwrap();
 }
 
 #[tokio::test]
@@ -111,6 +97,8 @@ async fn what_has_lost_its_manifest_is_told_and_stays() {
     let folder = Folder::new(day(1)).await;
     let verified = backup(&folder.repository, 3).await;
     record(&folder.repository, &verified, true).await;
+    // What was written there is nobody's matter.
+    std::fs::write(said(&folder, "verify", &verified).join("000001"), "{").unwrap();
     let pinned = backup(&on(&folder.repository, 2), 3).await;
     folder.repository.set_pin(&pinned, true, "why").await.unwrap();
     // Its prune was killed after the manifest.
@@ -121,15 +109,16 @@ async fn what_has_lost_its_manifest_is_told_and_stays() {
     for id in [&verified, &pinned] {
         std::fs::remove_file(folder.file(id, "manifest")).unwrap();
     }
-    let new = backup(&on(&folder.repository, 20), 3).await;
+    let new = incremental(&on(&folder.repository, 20), 3, &verified).await;
     let today = on(&folder.repository, 21);
     let states = || async {
         let entries = today.backups(BackupKind::Dump).await.unwrap().into_iter();
-        entries.map(|entry| (entry.id, entry.state)).collect::<Vec<_>>()
+        let states = entries.map(|entry| (entry.id, entry.state, entry.has_lost_manifest));
+        states.collect::<Vec<_>>()
     };
-    let gone = |id: &BackupId| (id.clone(), BackupState::ManifestGone);
-    let incomplete = |id: &BackupId| (id.clone(), BackupState::Incomplete);
-    let whole = (new.clone(), BackupState::Complete);
+    let gone = |id: &BackupId| (id.clone(), BackupState::Incomplete, true);
+    let incomplete = |id: &BackupId| (id.clone(), BackupState::Incomplete, false);
+    let whole = (new.clone(), BackupState::Complete, false);
     let before = [
         gone(&verified),
         gone(&pinned),
@@ -163,17 +152,59 @@ async fn what_has_lost_its_manifest_is_told_and_stays() {
     for id in [&verified, &pinned] {
         assert!(folder.file(id, "d1/000001.sql.zst").exists());
     }
-    // Whoever gives it up removes the folder; what was said of it goes with the next prune.
-    std::fs::remove_dir_all(folder.file(&verified, "")).unwrap();
-    execute(&today, &window_of_days(7), &PruneInput::default())
+    // Whoever gives it up removes what says that it was one; what others need stays.
+    std::fs::remove_dir_all(said(&folder, "verify", &verified)).unwrap();
+    let report = execute(&today, &window_of_days(7), &PruneInput::default())
         .await
         .unwrap();
-    assert!(
-        !folder
-            .files()
-            .iter()
-            .any(|name| name.contains(&verified.to_string()))
-    );
+    assert_eq!(report.swept.backups, std::slice::from_ref(&verified));
+    let left: Vec<String> = folder
+        .files()
+        .into_iter()
+        .filter(|name| name.contains(&verified.to_string()))
+        .collect();
+    let of_it = |name: &str| format!("main/dump/{verified}/{name}");
+    assert_eq!(left, [of_it(REUSED), of_it("manifest")]);
+    assert_eq!(today.state(&verified).await.unwrap(), BackupState::Swept);
+    assert!(is_whole(&today, &new).await);
+}
+
+/// With its manifest it is a backup again, and needs what it needed.
+#[tokio::test]
+async fn what_a_backup_without_its_manifest_needs_of_others_stays() {
+    for list_is_readable in [true, false] {
+        let folder = Folder::new(day(1)).await;
+        let base = backup(&folder.repository, 3).await;
+        let lost = incremental(&on(&folder.repository, 2), 2, &base).await;
+        let today = on(&folder.repository, 21);
+        record(&today, &lost, true).await;
+        backup(&on(&folder.repository, 20), 1).await;
+        let [manifest, list] = ["manifest", "checksums.b3"].map(|name| folder.file(&lost, name));
+        let [whole, listed] = [&manifest, &list].map(|file| std::fs::read(file).unwrap());
+        std::fs::remove_file(&manifest).unwrap();
+        if !list_is_readable {
+            std::fs::remove_file(&list).unwrap();
+        }
+
+        let report = execute(&today, &window_of_days(7), &PruneInput::default())
+            .await
+            .unwrap();
+        let removed: Vec<_> = report.removed.iter().map(|(id, _)| id).collect();
+        assert_eq!(removed, [&base]);
+        assert_eq!(
+            folder.file(&base, "d1/000002.sql.zst").exists(),
+            !list_is_readable,
+            "nobody knows whether it is needed"
+        );
+        std::fs::write(&manifest, whole).unwrap();
+        std::fs::write(&list, listed).unwrap();
+        assert!(is_whole(&today, &lost).await);
+    }
+}
+
+/// The folder of what is said about a backup.
+fn said(folder: &Folder, what: &str, id: &BackupId) -> std::path::PathBuf {
+    folder.folder.path().join(format!("main/{what}/{id}"))
 }
 
 /// A dump's host need not be allowed to read what is said about dumps. It leaves what it can't tell of, and nothing else.
@@ -203,11 +234,7 @@ async fn what_may_not_be_read_keeps_only_what_it_is_about() {
 
 /// It had claimed the removal, and got no further.
 fn prune_killed_after_the_manifest(folder: &Folder, id: &BackupId) {
-    let claim = folder
-        .file(id, "")
-        .join("../../pin")
-        .join(id.to_string())
-        .join("000001");
+    let claim = said(folder, "pin", id).join("000001");
     std::fs::create_dir_all(claim.parent().unwrap()).unwrap();
     let text = r#"{"pinned":false,"reason":"","at":"2026-11-22T02:00:00Z","removing":true}"#;
     std::fs::write(&claim, text).unwrap();

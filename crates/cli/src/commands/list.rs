@@ -1,8 +1,9 @@
 //! `pgkeep list`: what is in the repository.
 
-use pgkeep_base::{BackupId, BackupKind, ByteCount};
+use pgkeep_base::{BackupId, BackupKind, ByteCount, quote_for_shell};
 use pgkeep_config::Overrides;
 use pgkeep_dump::manifest::DumpSummary;
+use pgkeep_repository::Repository;
 use pgkeep_repository::backups::{BackupEntry, BackupState};
 use pgkeep_repository::records::Evidence;
 use serde_json::{Value, json};
@@ -32,16 +33,13 @@ pub async fn run(context: &Context, args: ListArgs) -> Result<Outcome, Failure> 
 async fn in_one(context: &Context, settings: &Settings, args: &ListArgs) -> Result<Outcome, Failure> {
     let repository = context.repository(settings, KeyUse::IfThere).await?;
     let all = repository.backups(BackupKind::Dump).await?;
-    let unfinished = all
-        .iter()
-        .filter(|entry| entry.state == BackupState::Incomplete)
-        .count();
+    let unfinished = all.iter().filter(|entry| entry.is_unfinished()).count();
     let there = all.iter().filter(|entry| entry.state.is_there());
     let ids: Vec<BackupId> = there.map(|entry| entry.id.clone()).collect();
     let summaries = summaries::read(&repository, &ids).await?;
     let entries: Vec<&BackupEntry> = all
         .iter()
-        .filter(|entry| args.all || entry.state.is_there() || entry.state == BackupState::ManifestGone)
+        .filter(|entry| args.all || entry.state.is_there() || entry.has_lost_manifest)
         .filter(|entry| !summaries.gone.contains(&entry.id))
         .collect();
     for entry in &entries {
@@ -74,7 +72,7 @@ async fn in_one(context: &Context, settings: &Settings, args: &ListArgs) -> Resu
                 _ => format!("some databases and sizes are not shown: {locked}"),
             });
     }
-    let damaged = damaged(&entries, &summaries);
+    let damaged = damaged(&entries, &summaries, &repository);
     damaged
         .iter()
         .for_each(|damaged| context.output.attention(damaged));
@@ -86,7 +84,7 @@ async fn in_one(context: &Context, settings: &Settings, args: &ListArgs) -> Resu
 }
 
 /// What keeps a listed dump from being read.
-fn damaged(entries: &[&BackupEntry], summaries: &Summaries) -> Vec<String> {
+fn damaged(entries: &[&BackupEntry], summaries: &Summaries, repository: &Repository) -> Vec<String> {
     let manifests = entries
         .iter()
         .filter(|entry| entry.state == BackupState::Damaged)
@@ -98,20 +96,23 @@ fn damaged(entries: &[&BackupEntry], summaries: &Summaries) -> Vec<String> {
         });
     let gone = entries
         .iter()
-        .filter(|entry| entry.state == BackupState::ManifestGone)
-        .map(|entry| manifest_gone(&entry.id));
+        .filter(|entry| entry.has_lost_manifest)
+        .map(|entry| manifest_gone(&entry.id, repository.cluster(), repository.store().url()));
     manifests
         .chain(gone)
         .chain(summaries.damaged.values().cloned())
         .collect()
 }
 
-/// What is said of a backup whose manifest somebody else deleted.
-pub fn manifest_gone(id: &BackupId) -> String {
+/// What is said of a backup whose manifest somebody else deleted. Its folder isn't to be removed by hand: other backups may
+/// need what is in it, which only a sweep knows.
+pub fn manifest_gone(id: &BackupId, cluster: &str, url: &str) -> String {
+    let to = quote_for_shell(url);
     format!(
-        "{id}: its manifest is gone, which pgkeep did not delete, so nothing can be restored from it: bring the object back from \
-         the store's versions, or the dump by 'pgkeep copy {id}' from another repository; or give it up, and remove its folder \
-         dump/{id} by hand"
+        "{id}: its manifest is gone, which pgkeep did not delete (somebody did by hand, or a lifecycle rule is removing the \
+         dump), so nothing can be restored from it: bring the object {cluster}/dump/{id}/manifest back from the store's \
+         versions, or the dump by 'pgkeep copy {id} --repository OTHER --to {to}'; or give it up: remove what says that it was \
+         a dump, {cluster}/verify/{id} and {cluster}/pin/{id}, and the next 'pgkeep prune' removes what no other dump needs"
     )
 }
 
@@ -157,8 +158,9 @@ fn databases(names: &[String]) -> String {
 
 fn verified(entry: &BackupEntry) -> String {
     match (&entry.evidence, entry.state) {
+        _ if entry.has_lost_manifest => DAMAGED.to_owned(),
         (_, BackupState::Incomplete | BackupState::Swept) => String::new(),
-        (_, BackupState::Damaged | BackupState::ManifestGone) => DAMAGED.to_owned(),
+        (_, BackupState::Damaged) => DAMAGED.to_owned(),
         (None, _) => "never".to_owned(),
         (Some(evidence), _) => in_words(evidence),
     }
@@ -181,10 +183,10 @@ fn notes(entry: &BackupEntry, summary: Option<&DumpSummary>) -> Vec<String> {
     let mut notes = Vec::new();
     match entry.state {
         BackupState::Complete => {}
+        BackupState::Incomplete if entry.has_lost_manifest => notes.push("its manifest is gone".to_owned()),
         BackupState::Incomplete => notes.push("unfinished".to_owned()),
         BackupState::Swept => notes.push("given up".to_owned()),
         BackupState::Damaged => notes.push("its manifest is damaged".to_owned()),
-        BackupState::ManifestGone => notes.push("its manifest is gone".to_owned()),
     }
     if let Some(pin) = &entry.pin {
         notes.push(if pin.reason.is_empty() {
@@ -203,10 +205,10 @@ fn notes(entry: &BackupEntry, summary: Option<&DumpSummary>) -> Vec<String> {
 pub fn entry_json(entry: &BackupEntry, summary: Option<&DumpSummary>, url: &str) -> Value {
     let state = match entry.state {
         BackupState::Complete => "complete",
+        BackupState::Incomplete if entry.has_lost_manifest => "manifest_gone",
         BackupState::Incomplete => "unfinished",
         BackupState::Swept => "given_up",
         BackupState::Damaged => "damaged",
-        BackupState::ManifestGone => "manifest_gone",
     };
     json!({
         "id": entry.id.to_string(),

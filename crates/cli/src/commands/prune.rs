@@ -51,23 +51,31 @@ async fn in_one(context: &Context, settings: &Settings, dry_run: bool) -> Result
         };
         let plan = context.cancellation.or(planning).await?;
         tell_plan(context, &plan, None, url);
-        return Ok(tell_lost(context, &plan));
+        return tell_lost(context, settings, &plan);
     }
     let report = execute(context, settings).await?;
     tell_plan(context, &report.plan, Some(&report), url);
-    let lost = tell_lost(context, &report.plan);
+    let lost = tell_lost(context, settings, &report.plan)?;
     Ok(tell_report(context, &report).and(lost))
 }
 
-/// Names the backups whose manifest somebody else deleted.
-fn tell_lost(context: &Context, plan: &Plan) -> Outcome {
+fn tell_lost(context: &Context, settings: &Settings, plan: &Plan) -> Result<Outcome, Failure> {
+    let lost = lost(settings, plan)?;
+    lost.iter().for_each(|line| context.output.attention(line));
+    Ok(match lost.is_empty() {
+        true => Outcome::Done,
+        false => Outcome::Attention,
+    })
+}
+
+/// Names the backups whose manifest somebody else deleted, with what mends it.
+pub fn lost(settings: &Settings, plan: &Plan) -> Result<Vec<String>, Failure> {
+    let url = settings.repository_url()?;
     let is_lost = |decision: &&Decision| decision.reasons.contains(&Reason::ManifestGone);
-    let mut outcome = Outcome::Done;
-    for decision in plan.decisions.iter().filter(is_lost) {
-        context.output.attention(manifest_gone(&decision.id));
-        outcome = Outcome::Attention;
-    }
-    outcome
+    let lost = plan.decisions.iter().filter(is_lost);
+    Ok(lost
+        .map(|decision| manifest_gone(&decision.id, &settings.name, url))
+        .collect())
 }
 
 /// Whether the settings let anything go at all.

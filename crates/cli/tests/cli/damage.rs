@@ -470,7 +470,13 @@ fn a_damaged_dump_keeps_no_command_from_the_others() {
 #[test]
 fn a_dump_whose_manifest_is_gone_is_told_and_not_swept() {
     let cluster = server();
-    let place = Place::with(&cluster, None);
+    let mut place = Place::with(&cluster, None);
+    for (name, value) in [
+        ("PGKEEP_DUMP__SCHEDULE", "0 0 1 1 *"),
+        ("PGKEEP_KEEP__DAILY", "1"),
+    ] {
+        place.environment.push((name.to_owned(), value.to_owned()));
+    }
     let id = place.dump();
     place.run(&["verify", "--quiet"]).expect(0);
     let manifest = place.object("/manifest");
@@ -479,20 +485,20 @@ fn a_dump_whose_manifest_is_gone_is_told_and_not_swept() {
     let objects = || files(&place.path("repository/main/dump").join(&id)).len();
     let before = objects();
     // The next dump sweeps what unfinished ones left.
-    place.dump();
-    for args in [
-        &["list"][..],
-        &["prune", "--keep-daily", "1"],
-        &["prune", "--dry-run"],
-    ] {
+    let told = |said: &str| {
+        let to = format!("--to {}'", place.repository_url());
+        for says in [&format!("{id}: its manifest is gone"), &to] {
+            assert!(said.contains(says), "{says}: {said}");
+        }
+    };
+    told(&place.run(&["run", "--once"]).expect(3).stderr);
+    for args in [&["list"][..], &["prune"], &["prune", "--dry-run"]] {
         let done = place.run(args).expect(3);
         assert!(done.stdout.contains("its manifest is gone"), "{}", done.stdout);
-        assert!(
-            done.stderr.contains(&format!("{id}: its manifest is gone")),
-            "{}",
-            done.stderr
-        );
+        told(&done.stderr);
     }
+    let list = place.run(&["list", "--json"]).expect(3).stdout;
+    assert!(list.contains("\"manifest_gone\""), "{list}");
     assert_eq!(objects(), before);
     fs::write(&manifest, whole).unwrap();
     place.run(&["list"]).expect(0);

@@ -172,10 +172,7 @@ async fn backups(settings: &Settings, repository: &Repository, findings: &mut Fi
             Some("pgkeep dump   # a new one; and find out what happened to the store".to_owned()),
         );
     }
-    for entry in entries
-        .iter()
-        .filter(|entry| entry.state == BackupState::ManifestGone)
-    {
+    for entry in entries.iter().filter(|entry| entry.has_lost_manifest) {
         findings.add(
             AREA,
             Severity::Error,
@@ -227,8 +224,7 @@ fn late(settings: &Settings, entries: &[BackupEntry], newest: &BackupEntry, find
         return;
     };
     // One that is being written.
-    let underway =
-        |entry: &BackupEntry| entry.state == BackupState::Incomplete && entry.id.started_at() >= last_due;
+    let underway = |entry: &BackupEntry| entry.is_unfinished() && entry.id.started_at() >= last_due;
     if entries.iter().any(underway) {
         return;
     }

@@ -153,20 +153,21 @@ impl<'a> Events<'a> {
         self.tell("clock", &text, json!({ "back_seconds": by.as_secs() }));
     }
 
-    /// Returns whether something failed.
-    pub fn pruned(&self, report: &PruneReport) -> bool {
+    /// `lost`: what is said of backups that were found without their manifest. Returns whether somebody has to look at it.
+    pub fn pruned(&self, report: &PruneReport, lost: &[String]) -> bool {
         let removed = report.removed.len();
         if removed > 0 {
             let text = format!("{} removed", counted(removed as u64, "backup", "backups"));
             let ids: Vec<String> = report.removed.iter().map(|(id, _)| id.to_string()).collect();
             self.calm("pruned", &text, json!({ "removed": ids }));
         }
-        let mut failed = false;
+        lost.iter().for_each(|line| self.attention(line));
+        let mut needs_attention = !lost.is_empty();
         for error in report.failures() {
-            failed = true;
+            needs_attention = true;
             self.prune_problem(&error.to_string(), error.hint().as_ref().map(Hint::as_str));
         }
-        failed
+        needs_attention
     }
 
     pub fn prune_failed(&self, failure: &Failure) {

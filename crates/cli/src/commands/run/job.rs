@@ -326,8 +326,13 @@ impl Job<'_> {
             if !prune::is_configured(&settings) || !settings.repository_url().is_ok_and(has_it) {
                 continue;
             }
-            let failures = match prune::execute(self.context, &settings).await {
-                Ok(report) => self.events.pruned(&report),
+            let pruned = async {
+                let report = prune::execute(self.context, &settings).await?;
+                let lost = prune::lost(&settings, &report.plan)?;
+                Ok((report, lost))
+            };
+            let needs_attention = match pruned.await {
+                Ok((report, lost)) => self.events.pruned(&report, &lost),
                 Err(_) if cancellation.is_cancelled() => {
                     self.events
                         .interrupted("the prune; the dump before it is complete");
@@ -338,7 +343,7 @@ impl Job<'_> {
                     true
                 }
             };
-            if failures {
+            if needs_attention {
                 outcome = outcome.and(Outcome::Attention);
             }
         }
