@@ -160,15 +160,22 @@ pub struct UploadExpiration {
 
 impl Lifecycle {
     pub(super) fn read(text: &str, transition_minimum: Option<String>) -> Result<Self, String> {
-        xml::check_root(text, ROOT)?;
+        // Taken for the rules, another document would say that there are none, and those of others would be overwritten.
+        xml::check_root(text, &[ROOT])?;
         let rules = xml::children(text, RULE)?.into_iter().map(|xml| {
-            let rule = xml::read(&xml, RULE)?;
+            let rule = xml::read(&xml, &[RULE])?;
             Ok(StoredRule { rule, xml })
         });
         Ok(Self {
             rules: rules.collect::<Result<_, String>>()?,
             transition_minimum,
         })
+    }
+
+    /// Whether a rule has S3's old form, a prefix without a filter. Beside one of those S3 takes none with a filter.
+    pub fn has_old_form(&self) -> bool {
+        let mut rules = self.rules.iter().map(|stored| &stored.rule);
+        rules.any(|rule| rule.prefix.is_some() && rule.filter.is_none())
     }
 
     pub(super) fn write(&self) -> String {
@@ -272,6 +279,22 @@ mod tests {
         assert_eq!(rule.expiration.as_ref().unwrap().days, Some(30));
         assert!(lifecycle.write().contains(FOREIGN), "{}", lifecycle.write());
         assert_eq!(Lifecycle::read(&lifecycle.write(), None).unwrap(), lifecycle);
+    }
+
+    #[test]
+    fn nothing_else_is_taken_for_no_rules() {
+        for other in [
+            "ErrorResponse",
+            "GetBucketLifecycleConfigurationResponse",
+            "ListBucketResult",
+        ] {
+            let read = Lifecycle::read(&format!("<{other}></{other}>"), None);
+            assert!(read.unwrap_err().contains(other));
+        }
+        assert_eq!(
+            Lifecycle::read("<LifecycleConfiguration/>", None),
+            Ok(Lifecycle::default())
+        );
     }
 
     #[test]

@@ -144,7 +144,8 @@ impl Bucket<'_> {
     /// The store can't be reached, doesn't accept the credentials, or has no such bucket.
     pub async fn read<S: Setting>(&self) -> Result<Reading<S>, StoreError> {
         let read = self.ask(S::QUERY, S::READ_PERMISSION).await?;
-        Ok(read.parse(|answer| xml::read(&answer.body, S::ROOT)))
+        let by_action = format!("{}Response", S::READ_ACTION);
+        Ok(read.parse(|answer| xml::read(&answer.body, &[S::ROOT, by_action.as_str()])))
     }
 
     /// Writes a setting.

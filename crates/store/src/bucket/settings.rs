@@ -9,6 +9,8 @@ pub trait Setting: Serialize + DeserializeOwned + Clone + PartialEq + std::fmt::
     const QUERY: &'static str;
     /// The root element.
     const ROOT: &'static str;
+    /// What S3 calls reading it: some stores name the root by that, `GetBucketVersioningResponse`.
+    const READ_ACTION: &'static str;
     /// What reading it takes.
     const READ_PERMISSION: &'static str;
     /// What writing it takes.
@@ -16,10 +18,11 @@ pub trait Setting: Serialize + DeserializeOwned + Clone + PartialEq + std::fmt::
 }
 
 macro_rules! setting {
-    ($type:ty, $query:literal, $root:literal, $read:literal, $write:literal) => {
+    ($type:ty, $query:literal, $root:literal, $action:literal, $read:literal, $write:literal) => {
         impl Setting for $type {
             const QUERY: &'static str = $query;
             const ROOT: &'static str = $root;
+            const READ_ACTION: &'static str = $action;
             const READ_PERMISSION: &'static str = $read;
             const WRITE_PERMISSION: &'static str = $write;
         }
@@ -38,6 +41,7 @@ setting!(
     Versioning,
     "versioning",
     "VersioningConfiguration",
+    "GetBucketVersioning",
     "s3:GetBucketVersioning",
     "s3:PutBucketVersioning"
 );
@@ -59,6 +63,7 @@ setting!(
     PublicAccessBlock,
     "publicAccessBlock",
     "PublicAccessBlockConfiguration",
+    "GetPublicAccessBlock",
     "s3:GetBucketPublicAccessBlock",
     "s3:PutBucketPublicAccessBlock"
 );
@@ -74,6 +79,7 @@ setting!(
     OwnershipControls,
     "ownershipControls",
     "OwnershipControls",
+    "GetBucketOwnershipControls",
     "s3:GetBucketOwnershipControls",
     "s3:PutBucketOwnershipControls"
 );
@@ -97,6 +103,7 @@ setting!(
     Encryption,
     "encryption",
     "ServerSideEncryptionConfiguration",
+    "GetBucketEncryption",
     "s3:GetEncryptionConfiguration",
     "s3:PutEncryptionConfiguration"
 );
@@ -150,6 +157,7 @@ setting!(
     ObjectLock,
     "object-lock",
     "ObjectLockConfiguration",
+    "GetObjectLockConfiguration",
     "s3:GetBucketObjectLockConfiguration",
     "s3:PutBucketObjectLockConfiguration"
 );

@@ -8,18 +8,20 @@ use serde::de::DeserializeOwned;
 /// <https://docs.aws.amazon.com/AmazonS3/latest/API/API_PutBucketLifecycleConfiguration.html> and its like.
 const NAMESPACE: &str = "http://s3.amazonaws.com/doc/2006-03-01/";
 
-/// Reads a document whose root must be `root`: some stores answer questions that they don't understand with a listing.
-pub(super) fn read<T: DeserializeOwned>(text: &str, root: &str) -> Result<T, String> {
-    check_root(text, root)?;
+/// Reads a document whose root must be one of `roots`: some stores answer questions that they don't understand with a listing,
+/// or with an error and the status of success. Any document would do for a type whose fields all have defaults.
+pub(super) fn read<T: DeserializeOwned>(text: &str, roots: &[&str]) -> Result<T, String> {
+    check_root(text, roots)?;
     quick_xml::de::from_str(text).map_err(|error| format!("its answer can't be read: {error}"))
 }
 
-/// Some name the root by the request, `GetBucketVersioningResponse`.
-pub(super) fn check_root(text: &str, root: &str) -> Result<(), String> {
+/// Whether it is one of the documents that are looked for.
+pub(super) fn check_root(text: &str, roots: &[&str]) -> Result<(), String> {
     let found = root_of(text)?;
-    if found == root || found.ends_with("Response") {
+    if roots.contains(&found.as_str()) {
         return Ok(());
     }
+    let root = roots.first().copied().unwrap_or_default();
     Err(format!("it answers with {found} in place of {root}"))
 }
 
@@ -91,7 +93,7 @@ pub(super) fn error_of(text: &str) -> (String, String) {
         code: String,
         message: String,
     }
-    let told: Told = read(text, "Error").unwrap_or_default();
+    let told: Told = read(text, &["Error"]).unwrap_or_default();
     (told.code, told.message)
 }
 
@@ -118,11 +120,12 @@ mod tests {
 
     #[test]
     fn another_document_is_not_taken_for_the_one_that_was_asked_for() {
-        let error = read::<super::super::Versioning>(
-            "<ListBucketResult><Status>Enabled</Status></ListBucketResult>",
-            "V",
-        );
-        assert!(error.unwrap_err().contains("ListBucketResult"));
+        for other in ["ListBucketResult", "ErrorResponse", "GetBucketAclResponse"] {
+            let text = format!("<{other}><Status>Enabled</Status></{other}>");
+            let error = read::<super::super::Versioning>(&text, &["V", "GetVResponse"]).unwrap_err();
+            assert!(error.contains(other), "{error}");
+        }
+        assert!(read::<super::super::Versioning>("<GetVResponse/>", &["V", "GetVResponse"]).is_ok());
         assert_eq!(
             error_of("<Error><Code>A</Code><Message>b &lt; c</Message></Error>"),
             ("A".to_owned(), "b < c".to_owned())
