@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use pgkeep_base::{ByteCount, Secret, quote_for_shell};
-use pgkeep_config::{Cluster, EncryptionMode, Loaded, Overrides};
+use pgkeep_config::{Cluster, EncryptionMode, Loaded, Overrides, SETTINGS};
 use pgkeep_dump::memory::MEMORY_DEFAULT;
 use pgkeep_pg::programs::ProgramSearch;
 use pgkeep_pg::{Conninfo, Environment, Target};
@@ -173,7 +173,11 @@ impl Context {
             .filter_map(|(flag, value)| Some((flag, value?)));
         let repositories = global.repository.iter().map(|url| ("--repository", url));
         let flag = |(flag, value): (&str, &String)| format!("{flag} {}", quote_for_shell(value));
-        repositories.chain(single).map(flag).collect()
+        // Secrets are for nobody's screen.
+        let is_shown = |name: &str| SETTINGS.iter().any(|known| known.name == name && !known.secret);
+        let set = global.set.iter().filter(|(name, _)| is_shown(name));
+        let set = set.map(|(name, value)| format!("--set {}", quote_for_shell(&format!("{name}={value}"))));
+        repositories.chain(single).map(flag).chain(set).collect()
     }
 
     /// What `--set` says of settings, and the flags that stand for one of those.

@@ -120,7 +120,7 @@ impl Rule {
     }
 
     /// The first day of the day, week, month or year that `date` lies in, which names it.
-    fn period_start(self, date: Date) -> Date {
+    pub(crate) fn period_start(self, date: Date) -> Date {
         match self {
             Self::Daily => date,
             // Fails only before the first date that jiff knows, in the year -9999.

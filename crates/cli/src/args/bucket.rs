@@ -37,14 +37,15 @@ pub enum BucketAction {
 /// What the bucket should be.
 #[derive(Debug, Clone, Args)]
 pub struct WantedArgs {
-    /// When the store itself deletes dumps: days, or 'never' [default: as it is; 30 in a new bucket, without keep and
-    /// dump.incremental].
+    /// When the store itself deletes dumps: days (30 for a plain thirty days, without keep and dump.incremental), or 'never'
+    /// [default: as it is].
     #[arg(long, value_name = "DAYS", value_parser = parse_expiry)]
     pub expire_dumps_after: Option<Expiry>,
     /// Move dumps to a cheaper storage class at an age, such as GLACIER_IR:30; or 'never' [default: as it is].
     #[arg(long, value_name = "CLASS:DAYS", value_parser = parse_transition)]
     pub transition: Option<Move>,
-    /// How long what was deleted can be brought back [default: 30, or longer where it is].
+    /// How long what was deleted can be brought back [default: 30, or longer where it is; for ever where old versions are kept
+    /// and nothing ends them].
     #[arg(long, value_name = "DAYS", value_parser = parse_days)]
     pub noncurrent_days: Option<u32>,
     /// Lock new objects: governance:30, or compliance:30, which nobody can take back [default: as it is].

@@ -1,16 +1,30 @@
 //! From which age on a store may delete dumps by itself without contradicting the planner of retention.
 
-use jiff::SignedDuration;
+use std::collections::BTreeSet;
 
-use crate::retention::Policy;
+use jiff::SignedDuration;
+use jiff::civil::Date;
+
+use crate::retention::{Policy, Rule};
 
 /// What of dumps is kept, as far as deleting by age can contradict it.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Kept {
     /// The planner's policy.
     pub policy: Policy,
-    /// With incremental dumps: how much older than they are the objects may be that they need.
+    /// Where there may be incremental dumps: how much older than they are the objects may be that they need.
     pub reuse_max_age: Option<SignedDuration>,
+    /// How often dumps come; none where that isn't known, and a dump a day is supposed.
+    pub rhythm: Option<Rhythm>,
+}
+
+/// How far apart dumps are at most, as the planner counts: from one day that has a dump to the next, one week to the next, ...
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rhythm {
+    days: u64,
+    weeks: u64,
+    months: u64,
+    years: u64,
 }
 
 /// When a store may delete dumps.
@@ -25,6 +39,7 @@ pub enum ExpiryBound {
 }
 
 const DAY_SECONDS: u64 = 24 * 3600;
+const DAY_HOURS: i64 = 24;
 /// The longest of each: a store counts days.
 const WEEK_DAYS: u64 = 7;
 const MONTH_DAYS: u64 = 31;
@@ -32,12 +47,49 @@ const YEAR_DAYS: u64 = 366;
 /// More isn't taken by S3, whose days are 32-bit integers.
 const DAYS_MAX: u64 = i32::MAX as u64;
 
+impl Default for Rhythm {
+    /// Every day has its dump.
+    fn default() -> Self {
+        Self {
+            days: 1,
+            weeks: 1,
+            months: 1,
+            years: 1,
+        }
+    }
+}
+
+impl Rhythm {
+    /// That of dumps on these days of the policy's time zone; none where they are too few to tell.
+    pub fn of(days: impl IntoIterator<Item = Date>) -> Option<Self> {
+        let days: BTreeSet<Date> = days.into_iter().collect();
+        let mut rhythm = Self::default();
+        let mut pairs = days.iter().zip(days.iter().skip(1)).peekable();
+        pairs.peek()?;
+        for (before, next) in pairs {
+            let weeks = days_between(
+                Rule::Weekly.period_start(*before),
+                Rule::Weekly.period_start(*next),
+            );
+            let months = 12 * (i64::from(next.year()) - i64::from(before.year())) + i64::from(next.month())
+                - i64::from(before.month());
+            rhythm.days = rhythm.days.max(days_between(*before, *next));
+            rhythm.weeks = rhythm.weeks.max(weeks / WEEK_DAYS);
+            rhythm.months = rhythm.months.max(u64::try_from(months).unwrap_or(0));
+            rhythm.years = rhythm.years.max(u64::from(next.year().abs_diff(before.year())));
+        }
+        Some(rhythm)
+    }
+}
+
 impl Kept {
-    /// From which age on dumps may go, supposed that every day has its dump, or every week, month and year that the policy
-    /// counts. After an outage the planner keeps older ones: no rule by age can follow that, nor pins.
+    /// From which age on dumps may go, supposed that they come as [`Kept::rhythm`] has it. After an outage the planner keeps
+    /// older ones: no rule by age can follow that, nor pins.
     ///
-    /// One day is added to the longest that the policy asks for: the dump that takes the oldest one's place may be hours late.
-    /// The same number as in `infra/terraform/s3-backups/lifecycle.tf`.
+    /// What is counted takes as many days as its rhythm does: of weekly dumps, 30 daily ones are 30 weeks. Weeks, months and
+    /// years begin with any day of theirs, so there one interval comes on top. One day is added to it all: the dump that
+    /// takes the oldest one's place may be hours late. With a dump a day, the same number as in
+    /// `infra/terraform/s3-backups/lifecycle.tf`.
     pub fn expiry_bound(&self) -> ExpiryBound {
         let reuse_days = self.reuse_max_age.map(days_up);
         if self.policy.keeps_everything() {
@@ -54,12 +106,20 @@ impl Kept {
             yearly,
             ..
         } = &self.policy;
+        let rhythm = self.rhythm.unwrap_or_default();
+        let late = rhythm.days.saturating_sub(1);
+        let counted = |count: u32, days: u64, slack: u64| match count {
+            0 => 0,
+            count => u64::from(count).saturating_mul(days).saturating_add(slack),
+        };
         let longest = [
             window.map_or(0, days_up),
-            u64::from(*daily),
-            u64::from(*weekly) * WEEK_DAYS,
-            u64::from(*monthly) * MONTH_DAYS,
-            u64::from(*yearly) * YEAR_DAYS,
+            counted(*daily, rhythm.days, 0),
+            counted(*weekly, rhythm.weeks.saturating_mul(WEEK_DAYS), late),
+            counted(*monthly, rhythm.months.saturating_mul(MONTH_DAYS), late),
+            counted(*yearly, rhythm.years.saturating_mul(YEAR_DAYS), late),
+            // The last good one stays until the next, whatever the policy.
+            rhythm.days,
         ];
         let longest = longest.into_iter().max().unwrap_or(0);
         let least = longest.saturating_add(reuse_days.unwrap_or(0)).saturating_add(1);
@@ -79,6 +139,10 @@ impl ExpiryBound {
             Self::Never => false,
         }
     }
+}
+
+fn days_between(before: Date, after: Date) -> u64 {
+    u64::try_from(before.duration_until(after).as_hours() / DAY_HOURS).unwrap_or(0)
 }
 
 /// Whole days, rounded up.
@@ -110,8 +174,52 @@ mod tests {
         Kept {
             policy,
             reuse_max_age,
+            rhythm: None,
         }
         .expiry_bound()
+    }
+
+    #[test]
+    fn rarer_dumps_are_kept_for_longer() {
+        let weekly = |first: Date| std::iter::successors(Some(first), |day| day.checked_add(DAY * 7).ok());
+        let mondays = Rhythm::of(weekly(jiff::civil::date(2024, 1, 1)).take(200)).unwrap();
+        let expected = Rhythm {
+            days: 7,
+            ..Rhythm::default()
+        };
+        assert_eq!(mondays, expected);
+        let months = (1..=12).map(|month| jiff::civil::date(2024, month, 1));
+        let firsts = Rhythm::of(months).unwrap();
+        assert_eq!(
+            (firsts.days, firsts.weeks, firsts.months, firsts.years),
+            (31, 5, 1, 1)
+        );
+        assert_eq!(Rhythm::of([jiff::civil::date(2024, 1, 1)]), None);
+
+        let bound = |rhythm, policy| {
+            Kept {
+                policy,
+                reuse_max_age: None,
+                rhythm: Some(rhythm),
+            }
+            .expiry_bound()
+        };
+        let daily = Policy {
+            daily: 30,
+            ..Policy::default()
+        };
+        assert_eq!(bound(mondays, daily.clone()), ExpiryBound::AtLeast(211));
+        assert_eq!(bound(firsts, daily), ExpiryBound::AtLeast(931));
+        let short = Policy {
+            window: Some(DAY * 3),
+            ..Policy::default()
+        };
+        assert_eq!(bound(mondays, short), ExpiryBound::AtLeast(8));
+        let monthly = Policy {
+            monthly: 6,
+            ..Policy::default()
+        };
+        assert_eq!(bound(firsts, monthly), ExpiryBound::AtLeast(6 * 31 + 30 + 1));
     }
 
     #[test]

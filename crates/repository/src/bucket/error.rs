@@ -40,6 +40,14 @@ pub enum BucketError {
         /// The command.
         mend: String,
     },
+    /// There is such a bucket, and nothing of it can be seen.
+    #[error(
+        "the bucket for {url} is there, and may be somebody else's: these credentials may see neither it nor any of its settings"
+    )]
+    Hidden {
+        /// The repository.
+        url: String,
+    },
     /// The bucket couldn't be made.
     #[error("cannot create the bucket for {url}: {why}")]
     NotCreated {
@@ -60,7 +68,7 @@ impl Classified for BucketError {
         match self {
             Self::Contradiction { .. } => RetryClass::Refused,
             Self::Usage { .. } | Self::NotS3 { .. } | Self::NoBucket { .. } => RetryClass::Usage,
-            Self::NotCreated { .. } => RetryClass::Permanent,
+            Self::NotCreated { .. } | Self::Hidden { .. } => RetryClass::Permanent,
             Self::Store(error) => error.retry_class(),
         }
     }
@@ -72,6 +80,10 @@ impl Classified for BucketError {
             | Self::NotS3 { mend, .. }
             | Self::NoBucket { mend, .. }
             | Self::NotCreated { mend, .. } => Some(Hint::new(mend)),
+            Self::Hidden { .. } => Some(Hint::new(
+                "names of buckets are the world's: choose another one; or, if it is yours, allow these credentials s3:ListBucket \
+                 and what docs/infrastructure.md has for 'check'",
+            )),
             Self::Store(error) => error.hint(),
         }
     }

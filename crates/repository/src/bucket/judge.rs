@@ -5,8 +5,8 @@ use pgkeep_store::bucket::{Lifecycle, Reading, Rule};
 use pgkeep_store::{Finding, PROBE_PREFIX, Store};
 
 use super::age::ExpiryBound;
-use super::rules::{days_text, is_own};
-use super::wanted::{ClusterKept, reason};
+use super::rule::{days_text, is_own, noncurrent_days};
+use super::wanted::{ClusterKept, Expiry, NONCURRENT_DAYS_DEFAULT, reason};
 use crate::layout;
 
 const CHECK: &str = "lifecycle";
@@ -19,6 +19,12 @@ pub(super) struct Place<'a> {
     pub(super) prefix: &'a str,
     /// Whose dumps.
     pub(super) clusters: &'a [ClusterKept],
+    /// When dumps are to be deleted by a rule.
+    pub(super) expiry: Expiry,
+    /// How long old versions are to stay at least.
+    pub(super) noncurrent_days: u32,
+    /// The command that mends own rules.
+    pub(super) setup: &'a str,
 }
 
 /// How far a rule reaches.
@@ -33,8 +39,9 @@ enum Reach<'a> {
     Everything,
 }
 
-/// What is to be said of the rules of the bucket that a store lies in; none where it lies in no bucket.
-pub async fn lifecycle_findings(store: &Store, clusters: &[ClusterKept]) -> Vec<Finding> {
+/// What is to be said of the rules of the bucket that a store lies in; none where it lies in no bucket. `setup` is the command
+/// that sets this bucket up.
+pub async fn lifecycle_findings(store: &Store, clusters: &[ClusterKept], setup: &str) -> Vec<Finding> {
     let Some(bucket) = store.bucket() else {
         return Vec::new();
     };
@@ -48,10 +55,7 @@ pub async fn lifecycle_findings(store: &Store, clusters: &[ClusterKept]) -> Vec<
         )]
     };
     let prefix = bucket.prefix();
-    let place = Place {
-        prefix: &prefix,
-        clusters,
-    };
+    let place = Place::new(&prefix, clusters, setup);
     match bucket.lifecycle().await {
         Ok(Reading::Set(lifecycle)) => {
             let mut findings = judge(&lifecycle, &place);
@@ -104,11 +108,24 @@ fn judge_rule(rule: &Rule, place: &Place<'_>) -> Vec<Finding> {
     let expiration = rule.expiration.as_ref();
     if let Some(date) = expiration.and_then(|expiration| expiration.date.as_deref()) {
         let what = format!("{name} expires all objects{below} on {date}");
-        findings.push(finding(Severity::Error, what, WHY_TORN, Some(mend(rule))));
+        findings.push(finding(Severity::Error, what, WHY_TORN, Some(place.mend(rule))));
     }
     if let Some(days) = expiration.and_then(|expiration| expiration.days) {
         let what = format!("{name} expires objects{below} after {}", days_text(days));
-        findings.extend(judge_expiry(rule, days, what, &reach));
+        findings.extend(place.judge_expiry(rule, days, what, &reach));
+    }
+    if let Some(days) = noncurrent_days(rule).filter(|days| *days < place.noncurrent_days) {
+        let wanted = days_text(place.noncurrent_days);
+        let what = format!(
+            "{name} deletes old versions{below} after {}, before {wanted}",
+            days_text(days)
+        );
+        let why = "So long what was deleted by mistake or malice can be brought back.";
+        let mend = match rule.id.as_deref().filter(|id| is_own(id)) {
+            Some(_) => place.setup.to_owned(),
+            None => format!("make it {wanted} in the rule"),
+        };
+        findings.push(finding(Severity::Warning, what, why, Some(mend)));
     }
     let archives = |class: &str| matches!(class, "GLACIER" | "DEEP_ARCHIVE");
     let classes = rule
@@ -124,44 +141,6 @@ fn judge_rule(rule: &Rule, place: &Place<'_>) -> Vec<Finding> {
     findings
 }
 
-fn judge_expiry(rule: &Rule, days: u32, what: String, reach: &Reach<'_>) -> Option<Finding> {
-    match reach {
-        Reach::Nothing => None,
-        Reach::Everything => {
-            let why =
-                format!("It would also delete the repository's marker, identities and pins. {WHY_TORN}");
-            Some(finding(Severity::Error, what, &why, Some(mend(rule))))
-        }
-        Reach::DumpsOfOthers => {
-            let why = format!("Whether that is too early, the settings of that cluster say. {WHY_TORN}");
-            Some(finding(Severity::Info, what, &why, None))
-        }
-        Reach::DumpsOf(cluster) => {
-            let bound = cluster.kept.expiry_bound();
-            if bound.permits(days) {
-                return Some(finding(Severity::Info, what, WHY_TORN, None));
-            }
-            let what = match bound {
-                ExpiryBound::AtLeast(least) => format!("{what}, {least} would do"),
-                ExpiryBound::Any | ExpiryBound::Never => what,
-            };
-            let why = format!(
-                "That contradicts what is kept: {}. {WHY_TORN}",
-                reason(bound, &cluster.kept)
-            );
-            Some(finding(Severity::Error, what, &why, Some(mend(rule))))
-        }
-    }
-}
-
-/// Own rules are mended by the setup; those of others are theirs.
-fn mend(rule: &Rule) -> String {
-    match rule.id.as_deref().filter(|id| is_own(id)) {
-        Some(_) => "pgkeep bucket setup".to_owned(),
-        None => "remove the rule, and let pgkeep prune decide what goes".to_owned(),
-    }
-}
-
 fn finding(severity: Severity, what: String, why: &str, mend: Option<String>) -> Finding {
     Finding {
         check: CHECK,
@@ -173,6 +152,72 @@ fn finding(severity: Severity, what: String, why: &str, mend: Option<String>) ->
 }
 
 impl<'a> Place<'a> {
+    /// Where nothing is asked for.
+    pub(super) fn new(prefix: &'a str, clusters: &'a [ClusterKept], setup: &'a str) -> Self {
+        Self {
+            prefix,
+            clusters,
+            expiry: Expiry::AsItIs,
+            noncurrent_days: NONCURRENT_DAYS_DEFAULT,
+            setup,
+        }
+    }
+
+    fn judge_expiry(&self, rule: &Rule, days: u32, what: String, reach: &Reach<'_>) -> Option<Finding> {
+        match reach {
+            Reach::Nothing => None,
+            Reach::Everything => {
+                let why =
+                    format!("It would also delete the repository's marker, identities and pins. {WHY_TORN}");
+                Some(finding(Severity::Error, what, &why, Some(self.mend(rule))))
+            }
+            Reach::DumpsOfOthers => {
+                let why = format!("Whether that is too early, the settings of that cluster say. {WHY_TORN}");
+                Some(finding(Severity::Info, what, &why, None))
+            }
+            Reach::DumpsOf(cluster) => {
+                let bound = cluster.kept.expiry_bound();
+                if bound.permits(days) {
+                    return Some(self.judge_wish(rule, days, what));
+                }
+                let what = match bound {
+                    ExpiryBound::AtLeast(least) => format!("{what}, {least} would do"),
+                    ExpiryBound::Any | ExpiryBound::Never => what,
+                };
+                let why = format!(
+                    "That contradicts what is kept: {}. {WHY_TORN}",
+                    reason(bound, &cluster.kept)
+                );
+                Some(finding(Severity::Error, what, &why, Some(self.mend(rule))))
+            }
+        }
+    }
+
+    /// A rule that leaves what is kept, and isn't what is asked for: S3 follows the earliest.
+    fn judge_wish(&self, rule: &Rule, days: u32, what: String) -> Finding {
+        let wished = match self.expiry {
+            Expiry::AsItIs => None,
+            Expiry::Never => Some("never".to_owned()),
+            Expiry::AfterDays(wished) if days < wished => Some(format!("after {}", days_text(wished))),
+            Expiry::AfterDays(_) => None,
+        };
+        match wished {
+            None => finding(Severity::Info, what, WHY_TORN, None),
+            Some(wished) => {
+                let why = format!("Dumps shall go {wished}, and the earliest rule counts. {WHY_TORN}");
+                finding(Severity::Warning, what, &why, Some(self.mend(rule)))
+            }
+        }
+    }
+
+    /// Own rules are mended by the setup; those of others are theirs.
+    fn mend(&self, rule: &Rule) -> String {
+        match rule.id.as_deref().filter(|id| is_own(id)) {
+            Some(_) => self.setup.to_owned(),
+            None => "remove the rule, and let pgkeep prune decide what goes".to_owned(),
+        }
+    }
+
     fn reach(&self, rule: &Rule) -> Reach<'a> {
         // pgkeep's objects have no tags.
         if rule.is_for_tagged() {
@@ -200,7 +245,9 @@ impl<'a> Place<'a> {
 #[cfg(test)]
 mod tests {
     use jiff::SignedDuration;
-    use pgkeep_store::bucket::{Expiration, Filter, StoredRule, Tag, Transition};
+    use pgkeep_store::bucket::{
+        Expiration, Filter, NoncurrentVersionExpiration, StoredRule, Tag, Transition,
+    };
 
     use super::*;
     use crate::bucket::Kept;
@@ -237,13 +284,7 @@ mod tests {
             name: "main".to_owned(),
             kept,
         }];
-        judge(
-            &lifecycle,
-            &Place {
-                prefix: "a/",
-                clusters: &clusters,
-            },
-        )
+        judge(&lifecycle, &Place::new("a/", &clusters, "pgkeep bucket setup"))
     }
 
     fn severity(rule: Rule, kept: Kept) -> Option<Severity> {
@@ -261,6 +302,7 @@ mod tests {
                 ..Policy::default()
             },
             reuse_max_age: reuse_days.map(length),
+            rhythm: None,
         }
     }
 
@@ -313,6 +355,56 @@ mod tests {
             "{said:?}"
         );
         assert!(said.why.contains("dump.reuse_max_age"), "{said:?}");
+    }
+
+    #[test]
+    fn an_earlier_rule_than_was_asked_for_is_told() {
+        let clusters = [ClusterKept {
+            name: "main".to_owned(),
+            kept: Kept::default(),
+        }];
+        let judged = |expiry, days| {
+            let place = Place {
+                expiry,
+                ..Place::new("a/", &clusters, "pgkeep bucket setup")
+            };
+            let found = judge_rule(&expiring("a/main/dump/", days), &place);
+            found[0].severity
+        };
+        assert_eq!(judged(Expiry::Never, 9999), Severity::Warning);
+        assert_eq!(judged(Expiry::AfterDays(40), 31), Severity::Warning);
+        assert_eq!(judged(Expiry::AfterDays(40), 40), Severity::Info);
+        assert_eq!(judged(Expiry::AsItIs, 31), Severity::Info);
+    }
+
+    #[test]
+    fn old_versions_that_go_too_soon_are_told() {
+        let ending = |prefix: &str, days, newer| Rule {
+            noncurrent_version_expiration: Some(NoncurrentVersionExpiration {
+                noncurrent_days: Some(days),
+                newer_noncurrent_versions: newer,
+            }),
+            ..rule(prefix)
+        };
+        for reaching in ["", "a/", "a/main/dump/", "a/main/pin/"] {
+            let judged = |days, newer| severity(ending(reaching, days, newer), Kept::default());
+            assert_eq!(judged(29, None), Some(Severity::Warning), "{reaching}");
+            assert_eq!(judged(30, None), None, "{reaching}");
+            assert_eq!(judged(1, Some(1)), None, "{reaching}");
+        }
+        assert_eq!(severity(ending("b/", 1, None), Kept::default()), None);
+        let clusters = [];
+        let longer = Place {
+            noncurrent_days: 60,
+            ..Place::new("a/", &clusters, "pgkeep bucket setup")
+        };
+        let found = judge_rule(&ending("", 30, None), &longer);
+        assert!(
+            found[0]
+                .what
+                .contains("'old' deletes old versions after 30 days, before 60 days"),
+            "{found:?}"
+        );
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod apply;
 mod error;
 mod judge;
 mod plan;
+mod rule;
 mod rules;
 mod state;
 mod wanted;
@@ -16,14 +17,13 @@ mod wanted;
 use jiff::Timestamp;
 use pgkeep_store::Store;
 
-pub use age::{ExpiryBound, Kept};
+pub use age::{ExpiryBound, Kept, Rhythm};
 pub use apply::{Applied, Came, SetUp, apply};
 pub use error::BucketError;
 pub use judge::lifecycle_findings;
 pub use plan::{Need, Plan, Step};
 pub use wanted::{
-    ClusterKept, EXPIRY_DAYS_DEFAULT, Expiry, Lock, LockMode, Move, NONCURRENT_DAYS_DEFAULT, STORAGE_CLASSES,
-    Wanted,
+    ClusterKept, Expiry, Lock, LockMode, Move, NONCURRENT_DAYS_DEFAULT, STORAGE_CLASSES, Wanted,
 };
 
 use state::State;
@@ -31,8 +31,8 @@ use state::State;
 /// What the bucket is, what it should be, and what is to be done. Nothing is changed.
 ///
 /// # Errors
-/// What is wanted contradicts itself or what is kept, the store lies in no bucket of S3, or it can't be asked. That there is
-/// no bucket is an error unless it may be created.
+/// What is wanted contradicts itself, what is kept, or what own rules say already; the store lies in no bucket of S3; it can't be
+/// asked, or shows nothing. That there is no bucket is an error unless it may be created, and can be as far as is known.
 pub async fn examine(
     store: &Store,
     wanted: &Wanted,
@@ -54,6 +54,12 @@ pub async fn examine(
                 "pgkeep bucket setup --create   # with --s3-region REGION at Amazon's; else correct the URL"
                     .to_owned(),
         });
+    }
+    if !state.exists {
+        bucket.check_region()?;
+    }
+    for cluster in &wanted.clusters {
+        wanted.check_beside(&plan::own_of(&state, cluster))?;
     }
     Ok(plan::plan(&state, wanted, now))
 }

@@ -8,9 +8,10 @@ use pgkeep_store::bucket::{
 };
 
 use super::judge::{Place, judge};
-use super::rules::{self, Present, days_text};
-use super::state::State;
-use super::wanted::{Lock, LockMode, Wanted};
+use super::rule::days_text;
+use super::rules::{self, Own, Present};
+use super::state::{OldVersions, State};
+use super::wanted::{ClusterKept, Lock, LockMode, NONCURRENT_DAYS_DEFAULT, Wanted};
 
 const ENABLED: &str = "Enabled";
 const OWNER_ENFORCED: &str = "BucketOwnerEnforced";
@@ -59,6 +60,7 @@ pub struct Plan {
     /// In the order in which they are set.
     pub steps: Vec<Step>,
     pub(super) create: bool,
+    pub(super) old_versions: OldVersions,
     pub(super) public_access: Option<PublicAccessBlock>,
     pub(super) ownership: Option<OwnershipControls>,
     pub(super) encryption: Option<Encryption>,
@@ -94,6 +96,7 @@ impl Plan {
 pub(super) fn plan(state: &State, wanted: &Wanted, now: Timestamp) -> Plan {
     let mut plan = Plan {
         create: !state.exists,
+        old_versions: state.old_versions,
         ..Plan::default()
     };
     if !state.exists {
@@ -392,6 +395,20 @@ fn plan_object_lock(state: &State, wanted: &Wanted, plan: &mut Plan) {
     plan.object_lock = look.step(plan);
 }
 
+/// What own lifecycle rules say of a cluster's dumps.
+pub(super) fn own_of(state: &State, cluster: &ClusterKept) -> Own {
+    let Some(lifecycle) = set(&state.lifecycle) else {
+        return Own::default();
+    };
+    let present = Present {
+        lifecycle,
+        prefix: &state.prefix,
+        old_versions: state.old_versions,
+        older_dumps: &|_, _| None,
+    };
+    present.own_of(cluster)
+}
+
 fn plan_lifecycle(state: &State, wanted: &Wanted, now: Timestamp, plan: &mut Plan) {
     let why = "Old versions, leases and parts of broken uploads stay, and cost.";
     let none = Lifecycle::default();
@@ -403,14 +420,13 @@ fn plan_lifecycle(state: &State, wanted: &Wanted, now: Timestamp, plan: &mut Pla
         }
     };
     let older = |cluster: &str, days: u32| state.older_dumps(cluster, days, now);
-    let rules = rules::plan(
-        &Present {
-            lifecycle: present,
-            prefix: &state.prefix,
-            older_dumps: &older,
-        },
-        wanted,
-    );
+    let present = Present {
+        lifecycle: present,
+        prefix: &state.prefix,
+        old_versions: state.old_versions,
+        older_dumps: &older,
+    };
+    let rules = rules::plan(&present, wanted);
     let step = |aspect: &rules::Aspect| Step {
         setting: aspect.setting.clone(),
         now: aspect.now.clone(),
@@ -431,8 +447,9 @@ fn plan_lifecycle(state: &State, wanted: &Wanted, now: Timestamp, plan: &mut Pla
     plan.steps.extend(rules.aspects.iter().map(step));
     // What is wrong with own rules is mended by what is written.
     let place = Place {
-        prefix: &state.prefix,
-        clusters: &wanted.clusters,
+        expiry: wanted.expiry,
+        noncurrent_days: wanted.noncurrent_days.unwrap_or(NONCURRENT_DAYS_DEFAULT),
+        ..Place::new(&state.prefix, &wanted.clusters, "pgkeep bucket setup")
     };
     for finding in judge(&rules.after, &place) {
         if finding.severity.needs_something() {

@@ -10,7 +10,12 @@ use pgkeep_store::bucket::{
 };
 
 use super::age::ExpiryBound;
-use super::wanted::{ClusterKept, EXPIRY_DAYS_DEFAULT, Expiry, Move, NONCURRENT_DAYS_DEFAULT, Wanted};
+use super::rule::{
+    after_days, expire_text, expiry_days, move_text, noncurrent_days, own_id, reach_text, removes_marks,
+    upload_days,
+};
+use super::state::OldVersions;
+use super::wanted::{ClusterKept, Expiry, Move, NONCURRENT_DAYS_DEFAULT, Wanted};
 use crate::layout;
 
 /// No dump is committed later than 72 hours after its start, so a lease of this age is nobody's.
@@ -19,11 +24,10 @@ const LEASE_DAYS: u32 = 7;
 const UPLOAD_DAYS: u32 = 7;
 /// The doctor removes its probes itself, where it may.
 const PROBE_DAYS: u32 = 1;
-/// S3 takes no longer name of a rule.
-const ID_LENGTH_MAX: usize = 255;
 const ENABLED: &str = "Enabled";
 
 /// One thing that rules are there for.
+#[derive(Default)]
 pub(super) struct Aspect {
     /// What it is called.
     pub(super) setting: String,
@@ -51,8 +55,29 @@ pub(super) struct Present<'a> {
     pub(super) lifecycle: &'a Lifecycle,
     /// Where the repository lies: empty, or with a slash at its end.
     pub(super) prefix: &'a str,
+    /// Whether there are old versions that nothing ends.
+    pub(super) old_versions: OldVersions,
     /// How many dumps of a cluster are older than so many days; none where that isn't known.
     pub(super) older_dumps: &'a dyn Fn(&str, u32) -> Option<usize>,
+}
+
+/// What own rules say of a cluster's dumps.
+#[derive(Debug, Default)]
+pub(super) struct Own {
+    /// When they go, where that leaves what is to be kept.
+    pub(super) expiry_days: Option<u32>,
+    /// To where they move, and when.
+    pub(super) transition: Option<(String, u32)>,
+    /// How long old versions stay.
+    pub(super) noncurrent_days: Option<u32>,
+}
+
+/// Debris that goes after some days.
+struct Simple {
+    setting: String,
+    id: String,
+    prefix: String,
+    days: u32,
 }
 
 /// What the rules should be.
@@ -77,25 +102,35 @@ pub(super) fn plan(present: &Present<'_>, wanted: &Wanted) -> Rules {
             prefix,
             days: LEASE_DAYS,
         };
-        let by_others = present
-            .foreign(&leases.id, &leases.prefix)
-            .any(|rule| expiry_days(rule).is_some());
-        let is_first = present.own(&leases.id).is_none() && !by_others;
         present.expire_debris(leases, &mut rules);
-        present.dumps(cluster, wanted, is_first, &mut rules);
+        present.dumps(cluster, wanted, &mut rules);
     }
     rules
 }
 
-/// Debris that goes after some days.
-struct Simple {
-    setting: String,
-    id: String,
-    prefix: String,
-    days: u32,
-}
-
 impl<'a> Present<'a> {
+    /// What own rules say of a cluster's dumps.
+    pub(super) fn own_of(&self, cluster: &ClusterKept) -> Own {
+        let enabled = |id: String| self.own(&id).filter(|rule| rule.is_enabled());
+        let dumps = enabled(self.dumps_of(cluster).0);
+        let bound = cluster.kept.expiry_bound();
+        let first = dumps.and_then(|rule| rule.transitions.first());
+        let when = first.and_then(|transition| Some((transition.storage_class.clone(), transition.days?)));
+        Own {
+            expiry_days: dumps.and_then(expiry_days).filter(|days| bound.permits(*days)),
+            transition: when,
+            noncurrent_days: enabled(own_id("housekeeping", self.prefix)).and_then(noncurrent_days),
+        }
+    }
+
+    /// The id and the prefix of the rule for a cluster's dumps.
+    fn dumps_of(&self, cluster: &ClusterKept) -> (String, String) {
+        let folder = layout::kind_prefix(&cluster.name, BackupKind::Dump);
+        let prefix = format!("{}{folder}", self.prefix);
+        let id = own_id("dumps", prefix.trim_end_matches("/dump/"));
+        (id, prefix)
+    }
+
     fn own(&self, id: &str) -> Option<&'a Rule> {
         let mut rules = self.lifecycle.rules.iter().map(|stored| &stored.rule);
         rules.find(|rule| rule.id.as_deref() == Some(id))
@@ -113,40 +148,44 @@ impl<'a> Present<'a> {
         })
     }
 
+    /// A rule that does nothing yet. S3 takes none with a filter beside one of its old form.
+    fn new_rule(&self, id: &str, prefix: &str) -> Rule {
+        let mut rule = Rule {
+            id: Some(id.to_owned()),
+            status: ENABLED.to_owned(),
+            ..Rule::default()
+        };
+        if self.lifecycle.has_old_form() {
+            rule.prefix = Some(prefix.to_owned());
+        } else {
+            rule.filter = Some(Filter {
+                prefix: Some(prefix.to_owned()),
+                ..Filter::default()
+            });
+        }
+        rule
+    }
+
     /// Old versions, unfinished uploads, marks of deletion: below the repository's place, for all clusters.
     fn housekeeping(&self, wanted: &Wanted, rules: &mut Rules) {
         let id = own_id("housekeeping", self.prefix);
         let own = self.own(&id).filter(|rule| rule.is_enabled());
         let foreign: Vec<&Rule> = self.foreign(&id, self.prefix).collect();
-        let mut rule = new_rule(&id, self.prefix);
-
-        let own_days = own.and_then(noncurrent_days);
-        // Of several rules S3 follows the earliest.
-        let foreign_days = foreign.iter().copied().filter_map(noncurrent_days).min();
-        let days = wanted.noncurrent_days.unwrap_or(NONCURRENT_DAYS_DEFAULT);
-        let kept = match wanted.noncurrent_days {
-            Some(days) => (foreign_days != Some(days)).then_some(days),
-            None => own_days
-                .map(|own| own.max(days))
-                .or(foreign_days.is_none().then_some(days)),
-        };
-        rule.noncurrent_version_expiration = kept.map(|days| NoncurrentVersionExpiration {
-            noncurrent_days: Some(days),
-            newer_noncurrent_versions: None,
-        });
-        let now = own_days.into_iter().chain(foreign_days).min();
-        rules.aspects.push(Aspect {
-            setting: "old versions".to_owned(),
-            now: expire_text(now),
-            wanted: expire_text(kept.or(foreign_days)),
-            differs: kept.is_some() && kept != own_days,
-            note: match foreign_days {
-                Some(foreign) if foreign < days => format!(
-                    "another rule deletes old versions after {foreign} days: so long what was deleted can be brought back"
-                ),
-                _ => String::new(),
-            },
-        });
+        let mut rule = self.new_rule(&id, self.prefix);
+        let mut aspects = Vec::new();
+        // A store without old versions may refuse all rules for the sake of one that is for them.
+        let has_versions = self.old_versions != OldVersions::Unsupported;
+        if has_versions {
+            let (days, aspect) = self.old_versions(own, &foreign, wanted);
+            rule.noncurrent_version_expiration = days.map(|days| NoncurrentVersionExpiration {
+                noncurrent_days: Some(days),
+                newer_noncurrent_versions: None,
+            });
+            aspects.push(aspect);
+        } else {
+            rule.noncurrent_version_expiration =
+                own.and_then(|own| own.noncurrent_version_expiration.clone());
+        }
 
         let own_days = own.and_then(upload_days);
         let foreign_days = foreign.iter().copied().filter_map(upload_days).min();
@@ -154,36 +193,86 @@ impl<'a> Present<'a> {
         rule.upload_expiration = kept.map(|days| UploadExpiration {
             days_after_initiation: Some(days),
         });
-        rules.aspects.push(Aspect {
+        aspects.push(Aspect {
             setting: "unfinished uploads".to_owned(),
-            now: expire_text(own_days.into_iter().chain(foreign_days).min()),
-            wanted: expire_text(kept.or(foreign_days)),
+            now: self.expire_text(own_days.into_iter().chain(foreign_days).min()),
+            wanted: self.expire_text(kept.or(foreign_days)),
             differs: kept != own_days,
             note: String::new(),
         });
 
-        let removes_marks = |rule: &Rule| {
-            rule.expiration
-                .as_ref()
-                .is_some_and(|expiration| expiration.expired_object_delete_marker == Some(true))
-        };
         let own_removes = own.is_some_and(removes_marks);
         let foreign_remove = foreign.iter().any(|rule| removes_marks(rule));
-        if own_removes || !foreign_remove {
-            rule.expiration = Some(Expiration {
-                expired_object_delete_marker: Some(true),
-                ..Expiration::default()
-            });
-        }
-        let shown = |removed: bool| if removed { "removed" } else { "stay" };
-        rules.aspects.push(Aspect {
-            setting: "marks of deletion".to_owned(),
-            now: shown(own_removes || foreign_remove).to_owned(),
-            wanted: shown(true).to_owned(),
-            differs: !own_removes && !foreign_remove,
-            note: String::new(),
+        let remove = match own_removes {
+            true => true,
+            false => has_versions && !foreign_remove && !self.lifecycle.has_old_form(),
+        };
+        rule.expiration = remove.then(|| Expiration {
+            expired_object_delete_marker: Some(true),
+            ..Expiration::default()
         });
-        rules.put(rule);
+        if has_versions {
+            aspects.push(self.marks(own_removes, foreign_remove));
+        }
+        rules.put(rule, aspects);
+    }
+
+    /// Of a repository at the top of a bucket, the whole bucket is told.
+    fn expire_text(&self, days: Option<u32>) -> String {
+        match (self.prefix, days) {
+            ("", Some(_)) => format!("{}, in the whole bucket", expire_text(days)),
+            _ => expire_text(days),
+        }
+    }
+
+    /// When the own rule ends old versions, and that in words.
+    fn old_versions(&self, own: Option<&Rule>, foreign: &[&Rule], wanted: &Wanted) -> (Option<u32>, Aspect) {
+        let own_days = own.and_then(noncurrent_days);
+        // Of several rules S3 follows the earliest. One that is too early is told by itself.
+        let foreign_days = foreign.iter().copied().filter_map(noncurrent_days).min();
+        let now = own_days.into_iter().chain(foreign_days).min();
+        let days = wanted.noncurrent_days.unwrap_or(NONCURRENT_DAYS_DEFAULT);
+        let kept = match wanted.noncurrent_days {
+            Some(days) => (foreign_days != Some(days)).then_some(days),
+            // Versions that nothing ends can be brought back for ever: nobody takes that away unasked.
+            None if now.is_none() && self.old_versions == OldVersions::Kept => None,
+            None => own_days
+                .map(|own| own.max(days))
+                .or(foreign_days.is_none().then_some(days)),
+        };
+        let note = match kept.or(now) {
+            None => format!("nothing ends them, and that stays: --noncurrent-days {days} lets them go"),
+            Some(_) => String::new(),
+        };
+        let aspect = Aspect {
+            setting: "old versions".to_owned(),
+            now: self.expire_text(now),
+            wanted: self.expire_text(kept.or(foreign_days.map(|foreign| foreign.max(days)))),
+            differs: kept.is_some() && kept != own_days,
+            note,
+        };
+        (kept, aspect)
+    }
+
+    fn marks(&self, own_removes: bool, foreign_remove: bool) -> Aspect {
+        let shown = |removed: bool| if removed { "removed" } else { "stay" };
+        let now = own_removes || foreign_remove;
+        // In the old form they would overlap with everything else that expires, which S3 refuses.
+        let wanted = now || !self.lifecycle.has_old_form();
+        let note = match wanted {
+            true => "",
+            false => {
+                "beside rules of S3's old form (<Prefix> in place of <Filter>) there can be no rule for them; they cost nothing, \
+                 and slow listings down"
+            }
+        };
+        Aspect {
+            setting: "marks of deletion".to_owned(),
+            now: shown(now).to_owned(),
+            wanted: shown(wanted).to_owned(),
+            differs: now != wanted,
+            note: note.to_owned(),
+        }
     }
 
     fn expire_debris(&self, debris: Simple, rules: &mut Rules) {
@@ -194,63 +283,41 @@ impl<'a> Present<'a> {
             .filter_map(expiry_days)
             .min();
         let kept = own_days.or(foreign_days.is_none().then_some(debris.days));
-        rules.aspects.push(Aspect {
+        let aspect = Aspect {
             setting: debris.setting,
             now: expire_text(own_days.into_iter().chain(foreign_days).min()),
             wanted: expire_text(kept.or(foreign_days)),
             differs: kept != own_days,
             note: String::new(),
-        });
-        let mut rule = new_rule(&debris.id, &debris.prefix);
+        };
+        let mut rule = self.new_rule(&debris.id, &debris.prefix);
         rule.expiration = kept.map(after_days);
-        rules.put(rule);
+        rules.put(rule, vec![aspect]);
     }
 
-    fn dumps(&self, cluster: &ClusterKept, wanted: &Wanted, is_first: bool, rules: &mut Rules) {
-        let prefix = format!(
-            "{}{}",
-            self.prefix,
-            layout::kind_prefix(&cluster.name, BackupKind::Dump)
-        );
-        let id = own_id("dumps", prefix.trim_end_matches("/dump/"));
+    fn dumps(&self, cluster: &ClusterKept, wanted: &Wanted, rules: &mut Rules) {
+        let (id, prefix) = self.dumps_of(cluster);
         let own = self.own(&id).filter(|rule| rule.is_enabled());
         let own_days = own.and_then(expiry_days);
         let foreign_days = self.foreign(&id, &prefix).filter_map(expiry_days).min();
-        let older = |days| (self.older_dumps)(&cluster.name, days);
         let bound = cluster.kept.expiry_bound();
-        let mut note = String::new();
         let kept = match wanted.expiry {
             Expiry::Never => None,
-            Expiry::AfterDays(days) => {
-                if own_days != Some(days)
-                    && let Some(older) = older(days).filter(|older| *older > 0)
-                {
-                    note = format!("{older} of the dumps there are older, and go within two days");
-                }
-                (foreign_days != Some(days)).then_some(days)
-            }
-            Expiry::AsItIs => match own_days {
-                Some(days) => bound.permits(days).then_some(days),
-                None if bound == ExpiryBound::Any && is_first && foreign_days.is_none() => {
-                    let harmless = older(EXPIRY_DAYS_DEFAULT) == Some(0);
-                    if !harmless {
-                        note = format!(
-                            "dumps older than {EXPIRY_DAYS_DEFAULT} days may be there, so none is set: \
-                             --expire-dumps-after DAYS or never"
-                        );
-                    }
-                    harmless.then_some(EXPIRY_DAYS_DEFAULT)
-                }
-                None => None,
-            },
+            Expiry::AfterDays(days) => (foreign_days != Some(days)).then_some(days),
+            Expiry::AsItIs => own_days.filter(|days| bound.permits(*days)),
         };
-        rules.aspects.push(Aspect {
+        let target = match wanted.expiry {
+            Expiry::Never => None,
+            Expiry::AfterDays(days) => Some(days),
+            Expiry::AsItIs => kept.or(foreign_days),
+        };
+        let mut aspects = vec![Aspect {
             setting: format!("dumps of {}", cluster.name),
             now: expire_text(own_days.into_iter().chain(foreign_days).min()),
-            wanted: expire_text(kept.or(foreign_days)),
+            wanted: expire_text(target),
             differs: kept != own_days,
-            note,
-        });
+            note: self.notes_of_dumps(cluster, kept, own_days, wanted.expiry),
+        }];
 
         let own_transitions = own.map(|rule| rule.transitions.clone()).unwrap_or_default();
         let transitions = match &wanted.transition {
@@ -263,7 +330,7 @@ impl<'a> Present<'a> {
             }],
         };
         if !transitions.is_empty() || !own_transitions.is_empty() {
-            rules.aspects.push(Aspect {
+            aspects.push(Aspect {
                 setting: format!("dumps of {} move", cluster.name),
                 now: move_text(&own_transitions),
                 wanted: move_text(&transitions),
@@ -271,10 +338,42 @@ impl<'a> Present<'a> {
                 note: String::new(),
             });
         }
-        let mut rule = new_rule(&id, &prefix);
+        let mut rule = self.new_rule(&id, &prefix);
         rule.expiration = kept.map(after_days);
         rule.transitions = transitions;
-        rules.put(rule);
+        rules.put(rule, aspects);
+    }
+
+    /// What is good to know of a rule that deletes dumps.
+    fn notes_of_dumps(
+        &self,
+        cluster: &ClusterKept,
+        kept: Option<u32>,
+        own_days: Option<u32>,
+        expiry: Expiry,
+    ) -> String {
+        let Some(days) = kept else {
+            return String::new();
+        };
+        let mut notes = Vec::new();
+        if own_days != kept
+            && let Some(older) = (self.older_dumps)(&cluster.name, days).filter(|older| *older > 0)
+        {
+            notes.push(format!(
+                "{older} of the dumps there are older, and go within two days"
+            ));
+        }
+        match cluster.kept.expiry_bound() {
+            ExpiryBound::Any if matches!(expiry, Expiry::AfterDays(_)) => notes.push(
+                "nothing here says what is kept: if the dump host has keep or dump.incremental, run this with its settings"
+                    .to_owned(),
+            ),
+            ExpiryBound::AtLeast(_) if cluster.kept.rhythm.is_none() => notes.push(
+                "that supposes a dump every day: no dump.schedule here says when they come".to_owned(),
+            ),
+            _ => {}
+        }
+        notes.join("; ")
     }
 }
 
@@ -284,199 +383,52 @@ impl Rules {
         self.aspects.iter().any(|aspect| aspect.differs)
     }
 
-    /// In the place of the rule of that id, or behind all others; a rule that would do nothing goes.
-    fn put(&mut self, rule: Rule) {
+    /// In the place of the rule of that id, or behind all others; a rule that would do nothing goes. What differs beside the
+    /// aspects (somebody made it reach further, say) is one more.
+    fn put(&mut self, rule: Rule, aspects: Vec<Aspect>) {
         let does_something = rule.expiration.is_some()
             || !rule.transitions.is_empty()
             || rule.noncurrent_version_expiration.is_some()
             || rule.upload_expiration.is_some();
+        let is_told = aspects.iter().any(|aspect| aspect.differs);
+        self.aspects.extend(aspects);
         let rules = &mut self.after.rules;
-        let place = rules.iter().position(|stored| stored.rule.id == rule.id);
-        match (place, does_something) {
-            (Some(place), _) if rules[place].rule.normalized() == rule.normalized() => {}
-            (Some(place), true) => rules[place] = StoredRule::new(rule),
-            (Some(place), false) => {
+        let Some(place) = rules.iter().position(|stored| stored.rule.id == rule.id) else {
+            if does_something {
+                rules.push(StoredRule::new(rule));
+            }
+            return;
+        };
+        let (present, wanted) = (rules[place].rule.normalized(), rule.normalized());
+        let is_off = !present.is_enabled() && !does_something;
+        if present == wanted || is_off {
+            return;
+        }
+        let reaches_elsewhere = present.filter != wanted.filter;
+        if reaches_elsewhere || !is_told {
+            self.aspects.push(Aspect {
+                setting: format!("rule {}", rule.id.as_deref().unwrap_or_default()),
+                now: match reaches_elsewhere {
+                    true => reach_text(&present),
+                    false => "changed by somebody".to_owned(),
+                },
+                wanted: match (reaches_elsewhere, does_something) {
+                    (_, false) => "none".to_owned(),
+                    (true, true) => reach_text(&wanted),
+                    (false, true) => "as it is set up".to_owned(),
+                },
+                differs: true,
+                note: String::new(),
+            });
+        }
+        match does_something {
+            true => rules[place] = StoredRule::new(rule),
+            false => {
                 rules.remove(place);
             }
-            (None, true) => rules.push(StoredRule::new(rule)),
-            (None, false) => {}
         }
     }
-}
-
-/// Whether an id is one of those that are given here.
-pub(super) fn is_own(id: &str) -> bool {
-    ["housekeeping", "probes", "leases", "dumps"]
-        .iter()
-        .any(|purpose| id.starts_with(&format!("pgkeep-{purpose}:")))
-}
-
-/// The id of the rule for a purpose at a place.
-fn own_id(purpose: &str, place: &str) -> String {
-    let id = format!("pgkeep-{purpose}:{}", place.trim_end_matches('/'));
-    if id.len() <= ID_LENGTH_MAX {
-        return id;
-    }
-    format!("pgkeep-{purpose}:{}", blake3::hash(place.as_bytes()).to_hex())
-}
-
-fn new_rule(id: &str, prefix: &str) -> Rule {
-    Rule {
-        id: Some(id.to_owned()),
-        status: ENABLED.to_owned(),
-        filter: Some(Filter {
-            prefix: Some(prefix.to_owned()),
-            ..Filter::default()
-        }),
-        ..Rule::default()
-    }
-}
-
-fn after_days(days: u32) -> Expiration {
-    Expiration {
-        days: Some(days),
-        ..Expiration::default()
-    }
-}
-
-fn expiry_days(rule: &Rule) -> Option<u32> {
-    rule.expiration.as_ref()?.days
-}
-
-fn noncurrent_days(rule: &Rule) -> Option<u32> {
-    rule.noncurrent_version_expiration.as_ref()?.noncurrent_days
-}
-
-fn upload_days(rule: &Rule) -> Option<u32> {
-    rule.upload_expiration.as_ref()?.days_after_initiation
-}
-
-fn expire_text(days: Option<u32>) -> String {
-    days.map_or("stay".to_owned(), |days| format!("go after {}", days_text(days)))
-}
-
-/// `1 day`, `30 days`
-pub(super) fn days_text(days: u32) -> String {
-    match days {
-        1 => "1 day".to_owned(),
-        days => format!("{days} days"),
-    }
-}
-
-fn move_text(transitions: &[Transition]) -> String {
-    if transitions.is_empty() {
-        return "stay".to_owned();
-    }
-    let one = |transition: &Transition| {
-        let when = transition.days.map(|days| format!(" after {}", days_text(days)));
-        format!("to {}{}", transition.storage_class, when.unwrap_or_default())
-    };
-    transitions.iter().map(one).collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::bucket::Kept;
-
-    fn stored(id: &str, prefix: &str, change: impl FnOnce(&mut Rule)) -> StoredRule {
-        let mut rule = new_rule(id, prefix);
-        change(&mut rule);
-        StoredRule::new(rule)
-    }
-
-    fn expiring(id: &str, prefix: &str, days: u32) -> StoredRule {
-        stored(id, prefix, |rule| rule.expiration = Some(after_days(days)))
-    }
-
-    /// What infra/terraform/s3-backups/lifecycle.tf makes.
-    fn by_terraform() -> Lifecycle {
-        let housekeeping = stored("housekeeping", "", |rule| {
-            rule.noncurrent_version_expiration = Some(NoncurrentVersionExpiration {
-                noncurrent_days: Some(30),
-                newer_noncurrent_versions: None,
-            });
-            rule.upload_expiration = Some(UploadExpiration {
-                days_after_initiation: Some(7),
-            });
-            rule.expiration = Some(Expiration {
-                expired_object_delete_marker: Some(true),
-                ..Expiration::default()
-            });
-        });
-        Lifecycle {
-            rules: vec![
-                housekeeping,
-                expiring("doctors-probes", "pgkeep/pgkeep-probe-", 1),
-                expiring("leases-main", "pgkeep/main/lease/", 7),
-            ],
-            transition_minimum: None,
-        }
-    }
-
-    fn planned(lifecycle: &Lifecycle, expiry: Expiry, noncurrent_days: Option<u32>) -> Rules {
-        let wanted = Wanted {
-            clusters: vec![ClusterKept {
-                name: "main".to_owned(),
-                kept: Kept::default(),
-            }],
-            expiry,
-            noncurrent_days,
-            ..Wanted::default()
-        };
-        let present = Present {
-            lifecycle,
-            prefix: "pgkeep/",
-            older_dumps: &|_, _| Some(0),
-        };
-        plan(&present, &wanted)
-    }
-
-    #[test]
-    fn what_terraform_made_is_right() {
-        let made = by_terraform();
-        let rules = planned(&made, Expiry::AsItIs, None);
-        assert!(!rules.differ());
-        assert_eq!(rules.after, made);
-        let more = planned(&made, Expiry::AfterDays(40), None);
-        assert_eq!(more.after.rules[..3], made.rules[..]);
-        assert_eq!(
-            more.after.rules[3].rule.id.as_deref(),
-            Some("pgkeep-dumps:pgkeep/main")
-        );
-    }
-
-    #[test]
-    fn what_was_written_is_right_the_next_time() {
-        for expiry in [Expiry::AsItIs, Expiry::Never, Expiry::AfterDays(40)] {
-            let first = planned(&Lifecycle::default(), expiry, Some(60));
-            assert!(first.differ());
-            for again in [expiry, Expiry::AsItIs] {
-                let second = planned(&first.after, again, None);
-                assert!(!second.differ(), "{expiry:?} {again:?}");
-                assert_eq!(second.after, first.after);
-            }
-        }
-    }
-
-    #[test]
-    fn a_rule_that_is_switched_off_counts_for_nothing() {
-        let mut made = by_terraform();
-        made.rules[2].rule.status = "Disabled".to_owned();
-        let rules = planned(&made, Expiry::Never, None);
-        let differing: Vec<&str> = rules
-            .aspects
-            .iter()
-            .filter(|aspect| aspect.differs)
-            .map(|aspect| aspect.setting.as_str())
-            .collect();
-        assert_eq!(differing, ["leases of main"]);
-    }
-
-    #[test]
-    fn names_of_rules_are_as_long_as_the_store_takes() {
-        let long = own_id("leases", &"a/".repeat(300));
-        assert!(long.len() <= ID_LENGTH_MAX && is_own(&long), "{long}");
-        assert!(is_own(&own_id("housekeeping", "")) && !is_own("housekeeping"));
-    }
-}
+mod tests;

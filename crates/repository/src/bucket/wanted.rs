@@ -2,6 +2,7 @@
 
 use super::age::{ExpiryBound, Kept};
 use super::error::BucketError;
+use super::rules::Own;
 
 /// What a bucket for backups is asked to be. The default asks for nothing beyond what every such bucket should have.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -12,7 +13,7 @@ pub struct Wanted {
     pub expiry: Expiry,
     /// To where dumps move.
     pub transition: Move,
-    /// How long old versions stay; none: at least [`NONCURRENT_DAYS_DEFAULT`].
+    /// How long old versions stay; none: for ever where they do, else at least [`NONCURRENT_DAYS_DEFAULT`].
     pub noncurrent_days: Option<u32>,
     /// How new objects are locked; none: as they are.
     pub object_lock: Option<Lock>,
@@ -32,8 +33,8 @@ pub struct ClusterKept {
 /// When the store itself deletes dumps.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Expiry {
-    /// As it is, unless that contradicts what is kept. In a bucket that wasn't set up yet, and where nothing says what is kept:
-    /// after [`EXPIRY_DAYS_DEFAULT`].
+    /// As it is, unless that contradicts what is kept. Where no rule deletes dumps, none is made: without `keep` everything is
+    /// kept, and who sets up a bucket may not be where the dump host's settings are.
     #[default]
     AsItIs,
     /// Not at all.
@@ -87,8 +88,6 @@ impl LockMode {
     }
 }
 
-/// When dumps go where nothing says what is kept.
-pub const EXPIRY_DAYS_DEFAULT: u32 = 30;
 /// How long what was deleted can be brought back.
 pub const NONCURRENT_DAYS_DEFAULT: u32 = 30;
 /// From these, objects are read at once.
@@ -114,7 +113,43 @@ impl Wanted {
             }
         }
         self.check_transition()?;
-        self.check_lock()
+        self.check_ages()
+    }
+
+    /// The same beside what the bucket's own rules say already of what nothing is asked for.
+    pub(super) fn check_beside(&self, own: &Own) -> Result<(), BucketError> {
+        let mut all = self.clone();
+        if self.expiry == Expiry::AsItIs
+            && let Some(days) = own.expiry_days
+        {
+            all.expiry = Expiry::AfterDays(days);
+        }
+        if self.transition == Move::AsItIs
+            && let Some((class, days)) = &own.transition
+            && self.expiry != Expiry::AsItIs
+        {
+            let (class, days) = (class.clone(), *days);
+            all.transition = Move::To { class, days };
+        }
+        let least = |days: u32| days.max(NONCURRENT_DAYS_DEFAULT);
+        all.noncurrent_days = self.noncurrent_days.or(own.noncurrent_days.map(least));
+        all.check_ages()
+    }
+
+    /// Whether what goes by age fits together.
+    fn check_ages(&self) -> Result<(), BucketError> {
+        let Expiry::AfterDays(expiry) = self.expiry else {
+            return Ok(());
+        };
+        if let Move::To { days, .. } = &self.transition
+            && *days >= expiry
+        {
+            return Err(usage(
+                format!("dumps would expire after {expiry} days, before they are moved after {days}"),
+                format!("let them move earlier, or expire later than {days} days"),
+            ));
+        }
+        self.check_lock(expiry)
     }
 
     fn check_transition(&self) -> Result<(), BucketError> {
@@ -139,17 +174,11 @@ impl Wanted {
             let mend = format!("--transition {class}:{INFREQUENT_ACCESS_DAYS_MIN}");
             return Err(usage(problem, mend));
         }
-        match self.expiry {
-            Expiry::AfterDays(expiry) if *days >= expiry => Err(usage(
-                format!("dumps would expire after {expiry} days, before they are moved after {days}"),
-                format!("let them move earlier, or expire later than {days} days"),
-            )),
-            _ => Ok(()),
-        }
+        Ok(())
     }
 
-    fn check_lock(&self) -> Result<(), BucketError> {
-        let (Some(lock), Expiry::AfterDays(expiry)) = (self.object_lock, self.expiry) else {
+    fn check_lock(&self, expiry: u32) -> Result<(), BucketError> {
+        let Some(lock) = self.object_lock else {
             return Ok(());
         };
         let gone = expiry.saturating_add(self.noncurrent_days.unwrap_or(NONCURRENT_DAYS_DEFAULT));
@@ -193,15 +222,64 @@ fn check_expiry(cluster: &ClusterKept, days: u32) -> Result<(), BucketError> {
 
 /// Why dumps have to stay so long.
 pub(super) fn reason(bound: ExpiryBound, kept: &Kept) -> String {
+    let supposed = match kept.rhythm {
+        Some(_) => "",
+        None => ", with a dump a day",
+    };
     match (bound, kept.reuse_max_age) {
         (ExpiryBound::AtLeast(least), Some(_)) => {
-            format!("keep and dump.reuse_max_age together need objects for {least} days")
+            format!("keep and dump.reuse_max_age together need objects for {least} days{supposed}")
         }
-        (ExpiryBound::AtLeast(least), None) => format!("keep needs dumps for {least} days"),
+        (ExpiryBound::AtLeast(least), None) => format!("keep needs dumps for {least} days{supposed}"),
         (ExpiryBound::Never, Some(_)) if kept.policy.keeps_everything() => {
             "incremental dumps build on earlier ones, and without keep all of them stay".to_owned()
         }
         (ExpiryBound::Never, _) => "keep needs dumps for longer than S3 can count".to_owned(),
         (ExpiryBound::Any, _) => "nothing says what is kept".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_asked_for_fits_what_is_there() {
+        let own = Own {
+            expiry_days: Some(40),
+            transition: Some(("GLACIER_IR".to_owned(), 35)),
+            noncurrent_days: Some(10),
+        };
+        let refused = |wanted: Wanted, says: &str| {
+            wanted.check().unwrap();
+            let error = wanted.check_beside(&own).unwrap_err().to_string();
+            assert!(error.contains(says), "{error}");
+        };
+        let to = |days| Move::To {
+            class: "GLACIER_IR".to_owned(),
+            days,
+        };
+        let locked = |days| Wanted {
+            object_lock: Some(Lock {
+                mode: LockMode::Governance,
+                days,
+            }),
+            ..Wanted::default()
+        };
+        refused(locked(71), "locked for 71 days, longer than the 70");
+        locked(70).check_beside(&own).unwrap();
+        let moved = |transition| Wanted {
+            transition,
+            ..Wanted::default()
+        };
+        refused(moved(to(40)), "before they are moved after 40");
+        moved(to(39)).check_beside(&own).unwrap();
+        let expiring = |days| Wanted {
+            expiry: Expiry::AfterDays(days),
+            ..Wanted::default()
+        };
+        refused(expiring(35), "before they are moved after 35");
+        expiring(36).check_beside(&own).unwrap();
+        Wanted::default().check_beside(&own).unwrap();
     }
 }

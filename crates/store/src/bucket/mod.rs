@@ -28,6 +28,7 @@ use crate::error::{Cause, StoreError, StoreErrorKind};
 use crate::s3::{BucketAnswer, BucketRequest, S3Settings};
 use crate::store::Store;
 
+const CREATE: &str = "create the bucket";
 const CONTENT_MD5: HeaderName = HeaderName::from_static("content-md5");
 const OBJECT_LOCK_ENABLED: HeaderName = HeaderName::from_static("x-amz-bucket-object-lock-enabled");
 /// Of a lifecycle configuration, beside its XML.
@@ -60,6 +61,17 @@ pub enum Written {
     Forbidden(&'static str),
 }
 
+/// Whether there is a bucket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Presence {
+    /// It is there.
+    There,
+    /// It is there, and these credentials may not look at it: it may be somebody else's, the names are the world's.
+    Hidden,
+    /// There is none.
+    Missing,
+}
+
 /// The bucket that a store lies in.
 #[derive(Clone, Copy)]
 pub struct Bucket<'a> {
@@ -84,16 +96,32 @@ impl Bucket<'_> {
         }
     }
 
-    /// Whether there is such a bucket. One that these credentials may not look at is there.
-    /// <https://docs.aws.amazon.com/AmazonS3/latest/API/API_HeadBucket.html>
+    /// Whether there is such a bucket. <https://docs.aws.amazon.com/AmazonS3/latest/API/API_HeadBucket.html>
     ///
     /// # Errors
     /// The store can't be reached, or doesn't accept the credentials.
-    pub async fn exists(&self) -> Result<bool, StoreError> {
+    pub async fn presence(&self) -> Result<Presence, StoreError> {
         let answer = self
             .send("look for the bucket", Method::HEAD, None, HeaderMap::new(), "")
             .await?;
-        Ok(answer.status != 404)
+        Ok(match answer.status {
+            404 => Presence::Missing,
+            403 => Presence::Hidden,
+            _ => Presence::There,
+        })
+    }
+
+    /// Whether a bucket could be made with these options, as far as that is known without the store.
+    ///
+    /// # Errors
+    /// The store is Amazon's, and no region was told.
+    pub fn check_region(&self) -> Result<(), StoreError> {
+        if self.s3.region.is_some() || self.s3.has_endpoint {
+            return Ok(());
+        }
+        let why = "no region is told: where shall it be? (--s3-region eu-central-1, s3.region, AWS_REGION)";
+        let kind = StoreErrorKind::InvalidUrl;
+        Err(StoreError::new(kind, CREATE, self.store.url(), why))
     }
 
     /// Makes the bucket, in the region of the options. With Object Lock where it is asked for: some stores don't enable it
@@ -107,22 +135,12 @@ impl Bucket<'_> {
         struct Place<'a> {
             location_constraint: &'a str,
         }
-        let doing = "create the bucket";
+        self.check_region()?;
         let region = self.s3.region.as_deref();
-        if region.is_none() && !self.s3.has_endpoint {
-            let why =
-                "no region is told: where shall it be? (--s3-region eu-central-1, s3.region, AWS_REGION)";
-            return Err(StoreError::new(
-                StoreErrorKind::InvalidUrl,
-                doing,
-                self.store.url(),
-                why,
-            ));
-        }
         let body = match region.filter(|region| !REGIONS_UNTOLD.contains(region)) {
             Some(location_constraint) => {
                 xml::write(&Place { location_constraint }, "CreateBucketConfiguration")
-                    .map_err(|why| self.internal(doing, why))?
+                    .map_err(|why| self.internal(CREATE, why))?
             }
             None => String::new(),
         };
@@ -130,7 +148,7 @@ impl Bucket<'_> {
         if with_object_lock {
             headers.insert(OBJECT_LOCK_ENABLED, HeaderValue::from_static("true"));
         }
-        let answer = self.send(doing, Method::PUT, None, headers, &body).await?;
+        let answer = self.send(CREATE, Method::PUT, None, headers, &body).await?;
         Ok(match (answer.status, xml::error_of(&answer.body).0.as_str()) {
             // Made by an attempt whose answer was lost, or by somebody else of the same account.
             (_, "BucketAlreadyOwnedByYou") => Written::Taken,

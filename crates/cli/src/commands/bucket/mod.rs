@@ -2,14 +2,19 @@
 
 mod print;
 
-use jiff::Timestamp;
-use pgkeep_repository::bucket::{self, ClusterKept, Expiry, Kept, Move, Plan, Wanted};
+use jiff::civil::{Date, date};
+use jiff::{SignedDuration, Timestamp};
+use pgkeep_repository::bucket::{self, BucketError, ClusterKept, Expiry, Kept, Move, Plan, Rhythm, Wanted};
+use pgkeep_schedule::Schedule;
 use pgkeep_store::{Store, StoreUrl};
 
 use crate::args::{BucketAction, BucketArgs, WantedArgs};
-use crate::commands::{dump, prune};
+use crate::commands::{dump, prune, run as scheduler};
 use crate::context::{Context, Settings};
 use crate::exit::{Failure, Outcome};
+
+/// The years of a schedule that are looked at: with leap years on both sides.
+const SCHEDULE_YEARS: (Date, Date) = (date(2020, 1, 1), date(2029, 1, 1));
 
 /// `pgkeep bucket`
 pub async fn run(context: &Context, args: BucketArgs) -> Result<Outcome, Failure> {
@@ -32,8 +37,7 @@ async fn check(context: &Context, args: &WantedArgs) -> Result<Outcome, Failure>
     let place = Place::open(context, args).await?;
     let plan = place.examine(false).await?;
     print::plan(context, &plan);
-    let mend = print::command(args, &place.flags);
-    print::found(context, &place, &plan, &mend);
+    print::found(context, &place, &plan);
     Ok(match plan.needing().next() {
         None => Outcome::Done,
         Some(_) => Outcome::Attention,
@@ -60,8 +64,8 @@ async fn setup(
 struct Place {
     store: Store,
     wanted: Wanted,
-    /// Global flags that a command about this bucket repeats.
-    flags: Vec<String>,
+    /// The command that sets this bucket up so.
+    command: String,
 }
 
 impl Place {
@@ -84,28 +88,57 @@ impl Place {
         Ok(Self {
             store: settings.store_soon(settings.repository_url()?).await?,
             wanted,
-            flags: context.place_flags(),
+            command: print::command(args, &context.place_flags()),
         })
     }
 
     async fn examine(&self, may_create: bool) -> Result<Plan, Failure> {
-        Ok(bucket::examine(&self.store, &self.wanted, may_create, Timestamp::now()).await?)
+        let examined = bucket::examine(&self.store, &self.wanted, may_create, Timestamp::now()).await;
+        Ok(examined.map_err(|error| match error {
+            BucketError::NoBucket { url, .. } => BucketError::NoBucket {
+                url,
+                mend: format!(
+                    "{} --create   # with --s3-region REGION at Amazon's; else correct the URL",
+                    self.command
+                ),
+            },
+            error => error,
+        })?)
     }
 }
 
 /// What of a cluster's dumps is kept, as the planner of 'pgkeep prune' has it.
+///
+/// Incremental dumps count wherever anything is let go: `--incremental` asks for one without any setting, and there may be
+/// some from before the setting was taken out. Where everything is kept, that would forbid what somebody asks for without need.
 pub fn kept(settings: &Settings) -> ClusterKept {
+    let cluster = &settings.cluster;
+    let policy = prune::policy(cluster);
+    let may_reuse = cluster.dump.incremental || !policy.keeps_everything();
+    // A schedule that can't be read is for those to tell who run it.
+    let schedule = scheduler::schedule(settings).ok().flatten();
     ClusterKept {
         name: settings.name.clone(),
         kept: Kept {
-            policy: prune::policy(&settings.cluster),
-            reuse_max_age: settings
-                .cluster
-                .dump
-                .incremental
-                .then(|| dump::reuse_max_age(&settings.cluster)),
+            reuse_max_age: may_reuse.then(|| dump::reuse_max_age(cluster)),
+            rhythm: schedule.as_ref().and_then(rhythm),
+            policy,
         },
     }
+}
+
+/// How far apart the dumps of a schedule are.
+fn rhythm(schedule: &Schedule) -> Option<Rhythm> {
+    let (first, end) = SCHEDULE_YEARS;
+    let zone = schedule.zone();
+    let next_from = |day: Date| {
+        let begin = day.to_zoned(zone.clone()).ok()?.timestamp();
+        let before = begin.checked_sub(SignedDuration::from_nanos(1)).ok()?;
+        Some(schedule.next_after(before)?.to_zoned(zone.clone()).date())
+    };
+    // One for each day: there may be one a second.
+    let days = std::iter::successors(next_from(first), |day| next_from(day.tomorrow().ok()?));
+    Rhythm::of(days.take_while(|day| *day < end))
 }
 
 /// The settings for each repository; beside buckets, those that are none are left out.
@@ -162,4 +195,61 @@ fn one_bucket(all: &[Settings]) -> Result<&Settings, Failure> {
         ));
     }
     Ok(first)
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::tz::TimeZone;
+    use pgkeep_repository::bucket::ExpiryBound;
+    use pgkeep_repository::retention::Policy;
+
+    use super::*;
+
+    #[test]
+    fn a_schedule_says_how_long_what_is_counted_stays() {
+        let least = |text: &str, policy: Policy| {
+            let zone = TimeZone::get("Europe/Berlin").unwrap();
+            let schedule = Schedule::parse(text, zone).unwrap();
+            let rhythm = rhythm(&schedule);
+            assert!(rhythm.is_some(), "{text}");
+            let bound = Kept {
+                policy,
+                reuse_max_age: None,
+                rhythm,
+            }
+            .expiry_bound();
+            let ExpiryBound::AtLeast(days) = bound else {
+                panic!("{text}: {bound:?}");
+            };
+            days
+        };
+        let daily = || Policy {
+            daily: 30,
+            ..Policy::default()
+        };
+        let monthly = || Policy {
+            monthly: 6,
+            ..Policy::default()
+        };
+        // The day that has 25 hours is one.
+        for often in ["30 2 * * *", "@hourly", "* * * * * *", "0 23,1 * * *"] {
+            assert_eq!(least(often, daily()), 31, "{often}");
+            assert_eq!(least(often, monthly()), 187, "{often}");
+        }
+        assert_eq!(least("30 1 * * SUN", daily()), 211);
+        assert_eq!(least("30 1 * * SUN", monthly()), 187 + 6);
+        assert_eq!(least("0 2 * * 1-5", daily()), 91);
+        assert_eq!(least("@monthly", monthly()), 187 + 30);
+        // Every four years.
+        assert_eq!(
+            least(
+                "0 2 29 2 *",
+                Policy {
+                    daily: 1,
+                    ..Policy::default()
+                }
+            ),
+            1462
+        );
+    }
 }

@@ -29,7 +29,7 @@ pub(super) fn plan(context: &Context, plan: &Plan) {
 fn action(need: Need) -> &'static str {
     match need {
         Need::Nothing => "",
-        Need::Change => "set",
+        Need::Change => "to set",
         Need::ByHand => "by hand",
         Need::Unsupported => "none: not supported",
         Need::Unknown => "none: not seen",
@@ -74,11 +74,11 @@ pub(super) fn command(args: &WantedArgs, flags: &[String]) -> String {
 }
 
 /// What of the bucket needs something.
-pub(super) fn found(context: &Context, place: &Place, plan: &Plan, mend: &str) {
+pub(super) fn found(context: &Context, place: &Place, plan: &Plan) {
     let output = &context.output;
     notes(context, plan.steps.iter());
     let mend_of = |step: &Step| match step.need {
-        Need::Change => Some(mend.to_owned()),
+        Need::Change => Some(place.command.clone()),
         _ => step.mend.clone(),
     };
     for step in plan.needing() {

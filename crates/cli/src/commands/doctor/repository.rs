@@ -123,7 +123,12 @@ async fn probe(settings: &Settings, store: &Store, findings: &mut Findings) -> b
     match store.probe("").await {
         Ok(report) => {
             findings.ok(AREA, format!("{} is reachable", store.url()));
-            let rules = lifecycle_findings(store, &[bucket::kept(settings)]).await;
+            let setup = format!(
+                "pgkeep bucket setup --cluster {} --repository {}",
+                quote_for_shell(&settings.name),
+                quote_for_shell(settings.repository_url().unwrap_or_default())
+            );
+            let rules = lifecycle_findings(store, &[bucket::kept(settings)], &setup).await;
             for finding in report.findings.into_iter().chain(rules) {
                 findings.add(AREA, finding.severity, finding.what, finding.why, finding.mend);
             }
