@@ -253,6 +253,15 @@ enum TaskError {
     Failed(DumpError),
 }
 
+impl TaskError {
+    fn of_rows(self, relation: &CatalogRelation) -> Self {
+        match self {
+            Self::Failed(error) => Self::Failed(error.of_rows(&relation.name, relation.format)),
+            other => other,
+        }
+    }
+}
+
 impl From<DumpError> for TaskError {
     fn from(error: DumpError) -> Self {
         Self::Failed(error)
@@ -305,7 +314,9 @@ async fn read_relations(
     for place in task {
         let relation = shared.relation(*place)?;
         let size = shared.phase.sizes.get(*place as usize).copied().unwrap_or(0);
-        let rows = match take_over(shared, session, pipeline, *place, size).await? {
+        let of_rows = |error: TaskError| error.of_rows(relation);
+        let held = take_over(shared, session, pipeline, *place, size).await;
+        let rows = match held.map_err(of_rows)? {
             Some(rows) => rows,
             None => {
                 pipeline
@@ -315,7 +326,8 @@ async fn read_relations(
                         copy_line: copy_in_line(relation),
                     })
                     .await?;
-                let rows = read_relation(shared, session, pipeline, relation).await?;
+                let rows = read_relation(shared, session, pipeline, relation).await;
+                let rows = rows.map_err(of_rows)?;
                 pipeline.send(PackInput::End).await?;
                 pipeline.counted.insert(*place, rows);
                 rows

@@ -1,9 +1,11 @@
-use pgkeep_base::{Classified, Hint, RetryClass};
+use pgkeep_base::{Classified, Hint, RetryClass, quote_for_shell};
 use pgkeep_pg::PgError;
 use pgkeep_pg::programs::ProgramError;
 use pgkeep_repository::RepositoryError;
 use pgkeep_repository::encryption::EncryptionError;
 use pgkeep_timescale::TimescaleError;
+
+use crate::manifest::{QualifiedName, RowFormat};
 
 /// What can go wrong while dumping or restoring.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +40,16 @@ pub enum DumpError {
     /// The role may not read what is to be dumped.
     #[error(transparent)]
     MayNotRead(Box<DumpError>),
+    /// A row, or a value in it, is larger than what PostgreSQL can hold at once while it sends it.
+    #[error("{source}")]
+    RowTooLarge {
+        /// The table.
+        table: QualifiedName,
+        /// Whether the rows were to come as text.
+        in_text: bool,
+        /// PostgreSQL's answer, which doesn't speak of rows.
+        source: Box<DumpError>,
+    },
     /// The list of relations changed under every attempt.
     #[error(
         "cannot get a stable view of database '{database}': in {attempts} attempts its tables changed each time between \
@@ -277,11 +289,33 @@ impl DumpError {
         }
     }
 
+    /// What went wrong while the rows of a table were read.
+    pub(crate) fn of_rows(self, table: &QualifiedName, format: RowFormat) -> Self {
+        let Self::Pg {
+            source: PgError::Server(server),
+            ..
+        } = &self
+        else {
+            return self;
+        };
+        // A StringInfo and an allocation with their limits (src/common/stringinfo.c, src/backend/utils/mmgr/mcxt.c).
+        let is_too_large = server.sqlstate == SQLSTATE_PROGRAM_LIMIT_EXCEEDED
+            || server.message.starts_with("invalid memory alloc request size");
+        if !is_too_large {
+            return self;
+        }
+        Self::RowTooLarge {
+            table: table.clone(),
+            in_text: format == RowFormat::Text,
+            source: Box::new(self),
+        }
+    }
+
     /// The SQLSTATE, when PostgreSQL reported one.
     pub fn sqlstate(&self) -> Option<&str> {
         match self {
             Self::Pg { source, .. } => source.sqlstate(),
-            Self::MayNotRead(source) => source.sqlstate(),
+            Self::MayNotRead(source) | Self::RowTooLarge { source, .. } => source.sqlstate(),
             _ => None,
         }
     }
@@ -294,7 +328,9 @@ impl Classified for DumpError {
             Self::Repository(error) => error.retry_class(),
             Self::Timescale { source, .. } => source.retry_class(),
             Self::Program { source, .. } => source.retry_class(),
-            Self::Unfinished { source, .. } | Self::MayNotRead(source) => source.retry_class(),
+            Self::Unfinished { source, .. } | Self::MayNotRead(source) | Self::RowTooLarge { source, .. } => {
+                source.retry_class()
+            }
             Self::Unstable { .. } | Self::LockTimeout { .. } | Self::DatabaseGone { .. } => {
                 RetryClass::Transient
             }
@@ -335,6 +371,7 @@ impl Classified for DumpError {
             Self::MayNotRead(_) => {
                 "the role lacks a privilege: GRANT pg_read_all_data TO the role, or connect as another one".to_owned()
             }
+            Self::RowTooLarge { table, in_text, .. } => row_too_large(table, *in_text),
             Self::LockTimeout { .. } => "wait for those sessions to end, or allow more time with --lock-timeout".to_owned(),
             Self::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
                 "the disk is full: free some space on it, or write to another one, then run it again".to_owned()
@@ -352,6 +389,20 @@ impl Classified for DumpError {
         };
         Some(Hint::new(text))
     }
+}
+
+fn row_too_large(table: &QualifiedName, in_text: bool) -> String {
+    let binary = match in_text {
+        true => {
+            " (bytea counts twice in text, and large tables come in binary with 'pgkeep dump --set dump.row_format=auto')"
+        }
+        false => "",
+    };
+    format!(
+        "PostgreSQL sends no row of more than a gibibyte, to pg_dump neither: make that row smaller{binary}, or leave the table's \
+         rows out with --exclude-table-data {}; if no row of it is that large, the table is damaged",
+        quote_for_shell(&table.quoted())
+    )
 }
 
 fn missing_objects(first: &str, found_bytes: Option<u64>, others: u64) -> String {
@@ -386,6 +437,8 @@ fn newer_unreadable(unreadable: &[String], sound: &str, command: &str, source: &
 
 /// `insufficient_privilege`
 const SQLSTATE_INSUFFICIENT_PRIVILEGE: &str = "42501";
+/// `program_limit_exceeded`
+const SQLSTATE_PROGRAM_LIMIT_EXCEEDED: &str = "54000";
 
 /// Adds what was being done to an error from below.
 pub(crate) trait Context<T> {
@@ -425,6 +478,39 @@ mod tests {
     use pgkeep_pg::ServerError;
 
     use super::*;
+
+    #[test]
+    fn a_row_that_cannot_be_sent_is_told_from_other_failures() {
+        let table = QualifiedName {
+            schema: "public".to_owned(),
+            name: "Wide".to_owned(),
+        };
+        let failed = |sqlstate: &str, message: &str| {
+            let server = ServerError {
+                sqlstate: sqlstate.to_owned(),
+                message: message.to_owned(),
+                ..ServerError::default()
+            };
+            let source = PgError::Server(Box::new(server));
+            let context = "reading table public.Wide".to_owned();
+            DumpError::Pg { context, source }.of_rows(&table, RowFormat::Text)
+        };
+        for (sqlstate, message) in [
+            (SQLSTATE_PROGRAM_LIMIT_EXCEEDED, "out of memory"),
+            ("XX000", "invalid memory alloc request size 1258291203"),
+        ] {
+            let error = failed(sqlstate, message);
+            let hint = error.hint().unwrap().to_string();
+            assert!(
+                hint.contains("--exclude-table-data '\"public\".\"Wide\"'"),
+                "{hint}"
+            );
+            assert!(hint.contains("dump.row_format=auto"), "{hint}");
+            assert!(error.to_string().contains("reading table public.Wide"), "{error}");
+            assert_eq!(error.sqlstate(), Some(sqlstate));
+        }
+        assert!(matches!(failed("53200", "out of memory"), DumpError::Pg { .. }));
+    }
 
     #[test]
     fn a_missing_privilege_is_explained_by_what_was_done() {

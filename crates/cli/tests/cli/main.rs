@@ -16,6 +16,7 @@ mod help;
 mod init;
 mod interrupted;
 mod kills;
+mod large_rows;
 mod latest;
 mod memory;
 mod namespaces;
