@@ -386,7 +386,9 @@ impl Repository {
             return Ok(false);
         }
         match self.was_a_backup(id).await {
-            Err(RepositoryError::Store(error)) if error.kind() == StoreErrorKind::PermissionDenied => Ok(true),
+            Err(RepositoryError::Store(error)) if error.kind() == StoreErrorKind::PermissionDenied => {
+                Ok(true)
+            }
             was => was,
         }
     }

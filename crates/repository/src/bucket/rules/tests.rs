@@ -149,7 +149,8 @@ fn at_the_top_of_a_bucket_the_whole_bucket_is_told() {
 #[test]
 fn an_own_rule_that_somebody_changed_is_mended_and_told() {
     let right = planned(&Lifecycle::default(), Expiry::AfterDays(40), None).after;
-    let changes: [(&str, fn(&mut Rule)); 4] = [
+    type Change = fn(&mut Rule);
+    let changes: [(&str, Change); 4] = [
         ("for objects of the whole bucket", |rule| {
             rule.filter = Some(Filter::default())
         }),
