@@ -37,17 +37,25 @@ pub fn store_url(data: &[u8]) {
     }
 }
 
+/// What a store says of a bucket's settings.
+pub fn bucket(data: &[u8]) {
+    crate::bucket::read_or_refuse(&String::from_utf8_lossy(data));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn the_corpus_of_the_fuzzer_is_read_or_refused() {
-        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fuzz/corpus/store_url");
-        let entries: Vec<_> = std::fs::read_dir(folder).unwrap().map(Result::unwrap).collect();
-        assert!(!entries.is_empty(), "{folder}");
-        for entry in entries {
-            store_url(&std::fs::read(entry.path()).unwrap());
+        let targets: [(&str, fn(&[u8])); 2] = [("store_url", store_url), ("bucket", bucket)];
+        for (name, target) in targets {
+            let folder = format!("{}/../../fuzz/corpus/{name}", env!("CARGO_MANIFEST_DIR"));
+            let entries: Vec<_> = std::fs::read_dir(&folder).unwrap().map(Result::unwrap).collect();
+            assert!(!entries.is_empty(), "{folder}");
+            for entry in entries {
+                target(&std::fs::read(entry.path()).unwrap());
+            }
         }
     }
 }

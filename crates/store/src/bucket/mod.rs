@@ -37,6 +37,20 @@ const TRANSITION_MINIMUM: HeaderName =
 /// Regions that a new bucket isn't told of: the first is where it comes to be without, the other is R2's word for any.
 const REGIONS_UNTOLD: [&str; 2] = ["us-east-1", "auto"];
 
+/// What a fuzz target does with a store's answer: it is read or refused, and lifecycle rules are written as they were.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn read_or_refuse(text: &str) {
+    drop(xml::error_of(text));
+    drop(xml::read::<Encryption>(text, &[Encryption::ROOT]));
+    drop(xml::read::<ObjectLock>(text, &[ObjectLock::ROOT]));
+    if let Ok(lifecycle) = Lifecycle::read(text, None) {
+        for rule in &lifecycle.rules {
+            drop(rule.rule.normalized());
+        }
+        assert_eq!(Lifecycle::read(&lifecycle.write(), None), Ok(lifecycle));
+    }
+}
+
 /// What reading a setting came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reading<T> {
