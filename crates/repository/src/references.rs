@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use pgkeep_base::{BackupId, BackupKind};
 
+use crate::backups::BackupState;
 use crate::error::RepositoryError;
 use crate::layout;
 use crate::repo::Repository;
@@ -46,7 +47,9 @@ impl Repository {
     pub async fn references(&self, kind: BackupKind) -> Result<References, RepositoryError> {
         let mut references = References::default();
         for id in self.ids(kind).await? {
-            if !self.state(&id).await?.is_there() && !self.has_lost_manifest(&id).await? {
+            let state = self.state(&id).await?;
+            let may_have_lost_it = state == BackupState::Incomplete;
+            if !state.is_there() && !(may_have_lost_it && self.has_lost_manifest(&id).await?) {
                 continue;
             }
             let checksums = match self.checksums(&id).await {
