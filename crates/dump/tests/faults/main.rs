@@ -77,6 +77,14 @@ fn assert_no_orphans(folder: &Path) {
     }
 }
 
+/// What failed dumps left goes, where there is no other.
+fn remove_dumps(folder: &Path) {
+    let dumps = folder.join("test/dump");
+    if dumps.exists() {
+        std::fs::remove_dir_all(dumps).unwrap();
+    }
+}
+
 fn files(folder: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {

@@ -13,7 +13,7 @@ use pgkeep_testkit::{Cluster, require, requirements};
 
 use crate::common::{self, dump_options, repository_through, whole_dumps};
 use crate::store::{FAILED_MAX, impatient};
-use crate::{assert_no_orphans, compare, files, overwriting, plan, servers, source};
+use crate::{assert_no_orphans, compare, files, overwriting, plan, remove_dumps, servers, source};
 
 async fn dump_into(repositories: &[&Repository], source: &Cluster) -> Result<DumpReport, DumpError> {
     let opened = repositories
@@ -62,7 +62,7 @@ async fn one_of_two_goes_away_at_any_request_and_the_other_has_the_dump() {
         left_out += 1;
         remove_leases(bad.path());
         if left_out % FAILED_MAX == 0 {
-            std::fs::remove_dir_all(bad.path().join("test/dump")).unwrap();
+            remove_dumps(bad.path());
         }
         after += if requirements::long().is_ok() { 1 } else { 7 };
     };

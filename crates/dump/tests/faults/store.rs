@@ -10,7 +10,7 @@ use pgkeep_store::{RetryOptions, StoreErrorKind, StoreOptions};
 use pgkeep_testkit::{Cluster, require, requirements};
 
 use crate::common::{self, dump_options, repository_through, repository_with_faults, whole_dumps};
-use crate::{assert_no_orphans, compare, files, overwriting, plan, servers, source};
+use crate::{assert_no_orphans, compare, files, overwriting, plan, remove_dumps, servers, source};
 
 /// Seeds tried by the tests whose faults are random.
 fn seeds() -> impl Iterator<Item = u64> {
@@ -125,7 +125,7 @@ async fn an_outage_too_long_at_any_request_leaves_no_dump() {
             std::fs::remove_file(lease).unwrap();
         }
         if failed % FAILED_MAX == 0 {
-            std::fs::remove_dir_all(folder.path().join("test/dump")).unwrap();
+            remove_dumps(folder.path());
         }
         after += if requirements::long().is_ok() { 1 } else { 4 };
     }
