@@ -47,9 +47,11 @@ impl Repository {
     pub async fn references(&self, kind: BackupKind) -> Result<References, RepositoryError> {
         let mut references = References::default();
         for id in self.ids(kind).await? {
-            let state = self.state(&id).await?;
-            let may_have_lost_it = state == BackupState::Incomplete;
-            if !state.is_there() && !(may_have_lost_it && self.has_lost_manifest(&id).await?) {
+            let needs_them = match self.state(&id).await? {
+                BackupState::Incomplete => self.has_lost_manifest(&id).await?,
+                state => state.is_there(),
+            };
+            if !needs_them {
                 continue;
             }
             let checksums = match self.checksums(&id).await {

@@ -48,7 +48,8 @@ mod tests {
 
     #[test]
     fn the_corpus_of_the_fuzzer_is_read_or_refused() {
-        let targets: [(&str, fn(&[u8])); 2] = [("store_url", store_url), ("bucket", bucket)];
+        type Target = fn(&[u8]);
+        let targets: [(&str, Target); 2] = [("store_url", store_url), ("bucket", bucket)];
         for (name, target) in targets {
             let folder = format!("{}/../../fuzz/corpus/{name}", env!("CARGO_MANIFEST_DIR"));
             let entries: Vec<_> = std::fs::read_dir(&folder).unwrap().map(Result::unwrap).collect();
