@@ -49,7 +49,7 @@ repository = [
 keep = { window = \"7d\" }
 ```
 
-A setting can't be unset for one repository: credentials of one that isn't like the others go into each table.
+What a repository's table doesn't name is as for the cluster, also within `keep`. A setting can't be unset for one repository: credentials of one that isn't like the others go into each table.
 
 `list`, `verify all`, `prune`, `doctor` go through all of them, and `run` prunes those that got the dump. `restore`, `show` and
 `export` read from the first one in which the dump can be read; for `latest`, the newest of all. `pin`, `unpin` and `verify ID` are
