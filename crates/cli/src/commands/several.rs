@@ -117,13 +117,17 @@ async fn ask<T>(
             (url, Err(failure)) => asked.failures.push((url, failure)),
         }
     }
-    if asked.answers.is_empty() {
-        // What failed may have it.
-        let mut failures = asked.failures.into_iter().map(|(_, failure)| failure);
-        let failure = failures.next().or(asked.none.into_iter().next());
-        return Err(failure.unwrap_or_else(|| Failure::usage("there is no repository", "set repository")));
+    if !asked.answers.is_empty() {
+        return Ok(asked);
     }
-    Ok(asked)
+    // That one doesn't have it is the answer, even if another, which can't be asked and is told, may.
+    let failure = match asked.none.into_iter().next() {
+        Some(none) => Some(none),
+        None if asked.failures.is_empty() => None,
+        None => Some(asked.failures.remove(0).1),
+    };
+    tell_failures(context, &asked.failures);
+    Err(failure.unwrap_or_else(|| Failure::usage("there is no repository", "set repository")))
 }
 
 fn is_none(error: &DumpError) -> bool {

@@ -1,8 +1,11 @@
 //! Several repositories: each dump goes into all of them, and each command knows which to ask.
 
 use std::fs;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::support::{Place, server};
+use pgkeep_testkit::poll_until;
+
+use crate::support::{Done, Place, server};
 
 /// The folders of the dumps in a repository that have a manifest.
 fn dumps(place: &Place, repository: &str) -> Vec<String> {
@@ -46,6 +49,14 @@ fn back(place: &Place, repository: &str) {
     fs::rename(place.path("elsewhere"), place.path(repository)).unwrap();
 }
 
+/// `run --once` when another dump of a schedule of every second is due, which is so as soon as the clock has gone on.
+fn run_once(place: &Place) -> Done {
+    let seconds = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let before = seconds();
+    poll_until("the next second", Duration::from_secs(10), || seconds() > before);
+    place.run(&["run", "--once"])
+}
+
 #[test]
 fn a_dump_goes_into_both_and_one_that_is_away_gets_it_later() {
     let cluster = server();
@@ -73,6 +84,16 @@ fn a_dump_goes_into_both_and_one_that_is_away_gets_it_later() {
     let restoring = place.run(&["restore", "--dry-run", "--json"]).expect(3);
     assert_eq!(restoring.json()["id"], newer.as_str());
     assert!(restoring.stderr.contains("second is left out"), "{restoring:?}");
+    // What is mistyped is told as such, whatever else is wrong.
+    let mistyped = place
+        .run(&["restore", "--dry-run", "--database", "aap"])
+        .expect(2);
+    assert!(mistyped.stderr.contains("'aap'"), "{}", mistyped.stderr);
+    assert!(
+        mistyped.stderr.contains("second is left out"),
+        "{}",
+        mistyped.stderr
+    );
     // A pin that isn't everywhere isn't one.
     place.run(&["pin", &first]).expect(1);
     place.run(&["unpin", &first]).expect(1);
@@ -222,7 +243,7 @@ fn retention_of_one_repository_alone_is_carried_out() {
     let text = fs::read_to_string(&path).unwrap();
     fs::write(&path, text + "\ndump = { schedule = \"* * * * * *\" }\n").unwrap();
     place.dump();
-    place.run(&["run", "--once"]).expect(0);
+    run_once(&place).expect(0);
     assert_eq!(dumps(&place, "repository").len(), 2);
     assert_eq!(dumps(&place, "second"), dumps(&place, "repository")[1..]);
 }
@@ -244,18 +265,18 @@ fn the_scheduler_dumps_into_both_and_prunes_each() {
     )
     .unwrap();
     let first = place.dump();
-    let told = place.run(&["run", "--once"]).expect(0);
+    let told = run_once(&place).expect(0);
     let both = dumps(&place, "second");
     assert_eq!(both.len(), 2, "{told:?}");
     assert_eq!(both[0], first);
     assert_eq!(dumps(&place, "repository"), both[1..]);
 
     away(&place, "second");
-    let told = place.run(&["run", "--once"]).expect(3);
+    let told = run_once(&place).expect(3);
     assert!(told.stderr.contains("pgkeep copy"), "{told:?}");
     back(&place, "second");
     // What it lacks is told, and what it has isn't pruned.
-    let told = place.run(&["run", "--once"]);
+    let told = run_once(&place);
     assert!(
         told.stderr.contains("lacks what another repository has"),
         "{told:?}"
