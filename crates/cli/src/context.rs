@@ -228,12 +228,16 @@ impl Context {
         }
     }
 
-    /// Whether a repository is there already.
-    pub async fn is_repository(&self, settings: &Settings) -> Result<bool, Failure> {
+    /// Opens the repository that is read from; none where it isn't made yet.
+    pub async fn repository_if_there(
+        &self,
+        settings: &Settings,
+        keys: KeyUse,
+    ) -> Result<Option<Repository>, Failure> {
         let store = settings.store(settings.repository_url()?).await?;
-        match Repository::open(store, &settings.name, settings.access(KeyUse::None)?).await {
-            Ok(_) => Ok(true),
-            Err(RepositoryError::NotARepository { .. }) => Ok(false),
+        match Repository::open(store, &settings.name, settings.access(keys)?).await {
+            Ok(repository) => Ok(Some(repository)),
+            Err(RepositoryError::NotARepository { .. }) => Ok(None),
             Err(error) => Err(error.into()),
         }
     }
@@ -389,7 +393,12 @@ impl Settings {
 
     /// Where PostgreSQL's programs are looked for.
     pub fn programs(&self) -> ProgramSearch {
-        programs(self.cluster.pg_bin.clone())
+        let pg_bin = &self.cluster.pg_bin;
+        let text = pg_bin.as_deref().and_then(Path::to_str);
+        match text.and_then(|text| text.strip_prefix(CONTAINER_PREFIX)) {
+            Some(container) => programs_in(container),
+            None => ProgramSearch::process(pg_bin.clone()),
+        }
     }
 
     /// How much is done at once.
@@ -439,15 +448,6 @@ pub const CONTAINER_PREFIX: &str = "container:";
 
 /// How long leases last.
 pub const LEASE_DURATION: Duration = LEASE_DURATION_DEFAULT;
-
-/// Where PostgreSQL's programs are looked for, as the setting `pg_bin` has it.
-fn programs(pg_bin: Option<PathBuf>) -> ProgramSearch {
-    let container = pg_bin.as_deref().and_then(Path::to_str);
-    match container.and_then(|text| text.strip_prefix(CONTAINER_PREFIX)) {
-        Some(container) => programs_in(container),
-        None => ProgramSearch::process(pg_bin),
-    }
-}
 
 /// A container's own programs, for the server in it.
 pub fn programs_in(container: &str) -> ProgramSearch {

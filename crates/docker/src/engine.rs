@@ -14,7 +14,7 @@ use bollard::query_parameters::{
     UploadToContainerOptions,
 };
 use bytes::Bytes;
-use futures::{StreamExt, TryStreamExt};
+use futures::{Stream, StreamExt, TryStreamExt};
 
 use crate::DockerError;
 use crate::image::{Image, ImageName, Pulled};
@@ -347,20 +347,28 @@ impl Engine {
         contents: &[u8],
     ) -> Result<(), DockerError> {
         let doing = format!("writing /{folder}/{file} in the container '{container}'");
-        let failed = |error: std::io::Error| DockerError::Engine {
-            doing: doing.clone(),
-            status: None,
-            message: error.to_string(),
-        };
-        let archive = archive(folder, file, mode, contents).map_err(failed)?;
+        let archive = archive(folder, file, mode, contents);
+        let archive = archive.map_err(|error| DockerError::here(&error, &doing))?;
+        let archive = futures::stream::iter([Bytes::from(archive)]);
+        self.unpack(container, archive, &doing, REQUEST_LIMIT).await
+    }
+
+    /// Unpacks a tar archive below `/`. It comes as a stream, because the client would write a body that it has whole into its
+    /// own trace.
+    pub(crate) async fn unpack(
+        &self,
+        container: &str,
+        archive: impl Stream<Item = Bytes> + Send + 'static,
+        doing: &str,
+        limit: Duration,
+    ) -> Result<(), DockerError> {
         let options = UploadToContainerOptions {
             path: "/".to_owned(),
             ..UploadToContainerOptions::default()
         };
-        // As a stream, because the client would write a body that it has whole into its own trace.
-        let body = bollard::body_stream(futures::stream::iter([Bytes::from(archive)]));
+        let body = bollard::body_stream(archive);
         let request = self.docker.upload_to_container(container, Some(options), body);
-        self.call(&doing, REQUEST_LIMIT, request).await
+        self.call(doing, limit, request).await
     }
 
     /// Reads a small file of a container.
@@ -377,11 +385,7 @@ impl Engine {
             Ok(all)
         });
         let archive = self.call(&doing, REQUEST_LIMIT, collect).await?;
-        first_file(&archive).map_err(|error| DockerError::Engine {
-            doing,
-            status: None,
-            message: error.to_string(),
-        })
+        first_file(&archive).map_err(|error| DockerError::here(&error, &doing))
     }
 }
 

@@ -145,6 +145,15 @@ pub enum DockerError {
 }
 
 impl DockerError {
+    /// Something on this side of the engine failed.
+    pub(crate) fn here(error: &std::io::Error, doing: &str) -> Self {
+        Self::Engine {
+            doing: doing.to_owned(),
+            status: None,
+            message: error.to_string(),
+        }
+    }
+
     pub(crate) fn of(error: &bollard::errors::Error, doing: &str, address: &str, after: Duration) -> Self {
         use bollard::errors::Error as Bollard;
         match error {

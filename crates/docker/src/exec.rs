@@ -9,16 +9,15 @@ use std::time::Duration;
 use bollard::container::LogOutput;
 use bollard::exec::{StartExecOptions, StartExecResults};
 use bollard::models::ExecConfig;
-use bollard::query_parameters::UploadToContainerOptions;
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use pgkeep_base::Secret;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::engine::{Engine, REQUEST_LIMIT};
+use crate::found::PORT_DEFAULT;
 use crate::{ContainerState, DockerError};
 
-const PORT_INSIDE_DEFAULT: u16 = 5432;
 /// The size of tar's blocks, in bytes.
 const TAR_BLOCK_BYTES: u64 = 512;
 const PIECE_BYTES: usize = 256 << 10;
@@ -65,11 +64,7 @@ impl Engine {
             "running {} in the container '{container}'",
             command.first().map_or("a program", String::as_str)
         );
-        let failed = |error: io::Error| DockerError::Engine {
-            doing: doing.clone(),
-            status: None,
-            message: error.to_string(),
-        };
+        let failed = |error: io::Error| DockerError::here(&error, &doing);
         let state = self.container(container).await?.filter(|state| state.running);
         let state = state.ok_or_else(|| DockerError::NotRunning(container.clone()))?;
         let variables = of_the_containers_own(container, &state, variables)?;
@@ -125,18 +120,9 @@ impl Engine {
     /// Copies a file of this machine to the same path in the container.
     async fn upload(&self, container: &str, path: &Path) -> Result<(), DockerError> {
         let doing = format!("copying {} into the container '{container}'", path.display());
-        let failed = |error: io::Error| DockerError::Engine {
-            doing: doing.clone(),
-            status: None,
-            message: error.to_string(),
-        };
-        let options = UploadToContainerOptions {
-            path: "/".to_owned(),
-            ..UploadToContainerOptions::default()
-        };
-        let body = bollard::body_stream(tar_of(path).await.map_err(failed)?);
-        let request = self.docker.upload_to_container(container, Some(options), body);
-        self.call(&doing, UPLOAD_LIMIT, request).await
+        let archive = tar_of(path).await;
+        let archive = archive.map_err(|error| DockerError::here(&error, &doing))?;
+        self.unpack(container, archive, &doing, UPLOAD_LIMIT).await
     }
 }
 
@@ -166,7 +152,7 @@ fn of_the_containers_own(
     };
     let port = value("PGPORT")
         .and_then(|port| port.parse().ok())
-        .unwrap_or(PORT_INSIDE_DEFAULT);
+        .unwrap_or(PORT_DEFAULT);
     let here = ["127.0.0.1", "localhost", "::1"].contains(&host.as_str());
     let published = state.ports.iter().find(|(_, outside)| here && **outside == port);
     let inside = match published {
@@ -218,12 +204,12 @@ async fn tar_of(path: &Path) -> io::Result<impl Stream<Item = Bytes> + Send + 's
     let head = builder.get_ref().clone();
     let padding = size.next_multiple_of(TAR_BLOCK_BYTES) - size + 2 * TAR_BLOCK_BYTES;
     let end = vec![0; usize::try_from(padding).unwrap_or_default()];
-    let pieces = futures::stream::unfold((file.take(size), size), |(mut file, left)| async move {
+    let pieces = futures::stream::unfold(file.take(size), |mut file| async move {
         let mut piece = vec![0; PIECE_BYTES];
         // A file that can't be read ends early, and the engine refuses an archive that is cut off.
         let read = file.read(&mut piece).await.ok().filter(|read| *read > 0)?;
         piece.truncate(read);
-        Some((Bytes::from(piece), (file, left.saturating_sub(read as u64))))
+        Some((Bytes::from(piece), file))
     });
     let once = |bytes: Vec<u8>| futures::stream::iter([Bytes::from(bytes)]);
     Ok(once(head).chain(pieces).chain(once(end)))

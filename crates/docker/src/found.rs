@@ -9,7 +9,7 @@ use pgkeep_base::Secret;
 
 use crate::{DockerError, Engine};
 
-const PORT_DEFAULT: u16 = 5432;
+pub(crate) const PORT_DEFAULT: u16 = 5432;
 const SUPERUSER_DEFAULT: &str = "postgres";
 /// Set by every image made from the official one.
 const IMAGES_VARIABLE: &str = "PGDATA";

@@ -14,6 +14,7 @@ use rand::distr::Alphanumeric;
 
 use crate::answer::{self, Answer};
 use crate::engine::{ContainerState, NewContainer};
+use crate::found::PORT_DEFAULT;
 use crate::{DockerError, Engine, Image, ImageName, Pulled};
 
 /// The superuser that the image makes.
@@ -31,7 +32,6 @@ const LABEL_RUN: &str = "pgkeep.run";
 /// Ports that are looked at when none is asked for.
 const PORT_FIRST: u16 = 5432;
 const PORT_LAST: u16 = 5531;
-const PORT_INSIDE_DEFAULT: u16 = 5432;
 /// Docker gives 64 MiB, and parallel index builds need more.
 const SHARED_MEMORY_BYTES: i64 = 1 << 30;
 /// PostgreSQL's fast shutdown.
@@ -556,7 +556,7 @@ fn data_mount<'a>(image: &'a Image, name: &ImageName) -> Result<&'a str, DockerE
 
 fn port_inside(image: &Image) -> u16 {
     let set = image.variable("PGPORT").and_then(|port| port.parse().ok());
-    set.unwrap_or(PORT_INSIDE_DEFAULT)
+    set.unwrap_or(PORT_DEFAULT)
 }
 
 /// The first free one: a container's port should be one that a person can remember, and the same after a restart.

@@ -30,6 +30,11 @@ async fn receive(stream: &mut WalStream<'_>, all: &mut Vec<u8>, until: Lsn) {
             all.extend_from_slice(bytes);
         }
     }
+    confirm(stream).await;
+}
+
+/// All that was received is durable.
+async fn confirm(stream: &mut WalStream<'_>) {
     let flushed = stream.position();
     stream
         .confirm(StandbyStatus {
@@ -323,16 +328,7 @@ async fn a_shutdown_waits_for_it(mut cluster: Cluster, from: (Lsn, Timeline)) {
         loop {
             match stream.next().await.unwrap().unwrap() {
                 WalEvent::Shutdown => break,
-                _ => {
-                    let flushed = stream.position();
-                    stream
-                        .confirm(StandbyStatus {
-                            written: flushed,
-                            flushed,
-                        })
-                        .await
-                        .unwrap();
-                }
+                _ => confirm(&mut stream).await,
             }
         }
     });

@@ -201,30 +201,29 @@ impl Destinations {
         system_identifier: u64,
         accept_new: bool,
     ) -> Result<(), RepositoryError> {
-        let checks = self
-            .remaining()
-            .into_iter()
-            .map(|(place, repository)| async move {
-                let checked = repository.check_identity(system_identifier, accept_new).await;
-                (place, checked)
-            });
-        let mut checked = join_all(checks).await;
+        let mut checked = self
+            .ask(|repository| repository.check_identity(system_identifier, accept_new))
+            .await;
         let is_other = |(_, checked): &(usize, Result<bool, RepositoryError>)| {
             matches!(checked, Err(RepositoryError::OtherIdentity { .. }))
         };
         if let Some(other) = checked.iter().position(is_other) {
             return checked.swap_remove(other).1.map(drop);
         }
+        let known: Vec<usize> = checked
+            .iter()
+            .filter(|(_, checked)| matches!(checked, Ok(true)))
+            .map(|(place, _)| *place)
+            .collect();
         self.settle(checked)?;
-        let claims = self
-            .remaining()
-            .into_iter()
+        let new = self.remaining().into_iter();
+        let new = new
+            .filter(|(place, _)| !known.contains(place))
             .map(|(place, repository)| async move {
-                let claimed = repository.claim_identity(system_identifier, accept_new).await;
-                (place, claimed)
+                (place, repository.record_identity(system_identifier).await)
             });
-        let claimed = join_all(claims).await;
-        self.settle(claimed).map(drop)
+        let recorded = join_all(new).await;
+        self.settle(recorded).map(drop)
     }
 
     /// Takes the cluster's lease in each, one after another, in an order that is the same for everybody: of two processes
@@ -313,11 +312,7 @@ impl Destinations {
     /// # Errors
     /// The last one's, when none is left.
     pub async fn newest_id(&self, kind: BackupKind) -> Result<Option<BackupId>, RepositoryError> {
-        let ids = self
-            .remaining()
-            .into_iter()
-            .map(|(place, repository)| async move { (place, repository.ids(kind).await) });
-        let ids = join_all(ids).await;
+        let ids = self.ask(|repository| repository.ids(kind)).await;
         let newest = self
             .settle(ids)?
             .into_iter()
@@ -336,11 +331,9 @@ impl Destinations {
         object: SealedObject,
     ) -> Result<ObjectRef, RepositoryError> {
         let recorded = object.as_object(name);
-        let puts = self.remaining().into_iter().map(|(place, repository)| {
-            let object = object.clone();
-            async move { (place, repository.put_sealed(prefix, name, object).await) }
-        });
-        let put = join_all(puts.collect::<Vec<_>>()).await;
+        let put = self
+            .ask(|repository| repository.put_sealed(prefix, name, object.clone()))
+            .await;
         self.settle(put)?;
         Ok(recorded)
     }
@@ -400,6 +393,21 @@ impl Destinations {
         for swept in join_all(sweeps).await {
             told(swept);
         }
+    }
+
+    /// Does something in each that remains, at once.
+    async fn ask<'a, T, F>(
+        &'a self,
+        work: impl Fn(&'a Repository) -> F,
+    ) -> Vec<(usize, Result<T, RepositoryError>)>
+    where
+        F: Future<Output = Result<T, RepositoryError>>,
+    {
+        let asked = self.remaining().into_iter().map(|(place, repository)| {
+            let answer = work(repository);
+            async move { (place, answer.await) }
+        });
+        join_all(asked.collect::<Vec<_>>()).await
     }
 
     /// Leaves those out that failed. Returns what the others answered.

@@ -197,9 +197,14 @@ impl Repository {
         system_identifier: u64,
         accept_new: bool,
     ) -> Result<(), RepositoryError> {
-        if self.check_identity(system_identifier, accept_new).await? {
-            return Ok(());
+        match self.check_identity(system_identifier, accept_new).await? {
+            true => Ok(()),
+            false => self.record_identity(system_identifier).await,
         }
+    }
+
+    /// Records that this database cluster writes under this name.
+    pub(crate) async fn record_identity(&self, system_identifier: u64) -> Result<(), RepositoryError> {
         let ours = system_identifier.to_string();
         let marker = IdentityMarker {
             system_identifier: ours.clone(),

@@ -115,12 +115,13 @@ impl Work {
 
 /// `pgkeep restore`
 pub async fn run(context: &Context, args: RestoreArgs) -> Result<Outcome, Failure> {
-    check_args(&args)?;
+    let into = into(&args)?;
     let work = context.cancellation.or(prepare(context, &args)).await?;
-    Ok(work.asked.and(carry_out(context, args, &work).await?))
+    Ok(work.asked.and(carry_out(context, args, into, &work).await?))
 }
 
-fn check_args(args: &RestoreArgs) -> Result<(), Failure> {
+/// Where to, and whether the other flags go with it.
+fn into(args: &RestoreArgs) -> Result<Option<Into>, Failure> {
     let into = args.into.as_deref().map(Into::parse).transpose()?;
     let part = !args.databases.is_empty() || !args.tables.is_empty() || args.hypertable.is_some();
     if part && matches!(into, Some(Into::Files(_))) {
@@ -135,11 +136,15 @@ fn check_args(args: &RestoreArgs) -> Result<(), Failure> {
             "write --into image:NAME[:TAG], or leave them out",
         ));
     }
-    Ok(())
+    Ok(into)
 }
 
-async fn carry_out(context: &Context, args: RestoreArgs, work: &Work) -> Result<Outcome, Failure> {
-    let into = args.into.as_deref().map(Into::parse).transpose()?;
+async fn carry_out(
+    context: &Context,
+    args: RestoreArgs,
+    into: Option<Into>,
+    work: &Work,
+) -> Result<Outcome, Failure> {
     // With a server to look into, there is more to say.
     let into_server = matches!(into, Some(Into::Server(_)));
     tell_plan(context, work, args.dry_run && !into_server);

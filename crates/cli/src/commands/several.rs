@@ -41,9 +41,9 @@ pub async fn in_each(
         let gap = if number == 0 { "" } else { "\n" };
         let url = styled(BOLD, settings.repository_url()?);
         context.output.summary(format!("{gap}{url}"));
-        let done = match context.is_repository(settings).await {
-            Ok(true) => work(settings).await,
-            Ok(false) => {
+        let done = match context.repository_if_there(settings, KeyUse::None).await {
+            Ok(Some(_)) => work(settings).await,
+            Ok(None) => {
                 context
                     .output
                     .summary("There is no repository yet: the next dump makes it.");

@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use pgkeep_testkit::poll_until;
+use pgkeep_testkit::{Cluster, poll_until};
 
 use crate::support::{Done, Place, server};
 
@@ -36,6 +36,17 @@ fn with_two(place: &Place, second: &str) {
         false => line.to_owned(),
     });
     fs::write(path, lines.collect::<Vec<_>>().join("\n")).unwrap();
+}
+
+/// Two repositories, the second with settings of its own, and further lines of the cluster's.
+fn with_own(cluster: &Cluster, own: &str, lines: &str) -> Place {
+    let place = Place::with(cluster, None);
+    let second = url(&place, "second");
+    with_two(&place, &format!("{{ url = \"{second}\", {own} }}"));
+    let path = place.path("pgkeep.toml");
+    let text = fs::read_to_string(&path).unwrap();
+    fs::write(path, format!("{text}\n{lines}\n")).unwrap();
+    place
 }
 
 /// A repository that can't be reached: there is a file in its place.
@@ -210,15 +221,7 @@ fn one_repository_by_two_names_is_refused() {
 #[test]
 fn each_repository_keeps_what_it_is_told_to() {
     let cluster = server();
-    let place = Place::with(&cluster, None);
-    let second = url(&place, "second");
-    with_two(
-        &place,
-        &format!("{{ url = \"{second}\", keep = {{ window = \"30d\" }} }}"),
-    );
-    let path = place.path("pgkeep.toml");
-    let text = fs::read_to_string(&path).unwrap();
-    fs::write(&path, text + "\nkeep = { daily = 1 }\n").unwrap();
+    let place = with_own(&cluster, "keep = { window = \"30d\" }", "keep = { daily = 1 }");
     let ids = [place.dump(), place.dump()];
     let dry = place.run(&["prune", "--dry-run", "--json"]).expect(0);
     assert_eq!(dry.json_lines().len(), 4);
@@ -233,15 +236,11 @@ fn each_repository_keeps_what_it_is_told_to() {
 #[test]
 fn retention_of_one_repository_alone_is_carried_out() {
     let cluster = server();
-    let place = Place::with(&cluster, None);
-    let second = url(&place, "second");
-    with_two(
-        &place,
-        &format!("{{ url = \"{second}\", keep = {{ daily = 1 }} }}"),
+    let place = with_own(
+        &cluster,
+        "keep = { daily = 1 }",
+        "dump = { schedule = \"* * * * * *\" }",
     );
-    let path = place.path("pgkeep.toml");
-    let text = fs::read_to_string(&path).unwrap();
-    fs::write(&path, text + "\ndump = { schedule = \"* * * * * *\" }\n").unwrap();
     place.dump();
     run_once(&place).expect(0);
     assert_eq!(dumps(&place, "repository").len(), 2);
@@ -251,19 +250,11 @@ fn retention_of_one_repository_alone_is_carried_out() {
 #[test]
 fn the_scheduler_dumps_into_both_and_prunes_each() {
     let cluster = server();
-    let place = Place::with(&cluster, None);
-    let second = url(&place, "second");
-    with_two(
-        &place,
-        &format!("{{ url = \"{second}\", keep = {{ window = \"30d\" }} }}"),
+    let place = with_own(
+        &cluster,
+        "keep = { window = \"30d\" }",
+        "keep = { daily = 1 }\ndump = { schedule = \"* * * * * *\" }",
     );
-    let path = place.path("pgkeep.toml");
-    let text = fs::read_to_string(&path).unwrap();
-    fs::write(
-        &path,
-        text + "\nkeep = { daily = 1 }\ndump = { schedule = \"* * * * * *\" }\n",
-    )
-    .unwrap();
     let first = place.dump();
     let told = run_once(&place).expect(0);
     let both = dumps(&place, "second");

@@ -4,7 +4,6 @@ use futures::future::join_all;
 use jiff::Timestamp;
 use pgkeep_base::{BackupKind, Clock, quote_for_shell};
 use pgkeep_repository::backups::BackupState;
-use pgkeep_repository::{Repository, RepositoryError};
 use pgkeep_schedule::{Action, Planner, Run, Schedule};
 
 use super::events::Events;
@@ -214,12 +213,9 @@ impl Job<'_> {
     }
 
     async fn newest_in(&self, settings: &Settings) -> Result<Option<Timestamp>, Failure> {
-        let store = settings.store(settings.repository_url()?).await?;
-        let access = settings.access(KeyUse::IfConfigured)?;
-        let repository = match Repository::open(store, &settings.name, access).await {
-            Ok(repository) => repository,
-            Err(RepositoryError::NotARepository { .. }) => return Ok(None),
-            Err(error) => return Err(error.into()),
+        let opening = self.context.repository_if_there(settings, KeyUse::IfConfigured);
+        let Some(repository) = opening.await? else {
+            return Ok(None);
         };
         let now = self.clock.now();
         for id in repository.ids(BackupKind::Dump).await? {
