@@ -152,8 +152,8 @@ impl Classified for CopyError {
     }
 }
 
-/// Copies one backup. `lease` is the destination's, so that nobody sweeps there meanwhile; `progress` gets the bytes of
-/// each object that is done with.
+/// Copies one backup. `lease` is the destination's, so that nobody sweeps there meanwhile; `progress` gets 0 before each
+/// object that is written, and the bytes of each that is done with.
 ///
 /// # Errors
 /// The store's on either side; an object that isn't what `checksums.b3` says. The destination then has no such backup,
@@ -384,6 +384,8 @@ impl Copying<'_> {
         })?;
         let body = self.read(&checksum.name, Some(checksum)).await?;
         let length = body.len() as u64;
+        // From here on something of it may be there, even if the copy is broken off before it hears so.
+        progress(0);
         let put = self
             .destination
             .store()

@@ -74,7 +74,7 @@ async fn from_one(
     result
 }
 
-/// The backups of which the destination has objects, and no manifest.
+/// The backups of which the destination may have objects, and no manifest.
 #[derive(Default)]
 struct Unfinished(Mutex<BTreeSet<BackupId>>);
 
@@ -88,7 +88,7 @@ impl Unfinished {
         self.change(|ids| {
             for id in ids.iter() {
                 output.note(format!(
-                    "a part of {id} is at {url}, where it is no backup: the same 'pgkeep copy' goes on with it, and \
+                    "a part of {id} may be at {url}, where it is no backup: the same 'pgkeep copy' goes on with it, and \
                      'pgkeep prune --repository {}' removes it",
                     quote_for_shell(url)
                 ));
