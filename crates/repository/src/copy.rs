@@ -42,6 +42,8 @@ pub struct CopyReport {
     pub objects_copied: u64,
     /// Objects that were there already, and right.
     pub objects_present: u64,
+    /// Of those written, the ones that were there and damaged.
+    pub objects_repaired: u64,
     /// Bytes written.
     pub bytes_copied: u64,
 }
@@ -153,15 +155,17 @@ impl Classified for CopyError {
 }
 
 /// Copies one backup. `lease` is the destination's, so that nobody sweeps there meanwhile; `progress` gets 0 before each
-/// object that is written, and the bytes of each that is done with.
+/// object that is written, and the bytes of each that is done with. With `repair` objects that are there and damaged are
+/// deleted and written anew, also those of a backup that is complete there.
 ///
 /// # Errors
-/// The store's on either side; an object that isn't what `checksums.b3` says. The destination then has no such backup,
-/// and the same call goes on where this one stopped.
+/// The store's on either side; an object that isn't what `checksums.b3` says. The destination then has no such backup (or
+/// the damaged one that was to be repaired), and the same call goes on where this one stopped.
 pub async fn copy(
     original: &Original<'_>,
     destination: &Repository,
     lease: &Lease,
+    repair: bool,
     progress: impl Fn(u64) + Sync,
 ) -> Result<CopyReport, CopyError> {
     let Original {
@@ -173,6 +177,7 @@ pub async fn copy(
     let from = |error| from_source(source, error);
     let to = |error| to_destination(destination, error);
     match destination.state(id).await.map_err(to)? {
+        BackupState::Complete if repair => {}
         BackupState::Complete => {
             return Ok(CopyReport {
                 was_complete: true,
@@ -181,6 +186,7 @@ pub async fn copy(
         }
         BackupState::Swept => give_back(destination, lease, id).await.map_err(to)?,
         BackupState::Incomplete => {}
+        BackupState::Damaged if repair => {}
         BackupState::Damaged => return Err(to(no_manifest(destination, id))),
     }
     match source.state(id).await.map_err(from)? {
@@ -198,6 +204,7 @@ pub async fn copy(
         destination,
         lease,
         id,
+        repair,
         sizes: &original.sizes,
         present: present.map_err(to)?,
         memory: Semaphore::new(COPY_MEMORY_KIB as usize),
@@ -297,19 +304,29 @@ async fn identities(repository: &Repository) -> Result<Vec<u64>, RepositoryError
 }
 
 /// What became of one object.
-struct Done {
-    copied: bool,
-    bytes: u64,
+enum Done {
+    Present,
+    /// With so many bytes.
+    Copied(u64),
+    /// The same, in the place of a damaged one.
+    Repaired(u64),
 }
 
 impl CopyReport {
     fn add(&mut self, done: Done) {
-        if done.copied {
-            self.objects_copied += 1;
-            self.bytes_copied += done.bytes;
-        } else {
-            self.objects_present += 1;
-        }
+        let bytes = match done {
+            Done::Present => {
+                self.objects_present += 1;
+                return;
+            }
+            Done::Copied(bytes) => bytes,
+            Done::Repaired(bytes) => {
+                self.objects_repaired += 1;
+                bytes
+            }
+        };
+        self.objects_copied += 1;
+        self.bytes_copied += bytes;
     }
 }
 
@@ -318,6 +335,8 @@ struct Copying<'a> {
     destination: &'a Repository,
     lease: &'a Lease,
     id: &'a BackupId,
+    /// What is damaged at the destination is replaced.
+    repair: bool,
     /// At the source.
     sizes: &'a BTreeMap<String, u64>,
     /// At the destination before the copy began.
@@ -363,16 +382,19 @@ impl Copying<'_> {
         let to = |error| to_destination(self.destination, error);
         self.lease.check().map_err(to)?;
         let bytes = self.sizes.get(&checksum.name).copied().unwrap_or(0);
-        if self.present.contains_key(&checksum.name) {
+        let is_present = self.present.contains_key(&checksum.name);
+        if is_present {
             let damages = self
                 .destination
                 .verify_stored(self.id, std::slice::from_ref(checksum), |_| {})
                 .await;
-            if !damages.map_err(to)?.is_empty() {
+            if damages.map_err(to)?.is_empty() {
+                progress(bytes);
+                return Ok(Done::Present);
+            }
+            if !self.repair {
                 return Err(self.differs(&checksum.name));
             }
-            progress(bytes);
-            return Ok(Done { copied: false, bytes });
         }
         let kib = u32::try_from(bytes.div_ceil(1 << 10))
             .unwrap_or(u32::MAX)
@@ -384,6 +406,9 @@ impl Copying<'_> {
         })?;
         let body = self.read(&checksum.name, Some(checksum)).await?;
         let length = body.len() as u64;
+        if is_present {
+            self.delete(&checksum.name).await?;
+        }
         // From here on something of it may be there, even if the copy is broken off before it hears so.
         progress(0);
         let put = self
@@ -396,10 +421,18 @@ impl Copying<'_> {
             PutOutcome::AlreadyExists => return Err(self.differs(&checksum.name)),
         }
         progress(bytes);
-        Ok(Done {
-            copied: true,
-            bytes: length,
+        Ok(match is_present {
+            true => Done::Repaired(length),
+            false => Done::Copied(length),
         })
+    }
+
+    /// Deletes a damaged object at the destination, of which the sound one is at hand.
+    async fn delete(&self, name: &str) -> Result<(), CopyError> {
+        let to = |error| to_destination(self.destination, error);
+        self.lease.check().map_err(to)?;
+        let deleted = self.destination.store().delete(&self.destination_key(name)).await;
+        deleted.map_err(|error| to(error.into()))
     }
 
     /// `checksums.b3`, and the manifest: where one is there already, it is compared byte by byte.
@@ -408,15 +441,26 @@ impl Copying<'_> {
         let body = self.read(name, checksum).await?;
         let bytes = body.len() as u64;
         let key = self.destination_key(name);
-        let put = self.destination.store().put_new(&key, body.clone()).await;
-        if put.map_err(|error| to(error.into()))? == PutOutcome::Created {
-            return Ok(Done { copied: true, bytes });
+        let put = || self.destination.store().put_new(&key, body.clone());
+        if put().await.map_err(|error| to(error.into()))? == PutOutcome::Created {
+            return Ok(Done::Copied(bytes));
         }
         let there = self.destination.store().get(&key, OBJECT_BYTES_MAX).await;
-        if there.map_err(|error| to(error.into()))? == body {
-            return Ok(Done { copied: false, bytes });
+        let there = there.map_err(|error| to(error.into()))?;
+        if there == body {
+            return Ok(Done::Present);
         }
-        if name == layout::MANIFEST {
+        let is_manifest = name == layout::MANIFEST;
+        // A tombstone is somebody's word.
+        let is_tombstone =
+            is_manifest && self.destination.state(self.id).await.map_err(to)? == BackupState::Swept;
+        if self.repair && !is_tombstone {
+            self.delete(name).await?;
+            if put().await.map_err(|error| to(error.into()))? == PutOutcome::Created {
+                return Ok(Done::Repaired(bytes));
+            }
+        }
+        if is_manifest {
             return Err(to(RepositoryError::Fenced {
                 id: self.id.to_string(),
             }));

@@ -19,11 +19,20 @@ const OBJECTS: usize = 12;
 const ALL_OBJECTS: u64 = OBJECTS as u64 + 2;
 
 async fn run(source: &Repository, destination: &Repository, id: &BackupId) -> Result<CopyReport, CopyError> {
+    run_or_repair(source, destination, id, false).await
+}
+
+async fn run_or_repair(
+    source: &Repository,
+    destination: &Repository,
+    id: &BackupId,
+    repair: bool,
+) -> Result<CopyReport, CopyError> {
     let lease = Lease::acquire(destination, "pgkeep copy", Duration::from_secs(60))
         .await
         .unwrap();
     let report = match Original::read(source, id).await {
-        Ok(original) => copy::copy(&original, destination, &lease, |_| {}).await,
+        Ok(original) => copy::copy(&original, destination, &lease, repair, |_| {}).await,
         Err(error) => Err(error),
     };
     lease.release().await.unwrap();
@@ -68,8 +77,8 @@ async fn a_copy_that_broke_off_is_taken_up_where_it_stopped() {
         let (source, destination, id) = two().await;
         let stop = tokio::sync::Notify::new();
         let done = AtomicUsize::new(0);
-        let progress = |_| {
-            if done.fetch_add(1, Ordering::Relaxed) + 1 == stop_after {
+        let progress = |bytes| {
+            if bytes > 0 && done.fetch_add(1, Ordering::Relaxed) + 1 == stop_after {
                 stop.notify_one();
             }
         };
@@ -80,7 +89,7 @@ async fn a_copy_that_broke_off_is_taken_up_where_it_stopped() {
         tokio::select! {
             biased;
             () = stop.notified() => {}
-            report = copy::copy(&original, &destination.repository, &lease, progress) => {
+            report = copy::copy(&original, &destination.repository, &lease, false, progress) => {
                 panic!("it wasn't stopped after {stop_after}: {report:?}");
             }
         }
@@ -164,8 +173,8 @@ async fn a_copy_that_was_swept_can_be_made_again() {
 async fn a_copy_whose_objects_went_before_its_manifest_came_is_none() {
     let (source, destination, id) = two().await;
     let done = AtomicUsize::new(0);
-    let progress = |_| {
-        if done.fetch_add(1, Ordering::Relaxed) + 1 == OBJECTS {
+    let progress = |bytes| {
+        if bytes > 0 && done.fetch_add(1, Ordering::Relaxed) + 1 == OBJECTS {
             std::fs::remove_file(destination.file(&id, "d1/000003.sql.zst")).unwrap();
         }
     };
@@ -173,7 +182,7 @@ async fn a_copy_whose_objects_went_before_its_manifest_came_is_none() {
     let lease = Lease::acquire(&destination.repository, "copy", Duration::from_secs(60))
         .await
         .unwrap();
-    let error = copy::copy(&original, &destination.repository, &lease, progress)
+    let error = copy::copy(&original, &destination.repository, &lease, false, progress)
         .await
         .unwrap_err();
     lease.release().await.unwrap();
@@ -229,14 +238,14 @@ async fn a_backup_that_is_removed_while_it_is_copied_is_gone_and_not_damaged() {
         .await
         .unwrap();
     let removed = AtomicUsize::new(0);
-    let progress = |_| {
-        if removed.fetch_add(1, Ordering::Relaxed) == 0 {
+    let progress = |bytes| {
+        if bytes > 0 && removed.fetch_add(1, Ordering::Relaxed) == 0 {
             // As a prune does it: the manifest first.
             std::fs::remove_file(source.file(&id, "manifest")).unwrap();
             std::fs::remove_dir_all(source.file(&id, "d1")).unwrap();
         }
     };
-    let error = copy::copy(&original, &destination.repository, &lease, progress)
+    let error = copy::copy(&original, &destination.repository, &lease, false, progress)
         .await
         .unwrap_err();
     assert!(error.is_removed() && error.concerns_one_backup(), "{error}");
@@ -269,6 +278,41 @@ async fn a_damaged_manifest_is_neither_copied_nor_taken_for_a_copy() {
     assert!(
         matches!(error, CopyError::Destination { .. }) && error.concerns_one_backup(),
         "{error}"
+    );
+}
+
+#[tokio::test]
+async fn what_is_damaged_at_the_destination_is_written_anew_if_that_is_asked_for() {
+    let (source, destination, id) = two().await;
+    let (from, to) = (&source.repository, &destination.repository);
+    run(from, to, &id).await.unwrap();
+    let file = |name: &str| destination.file(&id, name);
+    std::fs::write(file("d1/000003.sql.zst"), "").unwrap();
+    std::fs::write(file("d1/000004.sql.zst"), "something else").unwrap();
+    std::fs::remove_file(file("d1/000005.sql.zst")).unwrap();
+    std::fs::write(file("checksums.b3"), "damaged").unwrap();
+    assert!(run(from, to, &id).await.unwrap().was_complete);
+    let report = run_or_repair(from, to, &id, true).await.unwrap();
+    assert_eq!((report.objects_copied, report.objects_repaired), (4, 3));
+    assert_eq!(report.objects_present, ALL_OBJECTS - 4);
+    assert!(is_whole(to, &id).await);
+    for damage in ["", "1 no manifest", "age-encryption.org/v1\nof another"] {
+        std::fs::write(file("manifest"), damage).unwrap();
+        let report = run_or_repair(from, to, &id, true).await.unwrap();
+        assert_eq!(report.objects_repaired, 1, "{damage}");
+        assert!(is_whole(to, &id).await);
+    }
+    let report = run_or_repair(from, to, &id, true).await.unwrap();
+    assert_eq!((report.objects_copied, report.was_complete), (0, false));
+    // What is damaged at the source too stays as it is.
+    for folder in [&source, &destination] {
+        std::fs::write(folder.file(&id, "d1/000004.sql.zst"), "something else").unwrap();
+    }
+    let error = run_or_repair(from, to, &id, true).await.unwrap_err();
+    assert!(matches!(error, CopyError::Source { .. }), "{error}");
+    assert_eq!(
+        std::fs::read(file("d1/000004.sql.zst")).unwrap(),
+        b"something else"
     );
 }
 

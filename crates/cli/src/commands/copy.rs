@@ -37,7 +37,7 @@ pub async fn run(context: &Context, args: CopyArgs) -> Result<Outcome, Failure> 
         let mut outcome = asked;
         for Opened { repository, .. } in having.iter().take(1) {
             let ids = vec![id.clone()];
-            outcome = outcome.and(from_one(context, repository, ids, &to, &args.to).await?);
+            outcome = outcome.and(from_one(context, repository, ids, &to, &args).await?);
         }
         return Ok(outcome);
     }
@@ -45,7 +45,7 @@ pub async fn run(context: &Context, args: CopyArgs) -> Result<Outcome, Failure> 
         let opening = context.repository(settings, KEYS);
         let repository = context.cancellation.or(opening).await?;
         let ids = context.cancellation.or(latest::all(&repository)).await?;
-        from_one(context, &repository, ids, &to, &args.to).await
+        from_one(context, &repository, ids, &to, &args).await
     })
     .await
 }
@@ -55,19 +55,27 @@ async fn from_one(
     source: &Repository,
     ids: Vec<BackupId>,
     to: &Settings,
-    url: &str,
+    args: &CopyArgs,
 ) -> Result<Outcome, Failure> {
     let prepare = async {
-        let destination = destination(to, url).await?;
+        let destination = destination(to, &args.to).await?;
         copy::check_different(source, &destination)?;
         Ok(destination)
     };
     let destination = context.cancellation.or(prepare).await?;
     let lease = Lease::acquire(&destination, "pgkeep copy", LEASE_DURATION).await?;
     let unfinished = Unfinished::default();
-    let copying = all(context, source, &destination, &lease, &ids, &unfinished);
+    let copying = Copying {
+        context,
+        source,
+        destination: &destination,
+        lease: &lease,
+        repair: args.repair,
+        unfinished: &unfinished,
+    };
+    let copying = copying.all(&ids);
     let result = context.cancellation.or(copying).await;
-    unfinished.tell(&context.output, destination.store().url());
+    unfinished.tell(&context.output, destination.store().url(), args.repair);
     if let Err(error) = lease.release().await {
         tracing::warn!(%error, "the lease stays until it runs out");
     }
@@ -84,54 +92,125 @@ impl Unfinished {
     }
 
     /// An interrupted copy isn't taken back: it may be gone on with.
-    fn tell(&self, output: &Output, url: &str) {
+    fn tell(&self, output: &Output, url: &str, repair: bool) {
         self.change(|ids| {
             for id in ids.iter() {
-                output.note(format!(
-                    "a part of {id} may be at {url}, where it is no backup: the same 'pgkeep copy' goes on with it, and \
-                     'pgkeep prune --repository {}' removes it",
-                    quote_for_shell(url)
-                ));
+                output.note(match repair {
+                    true => format!("{id} at {url} is not repaired yet: the same 'pgkeep copy' goes on with it"),
+                    false => format!(
+                        "a part of {id} may be at {url}, where it is no backup: the same 'pgkeep copy' goes on with it, and \
+                         'pgkeep prune --repository {}' removes it",
+                        quote_for_shell(url)
+                    ),
+                });
             }
         });
     }
 }
 
-/// One after another. One that can't be copied doesn't keep the others from it, and is told once more at the end.
-async fn all(
-    context: &Context,
-    source: &Repository,
-    destination: &Repository,
-    lease: &Lease,
-    ids: &[BackupId],
-    unfinished: &Unfinished,
-) -> Result<Outcome, Failure> {
-    let mut failed = Vec::new();
-    let mut removed = 0;
-    for id in ids {
-        match one(context, source, destination, lease, id, unfinished).await {
-            Ok(()) => {}
-            Err(error) if ids.len() == 1 || !error.concerns_one_backup() => return Err(error.into()),
-            Err(error) if error.is_removed() => {
-                context.output.note(error.to_string());
-                removed += 1;
-            }
-            Err(error) => {
-                Failure::from(error).tell(&context.output);
-                failed.push(id.to_string());
+/// What copying takes.
+struct Copying<'a> {
+    context: &'a Context,
+    source: &'a Repository,
+    destination: &'a Repository,
+    lease: &'a Lease,
+    repair: bool,
+    unfinished: &'a Unfinished,
+}
+
+impl Copying<'_> {
+    /// One after another. One that can't be copied doesn't keep the others from it, and is told once more at the end.
+    async fn all(&self, ids: &[BackupId]) -> Result<Outcome, Failure> {
+        let output = &self.context.output;
+        let mut failed = Vec::new();
+        let mut removed = 0;
+        let mut outcome = Outcome::Done;
+        for id in ids {
+            match self.one(id).await {
+                Ok(of_one) => outcome = outcome.and(of_one),
+                Err(error) if ids.len() == 1 || !error.concerns_one_backup() => return Err(error.into()),
+                Err(error) if error.is_removed() => {
+                    output.note(error.to_string());
+                    removed += 1;
+                }
+                Err(error) => {
+                    Failure::from(error).tell(output);
+                    failed.push(id.to_string());
+                }
             }
         }
+        if removed == ids.len() {
+            return Err(self.source.no_backup().into());
+        }
+        if failed.is_empty() {
+            return Ok(outcome);
+        }
+        let number = counted(failed.len() as u64, "backup", "backups");
+        let message = format!("{number} of {} could not be copied", ids.len());
+        output.error(&message, &failed, None);
+        Ok(Outcome::Failed)
     }
-    if removed == ids.len() {
-        return Err(source.no_backup().into());
+
+    async fn one(&self, id: &BackupId) -> Result<Outcome, CopyError> {
+        let begun = Instant::now();
+        let progress = Arc::new(Progress::default());
+        progress.set_phase(format!("copying {id}"));
+        let original = Original::read(self.source, id).await?;
+        progress.bytes_total.store(original.bytes(), Ordering::Relaxed);
+        let display = Display::start(self.context.shown, &progress);
+        let done = |bytes| {
+            progress.bytes_done.fetch_add(bytes, Ordering::Relaxed);
+            self.unfinished.change(|ids| _ = ids.insert(id.clone()));
+        };
+        let copied = copy::copy(&original, self.destination, self.lease, self.repair, done).await;
+        drop(display);
+        let report = copied?;
+        self.unfinished.change(|ids| _ = ids.remove(id));
+        self.tell(id, &report, begun);
+        if report.was_complete {
+            self.tell_damage(id).await
+        } else {
+            Ok(Outcome::Done)
+        }
     }
-    if failed.is_empty() {
-        return Ok(Outcome::Done);
+
+    fn tell(&self, id: &BackupId, report: &CopyReport, begun: Instant) {
+        let url = self.destination.store().url();
+        self.context.output.json(&json!({
+            "id": id.to_string(),
+            "to": url,
+            "was_complete": report.was_complete,
+            "objects_copied": report.objects_copied,
+            "objects_present": report.objects_present,
+            "objects_repaired": report.objects_repaired,
+            "bytes_copied": report.bytes_copied,
+            "elapsed_seconds": begun.elapsed().as_secs_f64(),
+        }));
+        self.context.output.prose_summary(format!(
+            "{} {} {url}{}",
+            styled(ACCENT, id),
+            what_was_done(report),
+            took(report, begun)
+        ));
     }
-    let number = counted(failed.len() as u64, "backup", "backups");
-    let message = format!("{number} of {} could not be copied", ids.len());
-    context.output.error(&message, &failed, None);
-    Ok(Outcome::Failed)
+
+    /// One that is there already may be known to be damaged.
+    async fn tell_damage(&self, id: &BackupId) -> Result<Outcome, CopyError> {
+        let url = self.destination.store().url();
+        let evidence = self.destination.evidence_of(id).await;
+        let evidence = evidence.map_err(|source| CopyError::Destination {
+            url: url.to_owned(),
+            source: Box::new(source),
+        })?;
+        if evidence.is_none_or(|evidence| evidence.passed) {
+            return Ok(Outcome::Done);
+        }
+        self.context.output.attention(format!(
+            "the last verification of {id} at {url} found damage: 'pgkeep copy {id} --to {} --repair' writes anew what is damaged",
+            quote_for_shell(url)
+        ));
+        Ok(Outcome::Attention)
+    }
 }
 
 /// Opens the destination or makes it. Nothing is sealed there, so it takes no recipients.
@@ -142,47 +221,6 @@ async fn destination(settings: &Settings, url: &str) -> Result<Repository, Failu
         ..settings.access(KeyUse::None)?
     };
     Ok(Repository::open_or_create(store, &settings.name, access).await?)
-}
-
-async fn one(
-    context: &Context,
-    source: &Repository,
-    destination: &Repository,
-    lease: &Lease,
-    id: &BackupId,
-    unfinished: &Unfinished,
-) -> Result<(), CopyError> {
-    let begun = Instant::now();
-    let progress = Arc::new(Progress::default());
-    progress.set_phase(format!("copying {id}"));
-    let original = Original::read(source, id).await?;
-    progress.bytes_total.store(original.bytes(), Ordering::Relaxed);
-    let display = Display::start(context.shown, &progress);
-    let done = |bytes| {
-        progress.bytes_done.fetch_add(bytes, Ordering::Relaxed);
-        unfinished.change(|ids| _ = ids.insert(id.clone()));
-    };
-    let report = copy::copy(&original, destination, lease, done).await;
-    drop(display);
-    let report = report?;
-    unfinished.change(|ids| _ = ids.remove(id));
-    context.output.json(&json!({
-        "id": id.to_string(),
-        "to": destination.store().url(),
-        "was_complete": report.was_complete,
-        "objects_copied": report.objects_copied,
-        "objects_present": report.objects_present,
-        "bytes_copied": report.bytes_copied,
-        "elapsed_seconds": begun.elapsed().as_secs_f64(),
-    }));
-    let url = destination.store().url();
-    context.output.prose_summary(format!(
-        "{} {} {url}{}",
-        styled(ACCENT, id),
-        what_was_done(&report),
-        took(&report, begun)
-    ));
-    Ok(())
 }
 
 fn took(report: &CopyReport, begun: Instant) -> String {
@@ -197,13 +235,21 @@ fn what_was_done(report: &CopyReport) -> String {
     if report.was_complete {
         return "is there already, at".to_owned();
     }
+    if report.objects_copied == 0 {
+        let objects = counted(report.objects_present, "object", "objects");
+        return format!("is whole: {objects} compared with their hashes, at");
+    }
+    let repaired = match report.objects_repaired {
+        0 => String::new(),
+        number => format!(", of which {number} had been damaged there"),
+    };
     let present = match report.objects_present {
         0 => String::new(),
         number => format!(" ({} had been there)", number),
     };
     let objects = counted(report.objects_copied, "object", "objects");
     format!(
-        "copied: {objects}, {}{present}, to",
+        "copied: {objects}, {}{repaired}{present}, to",
         ByteCount(report.bytes_copied)
     )
 }
