@@ -160,6 +160,18 @@ impl Destinations {
             .collect()
     }
 
+    /// The URLs of those that were made by opening them, where another one was there before.
+    pub fn made_beside_others(&self) -> Vec<&str> {
+        if self.all.iter().all(|destination| destination.repository.is_new()) {
+            return Vec::new();
+        }
+        let made = self
+            .all
+            .iter()
+            .filter(|destination| destination.repository.is_new());
+        made.map(|destination| destination.url.as_str()).collect()
+    }
+
     /// The URL of one, as it was given.
     pub fn url(&self, place: usize) -> &str {
         self.all.get(place).map_or("", |destination| &destination.url)

@@ -254,6 +254,11 @@ impl Classified for StoreError {
                 "run it again later, or with fewer --jobs".to_owned()
             }
             StoreErrorKind::NoSpace => format!("free space under {url}, or raise its quota"),
+            StoreErrorKind::Other if let Some(path) = url.strip_prefix("file://") => {
+                format!(
+                    "see what is there, and whether its disk is mounted: ls -ld '{path}'; findmnt -T '{path}'"
+                )
+            }
             _ => return None,
         };
         Some(Hint::new(text))

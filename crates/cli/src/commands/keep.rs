@@ -39,9 +39,15 @@ async fn set(context: &Context, backup: &str, pinned: bool, reason: &str) -> Res
         "reason": reason,
         "changed": changed,
     }));
-    // In a repository that wasn't asked it isn't.
     Ok(match asked {
         Outcome::Done => Outcome::Done,
-        _ => Outcome::Failed,
+        // What is done in some of them only isn't done.
+        _ => {
+            let again = format!(
+                "where it was left out nothing is changed: 'pgkeep {command} {id}' once more when it is back"
+            );
+            context.output.attention(again);
+            Outcome::Failed
+        }
     })
 }
