@@ -169,8 +169,8 @@ pub struct InitArgs {
     /// Leave the first dump for later.
     #[arg(long)]
     pub no_dump: bool,
-    /// Take over this cluster's name in the repository although another database cluster had it.
-    #[arg(long)]
+    /// Take over this cluster's name in the repository, by the first dump, although another database cluster had it.
+    #[arg(long, conflicts_with = "no_dump")]
     pub accept_new_identity: bool,
 }
 

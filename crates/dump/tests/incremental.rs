@@ -253,9 +253,7 @@ async fn what_a_damaged_dump_may_need_stays() {
 async fn take_copy(source: &Repository, destination: &Repository, id: &BackupId) {
     let lease = Lease::acquire(destination, "copy", LEASE).await.unwrap();
     let original = copy::Original::read(source, id).await.unwrap();
-    copy::copy(&original, destination, &lease, false, |_| {})
-        .await
-        .unwrap();
+    copy::copy(&original, destination, &lease, |_| {}).await.unwrap();
     lease.release().await.unwrap();
 }
 

@@ -8,13 +8,15 @@
 //! committing after somebody else swept its objects is the destination's lease, the tombstone in the manifest's place,
 //! and a last look at the objects after the manifest is there.
 
+mod repair;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use futures::StreamExt;
-use pgkeep_base::{BackupId, Classified, Hint, RetryClass};
+use pgkeep_base::{BackupId, Classified, Hint, RetryClass, quote_for_shell};
 use pgkeep_store::{PutOutcome, StoreErrorKind};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::backups::BackupState;
 use crate::error::RepositoryError;
@@ -22,6 +24,8 @@ use crate::integrity::{Checksum, names};
 use crate::layout;
 use crate::lease::Lease;
 use crate::repo::Repository;
+
+pub use repair::{RepairReport, is_repairable, repair};
 
 /// Objects on their way at once.
 const COPY_CONCURRENCY: usize = 4;
@@ -42,8 +46,6 @@ pub struct CopyReport {
     pub objects_copied: u64,
     /// Objects that were there already, and right.
     pub objects_present: u64,
-    /// Of those written, the ones that were there and damaged.
-    pub objects_repaired: u64,
     /// Bytes written.
     pub bytes_copied: u64,
 }
@@ -107,7 +109,15 @@ pub enum CopyError {
         /// The repository.
         url: String,
     },
-    /// An unfinished copy at the destination holds something else.
+    /// What is at the destination can't be read as a backup.
+    #[error("{id} is at {url}, with a damaged manifest")]
+    DamagedThere {
+        /// The repository copied to.
+        url: String,
+        /// The backup.
+        id: String,
+    },
+    /// An unfinished copy at the destination, or a backup that this one refers to, holds something else.
     #[error("{key} is already at {url}, with other contents than here")]
     Differs {
         /// The repository copied to.
@@ -123,7 +133,7 @@ impl CopyError {
         let cause = match self {
             Self::Source { source, .. } | Self::Destination { source, .. } => source.as_ref(),
             Self::SameRepository { .. } => return false,
-            Self::Differs { .. } => return true,
+            Self::Differs { .. } | Self::DamagedThere { .. } => return true,
         };
         cause.is_damage() || matches!(cause, RepositoryError::Removed { .. })
     }
@@ -139,7 +149,7 @@ impl Classified for CopyError {
         match self {
             Self::Source { source, .. } | Self::Destination { source, .. } => source.retry_class(),
             Self::SameRepository { .. } => RetryClass::Usage,
-            Self::Differs { .. } => RetryClass::Permanent,
+            Self::Differs { .. } | Self::DamagedThere { .. } => RetryClass::Permanent,
         }
     }
 
@@ -147,25 +157,28 @@ impl Classified for CopyError {
         match self {
             Self::Source { source, .. } | Self::Destination { source, .. } => source.hint(),
             Self::SameRepository { .. } => Some(Hint::new("name another repository with --to URL")),
+            Self::DamagedThere { .. } => Some(Hint::new(
+                "the same with --repair writes anew what is damaged there",
+            )),
             Self::Differs { url, .. } => Some(Hint::new(format!(
-                "remove the unfinished copy with 'pgkeep prune --repository {url}', then copy again"
+                "remove the unfinished copy with 'pgkeep prune --repository {}', then copy again; if it is a complete backup that \
+                 is damaged there: 'pgkeep copy all --to {0} --repair'",
+                quote_for_shell(url)
             ))),
         }
     }
 }
 
 /// Copies one backup. `lease` is the destination's, so that nobody sweeps there meanwhile; `progress` gets 0 before each
-/// object that is written, and the bytes of each that is done with. With `repair` objects that are there and damaged are
-/// deleted and written anew, also those of a backup that is complete there.
+/// object that is written, and the bytes of each that is done with.
 ///
 /// # Errors
-/// The store's on either side; an object that isn't what `checksums.b3` says. The destination then has no such backup (or
-/// the damaged one that was to be repaired), and the same call goes on where this one stopped.
+/// The store's on either side; an object that isn't what `checksums.b3` says. The destination then has no such backup,
+/// and the same call goes on where this one stopped.
 pub async fn copy(
     original: &Original<'_>,
     destination: &Repository,
     lease: &Lease,
-    repair: bool,
     progress: impl Fn(u64) + Sync,
 ) -> Result<CopyReport, CopyError> {
     let Original {
@@ -177,7 +190,6 @@ pub async fn copy(
     let from = |error| from_source(source, error);
     let to = |error| to_destination(destination, error);
     match destination.state(id).await.map_err(to)? {
-        BackupState::Complete if repair => {}
         BackupState::Complete => {
             return Ok(CopyReport {
                 was_complete: true,
@@ -186,8 +198,12 @@ pub async fn copy(
         }
         BackupState::Swept => give_back(destination, lease, id).await.map_err(to)?,
         BackupState::Incomplete => {}
-        BackupState::Damaged if repair => {}
-        BackupState::Damaged => return Err(to(no_manifest(destination, id))),
+        BackupState::Damaged => {
+            return Err(CopyError::DamagedThere {
+                url: destination.store().url().to_owned(),
+                id: id.to_string(),
+            });
+        }
     }
     match source.state(id).await.map_err(from)? {
         BackupState::Complete => {}
@@ -197,18 +213,8 @@ pub async fn copy(
         }
     }
     claim_identities(source, destination).await?;
-    let present = destination.stored_sizes(id, names(checksums)).await;
+    let copying = Copying::new(original, destination, lease).await?;
     make_room(destination, checksums).await.map_err(to)?;
-    let copying = Copying {
-        source,
-        destination,
-        lease,
-        id,
-        repair,
-        sizes: &original.sizes,
-        present: present.map_err(to)?,
-        memory: Semaphore::new(COPY_MEMORY_KIB as usize),
-    };
     let mut report = CopyReport::default();
     let objects = checksums
         .iter()
@@ -304,29 +310,19 @@ async fn identities(repository: &Repository) -> Result<Vec<u64>, RepositoryError
 }
 
 /// What became of one object.
-enum Done {
-    Present,
-    /// With so many bytes.
-    Copied(u64),
-    /// The same, in the place of a damaged one.
-    Repaired(u64),
+struct Done {
+    copied: bool,
+    bytes: u64,
 }
 
 impl CopyReport {
     fn add(&mut self, done: Done) {
-        let bytes = match done {
-            Done::Present => {
-                self.objects_present += 1;
-                return;
-            }
-            Done::Copied(bytes) => bytes,
-            Done::Repaired(bytes) => {
-                self.objects_repaired += 1;
-                bytes
-            }
-        };
-        self.objects_copied += 1;
-        self.bytes_copied += bytes;
+        if done.copied {
+            self.objects_copied += 1;
+            self.bytes_copied += done.bytes;
+        } else {
+            self.objects_present += 1;
+        }
     }
 }
 
@@ -335,8 +331,6 @@ struct Copying<'a> {
     destination: &'a Repository,
     lease: &'a Lease,
     id: &'a BackupId,
-    /// What is damaged at the destination is replaced.
-    repair: bool,
     /// At the source.
     sizes: &'a BTreeMap<String, u64>,
     /// At the destination before the copy began.
@@ -344,7 +338,39 @@ struct Copying<'a> {
     memory: Semaphore,
 }
 
+impl<'a> Copying<'a> {
+    async fn new(
+        original: &'a Original<'_>,
+        destination: &'a Repository,
+        lease: &'a Lease,
+    ) -> Result<Self, CopyError> {
+        let id = original.id;
+        let present = destination.stored_sizes(id, names(&original.checksums)).await;
+        Ok(Self {
+            source: original.repository,
+            destination,
+            lease,
+            id,
+            sizes: &original.sizes,
+            present: present.map_err(|error| to_destination(destination, error))?,
+            memory: Semaphore::new(COPY_MEMORY_KIB as usize),
+        })
+    }
+}
+
 impl Copying<'_> {
+    /// Waits for the memory of an object of so many bytes.
+    async fn memory_for(&self, bytes: u64) -> Result<SemaphorePermit<'_>, CopyError> {
+        let kib = u32::try_from(bytes.div_ceil(1 << 10))
+            .unwrap_or(u32::MAX)
+            .min(COPY_MEMORY_KIB);
+        let permit = self.memory.acquire_many(kib).await;
+        permit.map_err(|error| {
+            let reason = format!("the copy's memory budget is gone: {error}");
+            to_destination(self.destination, RepositoryError::Internal(reason))
+        })
+    }
+
     fn source_key(&self, name: &str) -> String {
         layout::backup_object(self.source.cluster(), self.id, name)
     }
@@ -382,33 +408,20 @@ impl Copying<'_> {
         let to = |error| to_destination(self.destination, error);
         self.lease.check().map_err(to)?;
         let bytes = self.sizes.get(&checksum.name).copied().unwrap_or(0);
-        let is_present = self.present.contains_key(&checksum.name);
-        if is_present {
+        if self.present.contains_key(&checksum.name) {
             let damages = self
                 .destination
                 .verify_stored(self.id, std::slice::from_ref(checksum), |_| {})
                 .await;
-            if damages.map_err(to)?.is_empty() {
-                progress(bytes);
-                return Ok(Done::Present);
-            }
-            if !self.repair {
+            if !damages.map_err(to)?.is_empty() {
                 return Err(self.differs(&checksum.name));
             }
+            progress(bytes);
+            return Ok(Done { copied: false, bytes });
         }
-        let kib = u32::try_from(bytes.div_ceil(1 << 10))
-            .unwrap_or(u32::MAX)
-            .min(COPY_MEMORY_KIB);
-        let _memory = self.memory.acquire_many(kib).await.map_err(|error| {
-            to(RepositoryError::Internal(format!(
-                "the copy's memory budget is gone: {error}"
-            )))
-        })?;
+        let _memory = self.memory_for(bytes).await?;
         let body = self.read(&checksum.name, Some(checksum)).await?;
         let length = body.len() as u64;
-        if is_present {
-            self.delete(&checksum.name).await?;
-        }
         // From here on something of it may be there, even if the copy is broken off before it hears so.
         progress(0);
         let put = self
@@ -421,18 +434,10 @@ impl Copying<'_> {
             PutOutcome::AlreadyExists => return Err(self.differs(&checksum.name)),
         }
         progress(bytes);
-        Ok(match is_present {
-            true => Done::Repaired(length),
-            false => Done::Copied(length),
+        Ok(Done {
+            copied: true,
+            bytes: length,
         })
-    }
-
-    /// Deletes a damaged object at the destination, of which the sound one is at hand.
-    async fn delete(&self, name: &str) -> Result<(), CopyError> {
-        let to = |error| to_destination(self.destination, error);
-        self.lease.check().map_err(to)?;
-        let deleted = self.destination.store().delete(&self.destination_key(name)).await;
-        deleted.map_err(|error| to(error.into()))
     }
 
     /// `checksums.b3`, and the manifest: where one is there already, it is compared byte by byte.
@@ -441,26 +446,15 @@ impl Copying<'_> {
         let body = self.read(name, checksum).await?;
         let bytes = body.len() as u64;
         let key = self.destination_key(name);
-        let put = || self.destination.store().put_new(&key, body.clone());
-        if put().await.map_err(|error| to(error.into()))? == PutOutcome::Created {
-            return Ok(Done::Copied(bytes));
+        let put = self.destination.store().put_new(&key, body.clone()).await;
+        if put.map_err(|error| to(error.into()))? == PutOutcome::Created {
+            return Ok(Done { copied: true, bytes });
         }
         let there = self.destination.store().get(&key, OBJECT_BYTES_MAX).await;
-        let there = there.map_err(|error| to(error.into()))?;
-        if there == body {
-            return Ok(Done::Present);
+        if there.map_err(|error| to(error.into()))? == body {
+            return Ok(Done { copied: false, bytes });
         }
-        let is_manifest = name == layout::MANIFEST;
-        // A tombstone is somebody's word.
-        let is_tombstone =
-            is_manifest && self.destination.state(self.id).await.map_err(to)? == BackupState::Swept;
-        if self.repair && !is_tombstone {
-            self.delete(name).await?;
-            if put().await.map_err(|error| to(error.into()))? == PutOutcome::Created {
-                return Ok(Done::Repaired(bytes));
-            }
-        }
-        if is_manifest {
+        if name == layout::MANIFEST {
             return Err(to(RepositoryError::Fenced {
                 id: self.id.to_string(),
             }));
@@ -477,9 +471,9 @@ impl Copying<'_> {
             .stored_sizes(self.id, names(checksums))
             .await
             .map_err(to)?;
-        let whole = checksums
-            .iter()
-            .all(|checksum| there.get(&checksum.name) == self.sizes.get(&checksum.name));
+        // What was there before was compared by its hash, and may be sound where the source's isn't.
+        let expected = |name: &str| self.present.get(name).or(self.sizes.get(name));
+        let whole = names(checksums).all(|name| there.get(name) == expected(name));
         if whole {
             return Ok(());
         }

@@ -8,7 +8,7 @@ use std::time::Instant;
 use pgkeep_base::{BackupId, ByteCount, quote_for_shell};
 use pgkeep_config::Overrides;
 use pgkeep_dump::Progress;
-use pgkeep_repository::copy::{self, CopyError, CopyReport, Original};
+use pgkeep_repository::copy::{self, CopyError, CopyReport, Original, RepairReport};
 use pgkeep_repository::encryption::Encryption;
 use pgkeep_repository::lease::Lease;
 use pgkeep_repository::{Access, Repository};
@@ -44,8 +44,8 @@ pub async fn run(context: &Context, args: CopyArgs) -> Result<Outcome, Failure> 
     several::in_each(context, &sources, async |settings| {
         let opening = context.repository(settings, KEYS);
         let repository = context.cancellation.or(opening).await?;
-        let ids = context.cancellation.or(latest::all(&repository)).await?;
-        from_one(context, &repository, ids, &to, &args).await
+        let (ids, outcome) = context.cancellation.or(latest::all(context, &repository)).await?;
+        Ok(outcome.and(from_one(context, &repository, ids, &to, &args).await?))
     })
     .await
 }
@@ -71,11 +71,12 @@ async fn from_one(
         destination: &destination,
         lease: &lease,
         repair: args.repair,
+        settings: to,
         unfinished: &unfinished,
     };
     let copying = copying.all(&ids);
     let result = context.cancellation.or(copying).await;
-    unfinished.tell(&context.output, destination.store().url(), args.repair);
+    unfinished.tell(&context.output, destination.store().url());
     if let Err(error) = lease.release().await {
         tracing::warn!(%error, "the lease stays until it runs out");
     }
@@ -92,17 +93,14 @@ impl Unfinished {
     }
 
     /// An interrupted copy isn't taken back: it may be gone on with.
-    fn tell(&self, output: &Output, url: &str, repair: bool) {
+    fn tell(&self, output: &Output, url: &str) {
         self.change(|ids| {
             for id in ids.iter() {
-                output.note(match repair {
-                    true => format!("{id} at {url} is not repaired yet: the same 'pgkeep copy' goes on with it"),
-                    false => format!(
-                        "a part of {id} may be at {url}, where it is no backup: the same 'pgkeep copy' goes on with it, and \
-                         'pgkeep prune --repository {}' removes it",
-                        quote_for_shell(url)
-                    ),
-                });
+                output.note(format!(
+                    "a part of {id} may be at {url}, where it is no backup: the same 'pgkeep copy' goes on with it, and \
+                     'pgkeep prune --repository {}' removes it",
+                    quote_for_shell(url)
+                ));
             }
         });
     }
@@ -115,6 +113,8 @@ struct Copying<'a> {
     destination: &'a Repository,
     lease: &'a Lease,
     repair: bool,
+    /// The destination's.
+    settings: &'a Settings,
     unfinished: &'a Unfinished,
 }
 
@@ -160,29 +160,39 @@ impl Copying<'_> {
         let display = Display::start(self.context.shown, &progress);
         let done = |bytes| {
             progress.bytes_done.fetch_add(bytes, Ordering::Relaxed);
+        };
+        if self.repair && copy::is_repairable(self.destination, id).await? {
+            let repaired = copy::repair(&original, self.destination, self.lease, done).await;
+            drop(display);
+            return Ok(self.tell_repaired(id, &repaired?, begun));
+        }
+        let done = |bytes| {
+            done(bytes);
             self.unfinished.change(|ids| _ = ids.insert(id.clone()));
         };
-        let copied = copy::copy(&original, self.destination, self.lease, self.repair, done).await;
+        let copied = copy::copy(&original, self.destination, self.lease, done).await;
         drop(display);
         let report = copied?;
         self.unfinished.change(|ids| _ = ids.remove(id));
         self.tell(id, &report, begun);
-        if report.was_complete {
-            self.tell_damage(id).await
-        } else {
-            Ok(Outcome::Done)
-        }
+        Ok(match report.was_complete {
+            true => self.tell_damage(id).await,
+            false => Outcome::Done,
+        })
+    }
+
+    fn url(&self) -> &str {
+        self.destination.store().url()
     }
 
     fn tell(&self, id: &BackupId, report: &CopyReport, begun: Instant) {
-        let url = self.destination.store().url();
+        let url = self.url();
         self.context.output.json(&json!({
             "id": id.to_string(),
             "to": url,
             "was_complete": report.was_complete,
             "objects_copied": report.objects_copied,
             "objects_present": report.objects_present,
-            "objects_repaired": report.objects_repaired,
             "bytes_copied": report.bytes_copied,
             "elapsed_seconds": begun.elapsed().as_secs_f64(),
         }));
@@ -194,22 +204,56 @@ impl Copying<'_> {
         ));
     }
 
-    /// One that is there already may be known to be damaged.
-    async fn tell_damage(&self, id: &BackupId) -> Result<Outcome, CopyError> {
-        let url = self.destination.store().url();
-        let evidence = self.destination.evidence_of(id).await;
-        let evidence = evidence.map_err(|source| CopyError::Destination {
-            url: url.to_owned(),
-            source: Box::new(source),
-        })?;
-        if evidence.is_none_or(|evidence| evidence.passed) {
-            return Ok(Outcome::Done);
-        }
-        self.context.output.attention(format!(
-            "the last verification of {id} at {url} found damage: 'pgkeep copy {id} --to {} --repair' writes anew what is damaged",
-            quote_for_shell(url)
+    fn tell_repaired(&self, id: &BackupId, report: &RepairReport, begun: Instant) -> Outcome {
+        let url = self.url();
+        let output = &self.context.output;
+        output.json(&json!({
+            "id": id.to_string(),
+            "to": url,
+            "was_complete": true,
+            "objects_present": report.objects_sound,
+            "objects_repaired": report.objects_repaired,
+            "bytes_copied": report.bytes_written,
+            "elapsed_seconds": begun.elapsed().as_secs_f64(),
+        }));
+        let all = counted(
+            report.objects_sound + report.objects_repaired,
+            "object",
+            "objects",
+        );
+        let what = match report.objects_repaired {
+            0 => format!("{all} compared, none is damaged"),
+            number => format!(
+                "{all} compared, {number} written anew ({})",
+                ByteCount(report.bytes_written)
+            ),
+        };
+        output.prose_summary(format!(
+            "{} is whole at {url}: {what}, in {}",
+            styled(ACCENT, id),
+            duration(begun.elapsed())
         ));
-        Ok(Outcome::Attention)
+        if !report.evidence_remains {
+            return Outcome::Done;
+        }
+        output.attention(format!(
+            "it counts as damaged until its contents are verified, where the secret key is: {}",
+            self.settings
+                .command(&format!("verify {id} --repository {}", quote_for_shell(url)))
+        ));
+        Outcome::Attention
+    }
+
+    /// One that is there already may be known to be damaged.
+    async fn tell_damage(&self, id: &BackupId) -> Outcome {
+        // Where that may not be read, nothing is known.
+        let evidence = self.destination.evidence_of(id).await.ok().flatten();
+        if evidence.is_none_or(|evidence| evidence.passed) {
+            return Outcome::Done;
+        }
+        let sound = self.source.store().url();
+        several::tell_damaged(self.context, self.settings, self.url(), id, Some(sound));
+        Outcome::Attention
     }
 }
 
@@ -235,21 +279,13 @@ fn what_was_done(report: &CopyReport) -> String {
     if report.was_complete {
         return "is there already, at".to_owned();
     }
-    if report.objects_copied == 0 {
-        let objects = counted(report.objects_present, "object", "objects");
-        return format!("is whole: {objects} compared with their hashes, at");
-    }
-    let repaired = match report.objects_repaired {
-        0 => String::new(),
-        number => format!(", of which {number} had been damaged there"),
-    };
     let present = match report.objects_present {
         0 => String::new(),
         number => format!(" ({} had been there)", number),
     };
     let objects = counted(report.objects_copied, "object", "objects");
     format!(
-        "copied: {objects}, {}{repaired}{present}, to",
+        "copied: {objects}, {}{present}, to",
         ByteCount(report.bytes_copied)
     )
 }

@@ -16,6 +16,7 @@ use pgkeep_repository::{Access, Repository, RepositoryError, layout};
 use pgkeep_store::Store;
 use serde_json::{Value, json};
 
+use super::several;
 use crate::args::{DumpArgs, Format};
 use crate::context::{Context, KeyUse, LEASE_DURATION, Settings};
 use crate::exit::{Failure, Outcome};
@@ -105,28 +106,33 @@ pub async fn into_repository(
     access.encryption.check_writable()?;
     let destinations = context.cancellation.or(destinations(settings, &access)).await?;
     let destinations = Arc::new(destinations);
-    let made: Vec<String> = destinations
-        .made_beside_others()
-        .into_iter()
-        .map(made_anew)
-        .collect();
+    let made = destinations.made_beside_others().into_iter();
+    let made: Vec<String> = made.map(|url| made_anew(settings, url)).collect();
     let progress = Arc::new(Progress::default());
     let display = Display::start(context.shown, &progress);
     let cancelled = context.cancellation.cancelled();
     let report = pgkeep_dump::dump(&destinations, &target, &options, &progress, cancelled).await;
     drop(display);
-    let mut report = report?;
-    report.attention.extend(made);
-    Ok(report)
+    match report {
+        Ok(mut report) => {
+            report.attention.extend(made);
+            Ok(report)
+        }
+        Err(error) => {
+            // Nobody would hear of it any more: the next dump finds it there.
+            made.iter().for_each(|line| tracing::warn!("{line}"));
+            Err(error.into())
+        }
+    }
 }
 
 /// What is said of a repository that was made although another one of the cluster's had been there.
-fn made_anew(url: &str) -> String {
+fn made_anew(settings: &Settings, url: &str) -> String {
     format!(
-        "there was no repository at {url}, so it was made anew, and has no earlier dump: 'pgkeep copy all --to {}' brings \
-         those of another repository there; if there was one before, see whether its disk is mounted or its bucket is the \
-         right one",
-        quote_for_shell(url)
+        "there was no repository at {url}, so it was made anew, and has no earlier dump; {}; this brings those of another \
+         repository there: {}",
+        several::WHERE_IS_IT,
+        settings.copy_command("all", url)
     )
 }
 

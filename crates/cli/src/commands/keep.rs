@@ -1,5 +1,6 @@
 //! `pgkeep pin` and `pgkeep unpin`.
 
+use pgkeep_base::quote_for_shell;
 use serde_json::json;
 
 use super::several::{self, Opened};
@@ -43,10 +44,14 @@ async fn set(context: &Context, backup: &str, pinned: bool, reason: &str) -> Res
         Outcome::Done => Outcome::Done,
         // What is done in some of them only isn't done.
         _ => {
-            let again = format!(
-                "where it was left out nothing is changed: 'pgkeep {command} {id}' once more when it is back"
-            );
-            context.output.attention(again);
+            let reason = match reason {
+                "" => String::new(),
+                reason => format!(" --reason {}", quote_for_shell(reason)),
+            };
+            let again = settings.command(&format!("{command} {id}{reason}"));
+            let text =
+                format!("where it was left out nothing is changed; once more when it is back: {again}");
+            context.output.attention(text);
             Outcome::Failed
         }
     })

@@ -40,13 +40,14 @@ pub async fn in_each(
         let gap = if number == 0 { "" } else { "\n" };
         let url = settings.repository_url()?;
         context.output.summary(format!("{gap}{}", styled(BOLD, url)));
-        match context.repository_if_there(settings, KeyUse::None).await {
+        let looking = context.repository_if_there(settings, KeyUse::None);
+        match context.cancellation.or(looking).await {
             Ok(Some(_)) => match work(settings).await {
                 Ok(outcome) => each.outcome = Some(each.outcome.unwrap_or(Outcome::Done).and(outcome)),
                 Err(failure) if context.cancellation.is_cancelled() => return Err(failure),
                 Err(failure) => each.failed(context, failure.at(url)),
             },
-            Ok(None) => each.missing.push(url),
+            Ok(None) => each.missing.push(settings),
             Err(failure) if context.cancellation.is_cancelled() => return Err(failure),
             Err(failure) => each.unreachable(context, failure.at(url)),
         }
@@ -60,7 +61,7 @@ struct Each<'a> {
     /// Of the work, where it was done.
     outcome: Option<Outcome>,
     /// Where there is no repository.
-    missing: Vec<&'a str>,
+    missing: Vec<&'a Settings>,
     /// The last failure, which isn't told yet.
     untold: Option<Failure>,
     has_failed: bool,
@@ -80,14 +81,18 @@ impl Each<'_> {
 
     fn end(self, context: &Context) -> Result<Outcome, Failure> {
         let Some(mut outcome) = self.outcome else {
-            for url in &self.missing {
-                let text = "there is no repository yet: the next dump makes it";
-                context.output.note(format!("{url}: {text}"));
-            }
-            return self.untold.map_or(Ok(Outcome::Done), Err);
+            let missing = self
+                .missing
+                .iter()
+                .filter_map(|settings| settings.repository_url().ok());
+            let mut missing =
+                missing.map(|url| Failure::from(RepositoryError::NotARepository { url: url.to_owned() }));
+            let last = self.untold.or_else(|| missing.next());
+            missing.for_each(|failure| failure.tell(&context.output));
+            return last.map_or(Ok(Outcome::Done), Err);
         };
-        for url in &self.missing {
-            context.output.attention(missing(url));
+        for settings in &self.missing {
+            context.output.attention(missing(settings));
             outcome = outcome.and(Outcome::Attention);
         }
         if let Some(failure) = self.untold {
@@ -102,14 +107,18 @@ impl Each<'_> {
 }
 
 /// What is said of a repository that isn't there while another one of the cluster's is.
-fn missing(url: &str) -> String {
+fn missing(settings: &Settings) -> String {
+    let url = settings.repository_url().unwrap_or_default();
     format!(
-        "there is no repository at {url}, and another one of the cluster's is there: if it should be, see whether its disk is \
-         mounted or its bucket is the right one; the next dump makes it anew, and 'pgkeep copy all --to {}' brings the earlier \
-         dumps there",
-        quote_for_shell(url)
+        "there is no repository at {url}, and another one of the cluster's is there; {WHERE_IS_IT}; the next dump makes it anew, \
+         and this brings the earlier ones there: {}",
+        settings.copy_command("all", url)
     )
 }
+
+/// What to do about a repository that should be there.
+pub const WHERE_IS_IT: &str =
+    "if it should be, see whether its disk is mounted or its bucket is the right one";
 
 /// The repositories that answered, and those that didn't.
 struct Asked<T> {
@@ -223,10 +232,15 @@ pub struct Choice {
 /// A failure of reading a dump in one repository. What is damaged there may be sound in another one that has it.
 pub fn failed_to_read(error: DumpError, id: &BackupId, elsewhere: &[String]) -> Failure {
     let is_damage = error.is_damage();
+    // What was begun in the target has to go first.
+    let overwrite = match error {
+        DumpError::Unfinished { .. } => " and --overwrite",
+        _ => "",
+    };
     let failure = Failure::from(error);
     match elsewhere.first() {
         Some(url) if is_damage => failure.or_else_do(&format!(
-            "{id} is at {url} too: the same command with --repository {}",
+            "{id} is at {url} too: the same command with --repository {}{overwrite}",
             quote_for_shell(url)
         )),
         _ => failure,
@@ -275,7 +289,7 @@ pub async fn choose(
             Err(error) => return Err(error.into()),
         }
     }
-    let place = match first_not_damaged(context, &having).await {
+    let place = match first_not_damaged(context, settings, &having).await {
         // Damaged or not, there is no other.
         None => 0,
         Some(place) => {
@@ -285,13 +299,14 @@ pub async fn choose(
             place
         }
     };
-    if having.is_empty() {
+    // Those before it are known to be damaged.
+    let mut having = having.into_iter().skip(place);
+    let Some((opened, chosen)) = having.next() else {
         return Err(Failure::usage(
             "no dump could be chosen",
             "'pgkeep list' shows them all",
         ));
-    }
-    let (opened, chosen) = having.remove(place);
+    };
     if several {
         context.output.note(format!("reading from {}", opened.url()));
     }
@@ -300,12 +315,16 @@ pub async fn choose(
         repository: opened.repository,
         chosen,
         outcome,
-        elsewhere: having.iter().map(|(opened, _)| opened.url().to_owned()).collect(),
+        elsewhere: having.map(|(opened, _)| opened.url().to_owned()).collect(),
     })
 }
 
 /// The first in which no verification found the dump damaged; those before it are told.
-async fn first_not_damaged(context: &Context, having: &[(Opened, Chosen)]) -> Option<usize> {
+async fn first_not_damaged(
+    context: &Context,
+    settings: &Settings,
+    having: &[(Opened, Chosen)],
+) -> Option<usize> {
     let mut damaged: Vec<&(Opened, Chosen)> = Vec::new();
     for (place, candidate) in having.iter().enumerate() {
         let (opened, chosen) = candidate;
@@ -315,13 +334,8 @@ async fn first_not_damaged(context: &Context, having: &[(Opened, Chosen)]) -> Op
             _ => opened.repository.evidence_of(&chosen.id).await.ok().flatten(),
         };
         if evidence.is_none_or(|evidence| evidence.passed) {
-            for (opened, chosen) in damaged {
-                tell_damaged(
-                    context,
-                    opened,
-                    &chosen.id,
-                    having.get(place).map(|(opened, _)| opened.url()),
-                );
+            for (damaged, chosen) in damaged {
+                tell_damaged(context, settings, damaged.url(), &chosen.id, Some(opened.url()));
             }
             return Some(place);
         }
@@ -330,16 +344,11 @@ async fn first_not_damaged(context: &Context, having: &[(Opened, Chosen)]) -> Op
     None
 }
 
-/// Says that a dump is damaged in a repository, with what mends it: the same dump from another one.
-pub fn tell_damaged(context: &Context, damaged: &Opened, id: &BackupId, sound: Option<&str>) {
-    let url = damaged.url();
+/// Says that a dump is damaged in a repository, with what mends it: the same dump from another one that has it sound.
+pub fn tell_damaged(context: &Context, settings: &Settings, url: &str, id: &BackupId, sound: Option<&str>) {
     let mend = match sound {
         None => String::new(),
-        Some(sound) => format!(
-            ": pgkeep copy {id} --repository {} --to {} --repair",
-            quote_for_shell(sound),
-            quote_for_shell(url)
-        ),
+        Some(sound) => format!(": {}", settings.repair_from(&id.to_string(), sound, url)),
     };
     context
         .output

@@ -33,8 +33,9 @@ pub async fn run(context: &Context, args: VerifyArgs) -> Result<Outcome, Failure
     if args.backup == "all" {
         return several::in_each(context, &settings, async |settings| {
             let repository = context.repository(settings, keys).await?;
-            let ids = latest::all(&repository).await?;
-            in_one(context, settings, &repository, &ids, &args, false).await
+            let (ids, outcome) = latest::all(context, &repository).await?;
+            let of_those = in_one(context, settings, &repository, &ids, &args, false).await?;
+            Ok(outcome.and(of_those))
         })
         .await;
     }
@@ -60,7 +61,7 @@ pub async fn run(context: &Context, args: VerifyArgs) -> Result<Outcome, Failure
     }
     if having.len() > 1 {
         for opened in damaged {
-            several::tell_damaged(context, opened, &id, sound);
+            several::tell_damaged(context, &settings, opened.url(), &id, sound);
         }
     }
     Ok(outcome)

@@ -106,9 +106,9 @@ fn a_dump_goes_into_both_and_one_that_is_away_gets_it_later() {
         mistyped.stderr
     );
     // A pin that isn't everywhere isn't one.
-    let pinned = place.run(&["pin", &first]).expect(1).stderr;
+    let pinned = place.run(&["pin", &first, "--reason", "a b"]).expect(1).stderr;
     assert!(
-        pinned.contains(&format!("'pgkeep pin {first}' once more")),
+        pinned.contains(&format!("pgkeep pin {first} --reason 'a b'")),
         "{pinned}"
     );
     place.run(&["unpin", &first]).expect(1);
@@ -202,7 +202,9 @@ fn a_dump_that_is_damaged_in_one_repository_is_read_from_the_other_and_mended_by
     with_two(&place, &format!("\"{second}\""));
     let id = place.dump();
     let object = place.object("d2/000001.sql.zst.age");
-    fs::write(&object, "damaged").unwrap();
+    let mut bytes = fs::read(&object).unwrap();
+    *bytes.last_mut().unwrap() ^= 0x40;
+    fs::write(&object, bytes).unwrap();
     // As long as nobody knows, it is read, and where else it is is said.
     let into = cluster.tcp_conninfo("postgres");
     let restore = [
@@ -215,8 +217,9 @@ fn a_dump_that_is_damaged_in_one_repository_is_read_from_the_other_and_mended_by
         "again",
         "--overwrite",
     ];
-    let failed = place.run(&restore).expect(1).stderr;
-    assert!(failed.contains(&format!("--repository {second}")), "{failed}");
+    let failed = place.run(&restore[..restore.len() - 1]).expect(1).stderr;
+    let mend = format!("--repository {second} and --overwrite");
+    assert!(failed.contains(&mend), "{failed}");
     let verified = place.run(&["verify"]).expect(1);
     let mend = format!("pgkeep copy {id} --repository {second} --to {first} --repair");
     assert!(
@@ -237,9 +240,14 @@ fn a_dump_that_is_damaged_in_one_repository_is_read_from_the_other_and_mended_by
     let copy = ["copy", &id, "--repository", &second, "--to", &first];
     let copied = place.run(&copy).expect(3);
     assert!(copied.stderr.contains("--repair"), "{copied:?}");
-    let repaired = place.run(&[&copy[..], &["--repair"]].concat()).expect(0);
-    assert!(repaired.stdout.contains("1 had been damaged"), "{repaired:?}");
-    place.run(&["verify"]).expect(0);
+    // What a verification of the contents has found, only another one takes back.
+    let repaired = place.run(&[&copy[..], &["--repair"]].concat()).expect(3);
+    let verify = format!("pgkeep verify {id} --repository {first}");
+    assert!(
+        repaired.stdout.contains("1 written anew") && repaired.stderr.contains(&verify),
+        "{repaired:?}"
+    );
+    place.run(&["verify", &id, "--repository", &first]).expect(0);
     let restored = place.run(&restore).expect(0);
     assert!(
         restored.stderr.contains(&format!("reading from {first}")),
@@ -270,11 +278,26 @@ fn a_repository_that_is_gone_while_another_is_there_is_told() {
     }
     assert!(!place.path("second").exists());
     let dumped = place.run(&["dump"]).expect(3).stderr;
-    let mend = format!("'pgkeep copy all --to {second}'");
+    let mend = format!("pgkeep copy all --to {second}");
     assert!(dumped.contains("made anew") && dumped.contains(&mend), "{dumped}");
     place.run(&["copy", "all", "--to", &second]).expect(0);
     assert_eq!(dumps(&place, "second"), dumps(&place, "repository"));
     place.run(&["dump"]).expect(0);
+    // It is told even by a dump that fails, because the next one finds it there.
+    fs::rename(place.path("second"), place.path("aside")).unwrap();
+    cluster.psql("postgres", "DROP DATABASE app");
+    let failed = place.run(&["dump", "--database", "app"]);
+    assert!(
+        failed.code != 0 && failed.stderr.contains("made anew"),
+        "{failed:?}"
+    );
+    // All of them gone is no success.
+    for repository in ["repository", "second"] {
+        fs::rename(place.path(repository), place.path(&format!("{repository} away"))).unwrap();
+    }
+    for args in [&["list"][..], &["prune"], &["verify", "all", "--quiet"]] {
+        place.run(args).expect(2);
+    }
 }
 
 #[test]

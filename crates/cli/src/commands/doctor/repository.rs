@@ -10,7 +10,7 @@ use pgkeep_repository::{Repository, RepositoryError};
 use pgkeep_store::{Disk, Store};
 
 use super::{AskedBy, Findings};
-use crate::commands::{bucket, run as scheduler};
+use crate::commands::{bucket, run as scheduler, several};
 use crate::context::{KeyUse, Settings};
 use crate::output::{counted, time};
 
@@ -41,19 +41,20 @@ pub(super) async fn check(settings: &Settings, findings: &mut Findings) {
                 }
                 match found {
                     Some(Found::Repository) => made += 1,
-                    Some(Found::Empty(place)) => empty.push(place),
+                    Some(Found::Empty(place)) => empty.push((settings, place)),
                     None => {}
                 }
             }
             // Of several, one that isn't there may have been lost.
-            for finding in empty.into_iter().filter(|_| made > 0) {
+            for (settings, finding) in empty.into_iter().filter(|_| made > 0) {
                 if let Some(finding) = findings.all.get_mut(finding) {
                     finding.severity = Severity::Warning;
-                    finding.why = "another repository of the cluster's is there: if this one should be, see whether its disk is \
-                                   mounted or its bucket is the right one"
-                        .to_owned();
-                    finding.mend =
-                        Some("pgkeep copy all --to URL   # brings the earlier dumps to a new one".to_owned());
+                    finding.why = format!(
+                        "another repository of the cluster's is there: {}",
+                        several::WHERE_IS_IT
+                    );
+                    let copy = settings.copy_command("all", settings.repository_url().unwrap_or_default());
+                    finding.mend = Some(format!("{copy}   # brings the earlier dumps to a new one"));
                 }
             }
         }
@@ -230,7 +231,12 @@ async fn backups(settings: &Settings, repository: &Repository, findings: &mut Fi
             Severity::Error,
             format!("the manifest of {} is damaged", entry.id),
             "it can't be restored",
-            Some("pgkeep dump   # a new one; and find out what happened to the store".to_owned()),
+            Some(match settings.repair_command(&entry.id.to_string()) {
+                Some(repair) => {
+                    format!("{repair}   # if it is sound there; and find out what happened to the store")
+                }
+                None => "pgkeep dump   # a new one; and find out what happened to the store".to_owned(),
+            }),
         );
     }
     for entry in entries.iter().filter(|entry| entry.has_lost_manifest) {
@@ -268,7 +274,7 @@ async fn backups(settings: &Settings, repository: &Repository, findings: &mut Fi
         format!("{number}, the newest of {}", time(newest.id.started_at())),
     );
     late(settings, &entries, newest, findings);
-    verified(&complete, findings);
+    verified(settings, &complete, findings);
 }
 
 /// Dumps that were due and aren't there.
@@ -312,7 +318,7 @@ fn late(settings: &Settings, entries: &[BackupEntry], newest: &BackupEntry, find
 }
 
 /// Whether anybody has looked at what was written.
-fn verified(complete: &[&BackupEntry], findings: &mut Findings) {
+fn verified(settings: &Settings, complete: &[&BackupEntry], findings: &mut Findings) {
     let failed = complete
         .iter()
         .filter(|entry| entry.evidence.as_ref().is_some_and(|evidence| !evidence.passed));
@@ -322,10 +328,15 @@ fn verified(complete: &[&BackupEntry], findings: &mut Findings) {
             Severity::Error,
             format!("the last verification of {} found damage", entry.id),
             "it may not be restorable",
-            Some(format!(
-                "pgkeep verify {}   # says what is damaged; then take a new one: pgkeep dump",
-                entry.id
-            )),
+            Some(match settings.repair_command(&entry.id.to_string()) {
+                Some(repair) => {
+                    format!("{repair}   # if it is sound there; else take a new one: pgkeep dump")
+                }
+                None => format!(
+                    "pgkeep verify {}   # says what is damaged; then take a new one: pgkeep dump",
+                    entry.id
+                ),
+            }),
         );
     }
     if complete.iter().any(|entry| entry.evidence.is_some()) {

@@ -235,8 +235,12 @@ async fn first_dump(
 ) -> Result<(DumpReport, VerifyReport), Failure> {
     let interrupted = |failure: Failure| {
         if context.cancellation.is_cancelled() {
+            let accepting = match accept_new_identity {
+                true => " --accept-new-identity",
+                false => "",
+            };
             context.output.note(format!(
-                "{} and the key stay; the first dump is still to be made: pgkeep dump",
+                "{} and the key stay; the first dump is still to be made: pgkeep dump{accepting}",
                 plan.config.display()
             ));
         }

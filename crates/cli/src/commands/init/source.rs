@@ -90,7 +90,7 @@ pub(super) async fn find(
                 "say that it is meant with --container NAME or --connection 'host=... port=...', or take it with --yes",
             ));
         }
-        1 => 0,
+        1 if !ask.is_interactive() || candidates.iter().all(Candidate::is_here) => 0,
         _ if ask.is_interactive() => {
             let texts: Vec<String> = candidates.iter().map(Candidate::text).collect();
             ask.choice("Which server?", &texts).await?
