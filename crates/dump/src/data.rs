@@ -18,7 +18,7 @@ use crate::catalog::CatalogRelation;
 use crate::error::{Context, DumpError};
 use crate::manifest::{DataObject, RelationKind, RowFormat, Segment};
 use crate::pack::{self, PackInput, PackOutput, PartLimits, RowDigest};
-use crate::progress::Progress;
+use pgkeep_base::Progress;
 use crate::reuse::Held;
 use crate::snapshot::{self, LockedSnapshot, SQLSTATE_LOCK_NOT_AVAILABLE};
 

@@ -22,7 +22,7 @@ use crate::indispensable;
 use crate::manifest::Filters;
 use crate::output::{Compression, Output};
 use crate::partial::Partial;
-use crate::progress::Progress;
+use pgkeep_base::Progress;
 use crate::restore::without_refused_settings;
 use crate::run::{PASSWORDS_OMITTED, check_server, not_in_the_dump};
 use crate::schema::{self, ClientPrograms, ProgramOutput};

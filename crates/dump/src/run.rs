@@ -22,7 +22,7 @@ use crate::error::{Context, DumpError};
 use crate::limits::{self, Limit};
 use crate::manifest::{Asked, DumpManifest, Filters, MANIFEST_FORMAT, Narrowed, RelationKind, Totals};
 use crate::objects::{object_refs, summary, totals};
-use crate::progress::Progress;
+use pgkeep_base::Progress;
 use crate::reuse::{self, Base, ReuseOptions};
 use crate::schema::{self, ClientPrograms};
 use crate::{sql, unfit, way_out};

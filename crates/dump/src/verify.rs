@@ -25,7 +25,7 @@ use crate::blocks::{BlockReader, Piece};
 use crate::error::DumpError;
 use crate::manifest::{DataObject, DatabaseManifest, DumpManifest};
 use crate::objects::object_refs;
-use crate::progress::Progress;
+use pgkeep_base::Progress;
 use crate::read::read_manifest;
 use crate::verify::work::{Group, Work, choose};
 

@@ -16,7 +16,7 @@ use crate::catalog;
 use crate::columns::{self, Present};
 use crate::error::{Context, DumpError};
 use crate::manifest::{ColumnType, DatabaseManifest, QualifiedName, Relation, RelationKind};
-use crate::progress::Progress;
+use pgkeep_base::Progress;
 use crate::restore::archive::Entry;
 use crate::restore::load::{self, LoadPhase, client_encoding, loading_session};
 use crate::restore::options::RestoredDatabase;

@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 use crate::blocks::{BlockReader, Piece, around_rows, copy_in_statement};
 use crate::error::{Context, DumpError};
 use crate::manifest::{DataObject, DatabaseManifest, RelationKind};
-use crate::progress::Progress;
+use pgkeep_base::Progress;
 use crate::restore::mark;
 use crate::restore::plan::{LoadTask, load_tasks};
 
