@@ -242,7 +242,7 @@ async fn under_lease(
     let begin = async {
         let swept = destinations.sweep_quietly(BackupKind::Dump).await;
         let base = base(destinations, options, prepared.system_identifier).await?;
-        Ok((swept, next_id(destinations).await?, base))
+        Ok((swept, destinations.next_id(BackupKind::Dump).await?, base))
     };
     let (swept, id, base) = tokio::select! {
         begun = begin => begun,
@@ -306,21 +306,6 @@ pub(crate) fn check_server(session: &Session) -> Result<u32, DumpError> {
         });
     }
     Ok(found)
-}
-
-/// Ids tell the second of the start. The lease keeps dumps apart, so one that begins in the second of another's start
-/// waits for the next: then ids are in the order of time, and `latest` is the latest.
-async fn next_id(destinations: &Destinations) -> Result<BackupId, DumpError> {
-    if let Some(newest) = destinations.newest_id(BackupKind::Dump).await? {
-        let rest = newest.started_at() + Duration::from_secs(1) - destinations.now();
-        let rest = Duration::try_from(rest).unwrap_or_default();
-        // One from the future is somebody's wrong clock.
-        if rest <= Duration::from_secs(1) {
-            tokio::time::sleep(rest).await;
-        }
-    }
-    BackupId::new(BackupKind::Dump, destinations.now())
-        .map_err(|error| DumpError::Internal(format!("the system's random source failed: {error}")))
 }
 
 /// Whatever failed after another process gave the dump up, failed because that one took the objects away.

@@ -20,11 +20,11 @@ const FAST_LEVELS: std::ops::RangeInclusive<i32> = 3..=4;
 const FAST_HASH_LOG: u32 = 16;
 const FAST_CHAIN_LOG: u32 = 15;
 
-/// Compresses contents into frames, one at a time.
+/// Compresses frames, one at a time; for a thread of its own.
 pub struct FrameCompressor(Compressor<'static>);
 
 impl FrameCompressor {
-    /// Begins with a zstd level.
+    /// With a zstd level.
     ///
     /// # Errors
     /// zstd refuses the level.
@@ -38,14 +38,15 @@ impl FrameCompressor {
         Ok(Self(compressor))
     }
 
-    /// Compresses contents, at most [`FRAME_BYTES_MAX`] of them, into one frame, which replaces what `frame` holds.
+    /// Makes one frame of the contents, which tells their size and ends with a checksum; `frame` is emptied before.
     ///
     /// # Errors
-    /// zstd refuses.
+    /// zstd fails.
     pub fn compress(&mut self, contents: &[u8], frame: &mut Vec<u8>) -> io::Result<()> {
         frame.clear();
         frame.reserve(zstd::zstd_safe::compress_bound(contents.len()));
-        self.0.compress_to_buffer(contents, frame).map(drop)
+        self.0.compress_to_buffer(contents, frame)?;
+        Ok(())
     }
 }
 

@@ -22,7 +22,13 @@ pub const SUMMARY: &str = "summary";
 pub fn kind_prefix(cluster: &str, kind: BackupKind) -> String {
     match kind {
         BackupKind::Dump => format!("{cluster}/dump/"),
+        BackupKind::Base => format!("{cluster}/base/"),
     }
+}
+
+/// The backup whose folder has this name among those of a kind. Other folders there belong to somebody else.
+pub(crate) fn backup_of(kind: BackupKind, name: &str) -> Option<BackupId> {
+    name.parse().ok().filter(|id: &BackupId| id.kind() == kind)
 }
 
 /// The folder of one backup, with the slash at the end.
@@ -45,6 +51,21 @@ pub fn reference_to(owner: &BackupId, name: &str) -> String {
         Some(_) => name.to_owned(),
         None => format!("../{owner}/{name}"),
     }
+}
+
+/// A pack of a base backup, from number 1 on; how its name ends tells which tools open it.
+pub fn pack_object(number: u32, suffix: &str) -> String {
+    format!("packs/{number:06}{suffix}")
+}
+
+/// An object with the records of a base backup's files, from number 1 on.
+pub fn records_object(number: u32, suffix: &str) -> String {
+    format!("files/{number:06}{suffix}")
+}
+
+/// The list of packs that a base backup needs.
+pub fn pack_table_object(suffix: &str) -> String {
+    format!("packs.table{suffix}")
 }
 
 /// In which backup's folder such an object lies, and its name there. `None` for an object in the backup's own folder.

@@ -74,10 +74,34 @@ pub struct Sealer {
 }
 
 /// Memory in blocks, so that a growing object is never copied; tells how much it holds while the layers above own it.
-#[derive(Default)]
 pub(crate) struct Sink {
-    pub(crate) blocks: Vec<Vec<u8>>,
+    blocks: Vec<Vec<u8>>,
     length: Arc<AtomicUsize>,
+}
+
+impl Sink {
+    /// Empty, and what tells how much it holds.
+    pub fn new() -> (Self, Arc<AtomicUsize>) {
+        let length = Arc::new(AtomicUsize::new(0));
+        let sink = Self {
+            blocks: Vec::new(),
+            length: Arc::clone(&length),
+        };
+        (sink, length)
+    }
+
+    /// What it holds, to be stored.
+    pub fn into_object(self, plain_bytes: u64) -> SealedObject {
+        let mut hasher = blake3::Hasher::new();
+        for block in &self.blocks {
+            hasher.update(block);
+        }
+        SealedObject {
+            body: self.blocks.into_iter().map(Bytes::from).collect(),
+            hash: hasher.finalize(),
+            plain_bytes,
+        }
+    }
 }
 
 const FIRST_SINK_BLOCK_BYTES: usize = 64 << 10;
@@ -118,11 +142,7 @@ impl Sealer {
     /// # Errors
     /// No recipients, or the compressor could not be made.
     pub fn new(access: &Access) -> Result<Self, RepositoryError> {
-        let sealed_bytes = Arc::new(AtomicUsize::new(0));
-        let sink = Sink {
-            blocks: Vec::new(),
-            length: Arc::clone(&sealed_bytes),
-        };
+        let (sink, sealed_bytes) = Sink::new();
         let writer = encryption::seal_writer(&access.encryption, access.compression_level, sink)?;
         Ok(Self {
             writer,
@@ -155,17 +175,8 @@ impl Sealer {
     /// # Errors
     /// The compressor or age failed.
     pub fn finish(self) -> Result<SealedObject, RepositoryError> {
-        let blocks = self.writer.finish().map_err(EncryptionError::Write)?.blocks;
-        let mut hasher = blake3::Hasher::new();
-        for block in &blocks {
-            hasher.update(block);
-        }
-        let body = blocks.into_iter().map(Bytes::from).collect();
-        Ok(SealedObject {
-            body,
-            hash: hasher.finalize(),
-            plain_bytes: self.plain_bytes,
-        })
+        let sink = self.writer.finish().map_err(EncryptionError::Write)?;
+        Ok(sink.into_object(self.plain_bytes))
     }
 }
 

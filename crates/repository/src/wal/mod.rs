@@ -16,14 +16,15 @@ mod fetch;
 mod name;
 mod ranges;
 
+use std::io::Write;
+
 use bytes::Bytes;
 use pgkeep_pgformat::{SegmentName, SegmentSize, Timeline, WalFileName};
 use pgkeep_store::{PutOutcome, StoreErrorKind};
 
-use crate::encryption::{HASH_HEAD_BYTES, encrypt_writer_with_hash, hash_in_header};
+use crate::encryption::{EncryptionError, HASH_HEAD_BYTES, encrypt_writer_with_hash, hash_in_header};
 use crate::error::RepositoryError;
 use crate::layout;
-use crate::object::Sink;
 use crate::repo::{Access, Repository, SMALL_OBJECT_BYTES_MAX, from_json, to_json};
 
 pub use contents::{WalCompressor, WalContents};
@@ -33,6 +34,8 @@ pub use ranges::Ranges;
 
 /// A history of 100,000 timelines has some 5 MB.
 const HISTORY_BYTES_MAX: u64 = 16 << 20;
+/// What age adds, about: a header, and 16 bytes for each 64 KiB.
+const AGE_BYTES: u64 = 32 << 10;
 
 /// What became of a put of WAL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -236,14 +239,14 @@ fn seal(access: &Access, contents: WalContents) -> Result<Vec<Bytes>, Repository
         return Ok(contents.into_frames());
     }
     let hash = contents.hash();
-    let mut writer = encrypt_writer_with_hash(&access.encryption, hash, Sink::default())?;
+    let room = contents.compressed_bytes() + AGE_BYTES;
+    let output = Vec::with_capacity(usize::try_from(room).unwrap_or_default());
+    let mut writer = encrypt_writer_with_hash(&access.encryption, hash, output)?;
     for frame in contents.into_frames() {
-        std::io::Write::write_all(&mut writer, &frame).map_err(crate::encryption::EncryptionError::Write)?;
+        writer.write_all(&frame).map_err(EncryptionError::Write)?;
     }
-    let sink = writer
-        .finish()
-        .map_err(crate::encryption::EncryptionError::Write)?;
-    Ok(sink.blocks.into_iter().map(Bytes::from).collect())
+    let sealed = writer.finish().map_err(EncryptionError::Write)?;
+    Ok(vec![Bytes::from(sealed)])
 }
 
 /// Work that is bound by the processor, off the async threads.
