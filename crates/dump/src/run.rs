@@ -106,11 +106,7 @@ pub struct DumpReport {
 
 /// How the names of sealed objects end: they tell which tools open them.
 pub fn sealed_suffix(access: &Access) -> &'static str {
-    if access.encryption.is_encrypted() {
-        ".zst.age"
-    } else {
-        ".zst"
-    }
+    access.sealed_suffix()
 }
 
 pub(crate) struct Run<'a> {

@@ -12,13 +12,19 @@
 
 use std::io::{self, BufRead, BufReader, Cursor, Read, Write};
 
+use age::stream::StreamReader;
+
 use crate::compression::FrameWriter;
 use crate::keys::{Identity, Recipient};
-use age::stream::{StreamReader, StreamWriter};
 
 mod error;
+mod stanza;
+mod writer;
 
 pub use error::EncryptionError;
+pub(crate) use stanza::{HASH_HEAD_BYTES, hash_in_header};
+pub(crate) use writer::encrypt_writer_with_hash;
+pub use writer::{EncryptWriter, encrypt_writer};
 
 /// What is done to objects beside compression.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,68 +78,6 @@ const AGE_MAGIC: &[u8] = b"age-encryption.org/";
 /// RFC 8878, 3.1.1 (little-endian 0xFD2FB528).
 const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 const READ_BUFFER_BYTES: usize = 128 * 1024;
-
-/// The age layer alone, or nothing. Write to it, then [`finish`](EncryptWriter::finish).
-pub struct EncryptWriter<W: Write>(EncryptLayer<W>);
-
-enum EncryptLayer<W: Write> {
-    Age(Box<StreamWriter<W>>),
-    None(W),
-}
-
-/// Begins an object whose content is compressed already (zstd frames from elsewhere), or must not be.
-///
-/// # Errors
-/// There is no recipient, or `output` fails.
-pub fn encrypt_writer<W: Write>(
-    encryption: &Encryption,
-    output: W,
-) -> Result<EncryptWriter<W>, EncryptionError> {
-    let Encryption::Age { recipients } = encryption else {
-        return Ok(EncryptWriter(EncryptLayer::None(output)));
-    };
-    encryption.check_writable()?;
-    let encryptor =
-        age::Encryptor::with_recipients(recipients.iter().map(|r| r.as_age() as &dyn age::Recipient));
-    let encryptor = encryptor.map_err(|error| match error {
-        age::EncryptError::MissingRecipients => EncryptionError::NoRecipients,
-        age::EncryptError::Io(error) => EncryptionError::Write(error),
-        other => EncryptionError::Encrypt(other.to_string()),
-    })?;
-    Ok(EncryptWriter(EncryptLayer::Age(Box::new(
-        encryptor.wrap_output(output).map_err(EncryptionError::Write)?,
-    ))))
-}
-
-impl<W: Write> EncryptWriter<W> {
-    /// Writes what is still held back and gives the writer underneath back. Without it the object is cut off, and
-    /// opening it says so.
-    ///
-    /// # Errors
-    /// The writer underneath fails.
-    pub fn finish(self) -> io::Result<W> {
-        match self.0 {
-            EncryptLayer::Age(writer) => writer.finish(),
-            EncryptLayer::None(writer) => Ok(writer),
-        }
-    }
-}
-
-impl<W: Write> Write for EncryptWriter<W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match &mut self.0 {
-            EncryptLayer::Age(writer) => writer.write(bytes),
-            EncryptLayer::None(writer) => writer.write(bytes),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        match &mut self.0 {
-            EncryptLayer::Age(writer) => writer.flush(),
-            EncryptLayer::None(writer) => writer.flush(),
-        }
-    }
-}
 
 /// Compresses, then encrypts. Write to it, then [`finish`](SealWriter::finish).
 pub struct SealWriter<W: Write>(FrameWriter<EncryptWriter<W>>);

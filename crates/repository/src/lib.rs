@@ -13,6 +13,7 @@
 //! | `retention` | the planner: what stays and why |
 //! | `destinations` | several repositories that one backup is written to from one read |
 //! | `prune`, `copy` | the plan carried out; one backup to another repository |
+//! | `wal` | segments of the WAL, whole and in parts, and timeline histories |
 //! | `references` | objects that more than one backup needs |
 //! | `bucket` | what an S3 bucket should be for all this |
 //! | `integrity` | `checksums.b3`, and verifying against it without a key |
@@ -44,6 +45,7 @@ pub mod references;
 mod repo;
 pub mod retention;
 mod varint;
+pub mod wal;
 
 pub use error::RepositoryError;
 pub use repo::{Access, Repository, RepositoryMarker};

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use pgkeep_base::BackupId;
-use pgkeep_store::PutOutcome;
+use pgkeep_store::{ObjectReader, PutOutcome, StoreErrorKind};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
@@ -300,10 +300,36 @@ impl Repository {
         hash: Option<&str>,
     ) -> Result<Contents, RepositoryError> {
         let key = layout::backup_object(&self.cluster, id, name);
-        let mut stored = match self.store.get_stream(&key).await {
+        let stored = match self.store.get_stream(&key).await {
             Ok(stored) => stored,
             Err(error) => return Err(self.unread(id, error).await),
         };
+        Ok(self.open_stored(key, stored, bytes_max, hash))
+    }
+
+    /// Opens an object's contents, of which there may be `bytes_max` bytes; `None` if there is no such object.
+    ///
+    /// # Errors
+    /// Whatever the store says.
+    pub(crate) async fn contents_of_key(
+        &self,
+        key: &str,
+        bytes_max: u64,
+    ) -> Result<Option<Contents>, RepositoryError> {
+        match self.store.get_stream(key).await {
+            Ok(stored) => Ok(Some(self.open_stored(key.to_owned(), stored, bytes_max, None))),
+            Err(error) if error.kind() == StoreErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn open_stored(
+        &self,
+        key: String,
+        mut stored: ObjectReader,
+        bytes_max: u64,
+        hash: Option<&str>,
+    ) -> Contents {
         let (stored_sender, stored_receiver) =
             mpsc::channel::<Result<Bytes, RepositoryError>>(BLOCKS_WAITING_MAX);
         let (plain_sender, plain_receiver) = mpsc::channel(BLOCKS_WAITING_MAX);
@@ -329,10 +355,10 @@ impl Repository {
             // A reader that has given up needs no last word.
             let _ = plain_sender.blocking_send(opened.map(|()| None));
         });
-        Ok(Contents {
+        Contents {
             key,
             blocks: plain_receiver,
-        })
+        }
     }
 }
 
