@@ -62,16 +62,8 @@ impl StoredWal {
 
     /// The positions that it holds, if it is one that recovery reads.
     pub fn range(&self) -> Option<(Lsn, Lsn)> {
-        range_of(&self.object)
+        self.object.positions()
     }
-}
-
-fn range_of(object: &WalObject) -> Option<(Lsn, Lsn)> {
-    let ((from, to), segment) = object.offsets().zip(object.segment())?;
-    let start = segment.start();
-    // The very last segment of all ends where positions do.
-    let end = start.checked_add(to).unwrap_or(Lsn::new(u64::MAX));
-    Some((start.checked_add(from)?, end))
 }
 
 impl Repository {

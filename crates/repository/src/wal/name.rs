@@ -1,7 +1,7 @@
 use std::fmt;
 
 use pgkeep_base::{Classified, RetryClass};
-use pgkeep_pgformat::{SegmentName, SegmentSize, Timeline, WalFileName};
+use pgkeep_pgformat::{Lsn, SegmentName, SegmentSize, Timeline, WalFileName};
 
 use super::HISTORY_BYTES_MAX;
 use super::coverage::digits;
@@ -96,6 +96,15 @@ impl WalObject {
             Self::File(WalFileName::Segment(segment)) => Some((0, segment.size().bytes())),
             Self::File(_) => None,
         }
+    }
+
+    /// The positions that it holds, if it is one that recovery reads.
+    pub fn positions(&self) -> Option<(Lsn, Lsn)> {
+        let ((from, to), segment) = self.offsets().zip(self.segment())?;
+        let start = segment.start();
+        // The very last segment of all ends where positions do.
+        let end = start.checked_add(to).unwrap_or(Lsn::new(u64::MAX));
+        Some((start.checked_add(from)?, end))
     }
 
     /// How many bytes its contents have, where the name tells.

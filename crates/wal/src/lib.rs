@@ -1,0 +1,26 @@
+//! WAL from a server into a repository, and back out of it.
+//!
+//! | module | what it knows |
+//! |---|---|
+//! | `assembly` | a segment as it comes: into frames, and those into parts and the whole. Pure |
+//! | `storing` | the task that compresses, puts, and knows how far all is durable |
+//! | `stream` | a walsender's stream, fed into that task; what is confirmed |
+//! | `start` | where to go on, and what is stored there already |
+//! | `range` | the WAL that a base backup needs, by a temporary slot |
+//! | `state` | what a receiver tells of itself |
+//!
+//! WAL is confirmed to the server only when the objects that hold it are durable, without a gap. See docs/CONCURRENCY.md.
+
+mod assembly;
+mod error;
+mod pause;
+mod range;
+mod server;
+mod start;
+mod state;
+mod storing;
+mod stream;
+
+pub use error::WalError;
+pub use range::{RangeReceiver, RangeReport, receive_range};
+pub use state::{GAPS_MAX, Gap, Phase, StreamState};
