@@ -22,10 +22,10 @@ use crate::error::{Context, DumpError};
 use crate::limits::{self, Limit};
 use crate::manifest::{Asked, DumpManifest, Filters, MANIFEST_FORMAT, Narrowed, RelationKind, Totals};
 use crate::objects::{object_refs, summary, totals};
-use pgkeep_base::Progress;
 use crate::reuse::{self, Base, ReuseOptions};
 use crate::schema::{self, ClientPrograms};
 use crate::{sql, unfit, way_out};
+use pgkeep_base::Progress;
 
 /// Tasks that were told to end do so at their next wait, which is never long.
 const TASKS_END_MAX: Duration = Duration::from_secs(10);

@@ -397,7 +397,10 @@ mod tests {
 
     #[test]
     fn nothing_follows_a_switch_in_its_segment() {
-        let mut segments = wal(first_segment(), &[record(10, 0, &[1; 100]), record(RM_XLOG, XLOG_SWITCH, &[])]);
+        let mut segments = wal(
+            first_segment(),
+            &[record(10, 0, &[1; 100]), record(RM_XLOG, XLOG_SWITCH, &[])],
+        );
         let next = segments[0].0.next().unwrap();
         segments.extend(wal(next, &[record(RM_XACT, 0, &9_i64.to_le_bytes())]));
         let (mut walker, mut found) = (WalWalker::new(), Vec::new());

@@ -44,8 +44,11 @@ pub async fn choose(
             Err(error) if error.is_removed() => continue,
             Err(error) if error.is_of_one_backup() && !error.is_locked() => {
                 return Err(PhysicalError::Refused {
-                    message: format!("base backup {id} can't be read, and which one is meant can't be told without it: {error}"),
-                    hint: "name another one by its id in place of 'latest'; 'pgkeep list' shows them".to_owned(),
+                    message: format!(
+                        "base backup {id} can't be read, and which one is meant can't be told without it: {error}"
+                    ),
+                    hint: "name another one by its id in place of 'latest'; 'pgkeep list' shows them"
+                        .to_owned(),
                 });
             }
             Err(error) => return Err(error),

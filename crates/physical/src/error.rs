@@ -156,12 +156,16 @@ impl Classified for PhysicalError {
             Self::Repository(error) => return error.hint(),
             Self::Wal(error) => return error.hint(),
             Self::Server { hint, .. } => hint.clone()?,
-            Self::Usage { hint, .. } | Self::Refused { hint, .. } | Self::Unfinished { hint, .. } => hint.clone(),
+            Self::Usage { hint, .. } | Self::Refused { hint, .. } | Self::Unfinished { hint, .. } => {
+                hint.clone()
+            }
             Self::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
                 "the disk is full: free some space on it, or take another one, then run it again".to_owned()
             }
             Self::Manifest { id, .. } | Self::Damaged { id, .. } => {
-                format!("'pgkeep verify {id}' says what is wrong with it; restore from another one: 'pgkeep list'")
+                format!(
+                    "'pgkeep verify {id}' says what is wrong with it; restore from another one: 'pgkeep list'"
+                )
             }
             Self::Unconfirmed { id, .. } => format!("'pgkeep show {id}' tells, as soon as the store answers"),
             Self::WalIncomplete { .. } => "run 'pgkeep backup' again".to_owned(),

@@ -1,18 +1,16 @@
 //! Reading what a base backup says of itself.
 
 use pgkeep_base::{BackupId, BackupKind};
+use pgkeep_pgformat::SegmentSize;
 use pgkeep_repository::integrity::is_own_object_name;
 use pgkeep_repository::object::ObjectRef;
 use pgkeep_repository::pack::is_block_size;
 use pgkeep_repository::{Repository, RepositoryError, layout};
-use pgkeep_pgformat::SegmentSize;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::PhysicalError;
-use crate::manifest::{
-    BaseManifest, BaseSummary, MANIFEST_BYTES_MAX, MANIFEST_FORMAT, SUMMARY_BYTES_MAX,
-};
+use crate::manifest::{BaseManifest, BaseSummary, MANIFEST_BYTES_MAX, MANIFEST_FORMAT, SUMMARY_BYTES_MAX};
 
 /// The length of a BLAKE3 hash, or a key, in hexadecimal.
 const HEX_DIGITS: usize = 64;
@@ -89,12 +87,19 @@ fn check(manifest: &BaseManifest, id: &BackupId) -> Result<(), String> {
     if !is_hex(&manifest.fingerprint_key) {
         return Err("the key of its fingerprints is none".to_owned());
     }
-    manifest.files.iter().chain([&manifest.packs]).try_for_each(check_object)
+    manifest
+        .files
+        .iter()
+        .chain([&manifest.packs])
+        .try_for_each(check_object)
 }
 
 fn check_object(object: &ObjectRef) -> Result<(), String> {
     if !is_own_object_name(&object.name) || !is_hex(&object.hash) {
-        return Err(format!("'{}' is no name of an object, or its hash is none", object.name.escape_debug()));
+        return Err(format!(
+            "'{}' is no name of an object, or its hash is none",
+            object.name.escape_debug()
+        ));
     }
     Ok(())
 }

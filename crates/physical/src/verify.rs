@@ -57,7 +57,9 @@ pub async fn verify(
         Err(error) => return Err(error),
         Ok(manifest) => {
             total = manifest.totals.objects.max(1);
-            progress.bytes_total.store(manifest.totals.stored_bytes, Ordering::Relaxed);
+            progress
+                .bytes_total
+                .store(manifest.totals.stored_bytes, Ordering::Relaxed);
             check(repository, id, &manifest, jobs, progress, &mut report).await?;
         }
     }
@@ -67,7 +69,12 @@ pub async fn verify(
         objects: report.objects,
         objects_total: total.max(report.objects),
         passed: report.failures.is_empty(),
-        failures: report.failures.iter().take(FAILURES_RECORDED_MAX).cloned().collect(),
+        failures: report
+            .failures
+            .iter()
+            .take(FAILURES_RECORDED_MAX)
+            .cloned()
+            .collect(),
     };
     repository.record_evidence(id, &evidence).await?;
     Ok(report)
@@ -100,7 +107,9 @@ async fn check(
                 report.read(object);
                 let blocks: Vec<u32> = table.packs.iter().map(|pack| pack.blocks).collect();
                 let checked = check_records(&contents, manifest.block_bytes, &blocks);
-                report.failures.extend(checked.err().map(|reason| format!("{}: {reason}", object.name)));
+                report
+                    .failures
+                    .extend(checked.err().map(|reason| format!("{}: {reason}", object.name)));
             }
             Err(error) => report.failed(error.into())?,
         }
@@ -118,11 +127,19 @@ async fn check(
         }
     }
     drop(checks);
-    let system = manifest.system_identifier.parse().map_err(PhysicalError::internal)?;
+    let system = manifest
+        .system_identifier
+        .parse()
+        .map_err(PhysicalError::internal)?;
     let covered = repository.wal_coverage(system, manifest.start_timeline).await?;
     let (start, stop) = (manifest.start_lsn, manifest.stop_lsn);
-    if !covered.iter().any(|range| range.start <= start && stop <= range.end) {
-        report.failures.push(format!("its WAL from {start} to {stop} is not all there"));
+    if !covered
+        .iter()
+        .any(|range| range.start <= start && stop <= range.end)
+    {
+        report
+            .failures
+            .push(format!("its WAL from {start} to {stop} is not all there"));
     }
     Ok(())
 }
@@ -168,7 +185,9 @@ async fn check_pack(repository: &Repository, pack: &PackInfo) -> Result<u64, Phy
     let blocks = pack.blocks;
     let checking = tokio::task::spawn_blocking(move || {
         if reader.index().blocks() != blocks {
-            return Err(pgkeep_repository::Broken("it has not the blocks that the list of packs says"));
+            return Err(pgkeep_repository::Broken(
+                "it has not the blocks that the list of packs says",
+            ));
         }
         (0..reader.index().frames().len()).try_for_each(|frame| reader.frame(frame).map(drop))
     });

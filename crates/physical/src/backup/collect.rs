@@ -29,7 +29,9 @@ pub struct Captured {
 impl Captured {
     /// What a server needs and the archives didn't have.
     pub fn missing_configuration(&self) -> Vec<&'static str> {
-        let missing = CONFIGURATION.into_iter().filter(|name| !self.found.contains(name));
+        let missing = CONFIGURATION
+            .into_iter()
+            .filter(|name| !self.found.contains(name));
         missing.collect()
     }
 }
@@ -100,9 +102,11 @@ impl<'a> Collector<'a> {
         self.path.clone_from(&entry.path);
         let is_file = entry.kind == EntryKind::File;
         if self.root == ROOT_DATA {
-            self.captured
-                .found
-                .extend(CONFIGURATION.into_iter().filter(|name| entry.path == name.as_bytes()));
+            self.captured.found.extend(
+                CONFIGURATION
+                    .into_iter()
+                    .filter(|name| entry.path == name.as_bytes()),
+            );
             let first = entry.path.split(|byte| *byte == b'/').next().unwrap_or_default();
             // What a restore left in this very directory.
             if first == STAGING.as_bytes() || first == MARK.as_bytes() {
@@ -234,7 +238,9 @@ impl Stored {
 
 fn capture(contents: &mut Vec<u8>, bytes: &[u8]) -> Result<(), PhysicalError> {
     if contents.len() + bytes.len() > CAPTURED_BYTES_MAX {
-        return Err(PhysicalError::Archive("backup_label or pg_control is larger than any can be"));
+        return Err(PhysicalError::Archive(
+            "backup_label or pg_control is larger than any can be",
+        ));
     }
     contents.extend_from_slice(bytes);
     Ok(())
@@ -263,7 +269,17 @@ mod tests {
         let bench = Bench::new(1, [1; 32], 8192);
         for step in [1, 7, 511, 4096, 8191, 8192, 8193, 100_000, 3 << 20] {
             let mut collector = Collector::new(&bench, 8192);
-            let sizes = [0, 1, 8191, 8192, 8193, 1 << 20, (1 << 20) + 5, 3 * (1 << 20) - 1, 100];
+            let sizes = [
+                0,
+                1,
+                8191,
+                8192,
+                8193,
+                1 << 20,
+                (1 << 20) + 5,
+                3 * (1 << 20) - 1,
+                100,
+            ];
             let mut pieces = Vec::new();
             for (number, size) in sizes.into_iter().enumerate() {
                 if step < 100 && size > 100_000 {
@@ -306,7 +322,12 @@ mod tests {
     fn what_belongs_to_the_manifest_or_to_a_restore_is_no_file() {
         let bench = Bench::new(1, [1; 32], 8192);
         let mut collector = Collector::new(&bench, 8192);
-        for path in ["backup_label", "pgkeep_wal/000000010000000000000001", "pgkeep.restore", "global/pg_control"] {
+        for path in [
+            "backup_label",
+            "pgkeep_wal/000000010000000000000001",
+            "pgkeep.restore",
+            "global/pg_control",
+        ] {
             collector.take(&mut file(path, 3)).unwrap();
             collector.take(&mut TarEvent::Data(b"abc")).unwrap();
             collector.take(&mut TarEvent::FileEnd).unwrap();

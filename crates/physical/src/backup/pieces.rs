@@ -139,7 +139,9 @@ impl Bench {
             if zeros {
                 *zero_bytes += block.len() as u64;
             } else if !builder.push(block) {
-                return Err(PhysicalError::internal("a piece has more blocks than a frame takes"));
+                return Err(PhysicalError::internal(
+                    "a piece has more blocks than a frame takes",
+                ));
             }
             match (runs.last_mut(), zeros) {
                 (Some(Run::Zeros(count)), true) => *count += 1,
@@ -187,7 +189,10 @@ mod tests {
             .collect();
         assert_eq!(
             runs,
-            [vec![Run::Zeros(2), Run::Stored(1), Run::Zeros(1)], vec![Run::Stored(1)]]
+            [
+                vec![Run::Zeros(2), Run::Stored(1), Run::Zeros(1)],
+                vec![Run::Stored(1)]
+            ]
         );
         assert_eq!(worked.frame.unwrap().entry.blocks(), 2);
         // The next one finds nothing of this one.

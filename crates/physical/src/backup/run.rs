@@ -48,7 +48,11 @@ pub async fn prepare(target: &Target) -> Result<Prepared, PhysicalError> {
     let connecting = || format!("connecting to {} for replication", target.endpoint());
     let mut session = ReplicationSession::connect(target).await.context(connecting)?;
     let server_version_num = session.session().server_version_num();
-    let server_version = session.session().parameter("server_version").unwrap_or_default().to_owned();
+    let server_version = session
+        .session()
+        .parameter("server_version")
+        .unwrap_or_default()
+        .to_owned();
     if server_version_num < SERVER_VERSION_NUM_MIN {
         return Err(PhysicalError::Server {
             message: format!("the server is PostgreSQL {server_version}, and pgkeep supports 15 and later"),
@@ -108,10 +112,12 @@ impl Run<'_> {
     pub async fn all(&self, mut prepared: Prepared) -> Result<Ready, PhysicalError> {
         self.progress.set_phase("preparing to receive WAL");
         // Before the backup: its slot holds all WAL from the checkpoint on that the backup begins with.
-        let receiver = RangeReceiver::connect(self.target, self.repository).await?;
+        let receiver =
+            RangeReceiver::connect(self.target, self.repository, self.options.accept_new_identity).await?;
         let taken = self.take(&mut prepared, receiver).await?;
         let (start, stop) = (taken.start, taken.received.stop);
-        self.check_wal(prepared.identity.system_identifier, start.0, stop).await?;
+        self.check_wal(prepared.identity.system_identifier, start.0, stop)
+            .await?;
         let mut manifest = self.manifest(&prepared, &taken)?;
         prepared.session.close().await;
         self.progress.set_phase("writing the manifest");
@@ -120,11 +126,7 @@ impl Run<'_> {
     }
 
     /// The files and the WAL at once.
-    async fn take(
-        &self,
-        prepared: &mut Prepared,
-        receiver: RangeReceiver,
-    ) -> Result<Taken, PhysicalError> {
+    async fn take(&self, prepared: &mut Prepared, receiver: RangeReceiver) -> Result<Taken, PhysicalError> {
         if receiver.identity().system_identifier != prepared.identity.system_identifier {
             return Err(another_server());
         }
@@ -156,8 +158,14 @@ impl Run<'_> {
         getrandom::fill(&mut fingerprint_key).map_err(PhysicalError::internal)?;
         let place = (&self.id, self.prefix.as_str());
         let jobs = self.options.jobs;
-        let (to_pack, mut storing) =
-            stages::start(self.destinations, place, block_bytes, jobs, self.progress, &self.alive);
+        let (to_pack, mut storing) = stages::start(
+            self.destinations,
+            place,
+            block_bytes,
+            jobs,
+            self.progress,
+            &self.alive,
+        );
         let level = self.destinations.access().compression_level;
         let reading = Reading {
             bench: &Arc::new(Bench::new(level, fingerprint_key, block_bytes)),
@@ -206,11 +214,18 @@ impl Run<'_> {
         (stop, timeline): (Lsn, Timeline),
     ) -> Result<(), PhysicalError> {
         let covered = self.repository.wal_coverage(system_identifier, timeline).await?;
-        if covered.iter().any(|range| range.start <= start && stop <= range.end) {
+        if covered
+            .iter()
+            .any(|range| range.start <= start && stop <= range.end)
+        {
             return Ok(());
         }
-        let near = covered.iter().filter(|range| range.end > start && range.start < stop);
-        let found: Vec<String> = near.map(|range| format!("{} to {}", range.start, range.end)).collect();
+        let near = covered
+            .iter()
+            .filter(|range| range.end > start && range.start < stop);
+        let found: Vec<String> = near
+            .map(|range| format!("{} to {}", range.start, range.end))
+            .collect();
         Err(PhysicalError::WalIncomplete {
             start: start.to_string(),
             stop: stop.to_string(),
@@ -231,7 +246,9 @@ impl Run<'_> {
             return Err(another_server());
         }
         if label.start_lsn != taken.start.0 || control.block_bytes != prepared.block_bytes {
-            return Err(PhysicalError::Archive("its backup_label or pg_control is of another backup"));
+            return Err(PhysicalError::Archive(
+                "its backup_label or pg_control is of another backup",
+            ));
         }
         let access = self.destinations.access();
         let (start_lsn, start_timeline) = taken.start;
@@ -253,7 +270,8 @@ impl Run<'_> {
             from_standby: label.source == BackupSource::Standby,
             started_at: self.id.started_at(),
             finished_at: self.destinations.now(),
-            checkpoint_at: Timestamp::from_second(control.checkpoint_time).map_err(PhysicalError::internal)?,
+            checkpoint_at: Timestamp::from_second(control.checkpoint_time)
+                .map_err(PhysicalError::internal)?,
             start_lsn,
             start_timeline,
             checkpoint_lsn: label.checkpoint_lsn,
@@ -283,9 +301,7 @@ impl Run<'_> {
         stored: Stored,
     ) -> Result<SealedObject, PhysicalError> {
         let destinations = self.destinations;
-        let table = PackTable {
-            packs: stored.packs,
-        };
+        let table = PackTable { packs: stored.packs };
         let contents = table.encode().map_err(PhysicalError::internal)?;
         let name = layout::pack_table_object(sealed_suffix(destinations.access()));
         let packs = destinations
@@ -310,7 +326,9 @@ impl Run<'_> {
                 .put_contents(&self.prefix, layout::SUMMARY, summary)
                 .await?,
         );
-        let sealed = destinations.seal(serialize(manifest, MANIFEST_BYTES_MAX)?).await?;
+        let sealed = destinations
+            .seal(serialize(manifest, MANIFEST_BYTES_MAX)?)
+            .await?;
         objects.push(sealed.as_object(layout::MANIFEST));
         let checksums = integrity::format_checksums(objects.iter());
         destinations
@@ -361,7 +379,9 @@ fn ended_early(ended: WalEnded) -> PhysicalError {
 fn another_server() -> PhysicalError {
     PhysicalError::Server {
         message: "two connections led to two different servers".to_owned(),
-        hint: Some("name one host in 'connection': a backup and its WAL come over several connections".to_owned()),
+        hint: Some(
+            "name one host in 'connection': a backup and its WAL come over several connections".to_owned(),
+        ),
     }
 }
 
@@ -433,7 +453,9 @@ pub fn attention(manifest: &BaseManifest) -> Vec<String> {
     const SHOWN_MAX: usize = 10;
     let damaged = &manifest.damaged_pages;
     let shown = damaged.reports.iter().take(SHOWN_MAX);
-    let mut attention: Vec<String> = shown.map(|report| format!("damaged at the server: {report}")).collect();
+    let mut attention: Vec<String> = shown
+        .map(|report| format!("damaged at the server: {report}"))
+        .collect();
     if damaged.reports_total > SHOWN_MAX as u64 {
         attention.push(format!(
             "{} reports of damaged pages in all: 'pgkeep show {} --json'",
@@ -454,7 +476,10 @@ fn serialize<T: serde::Serialize>(value: &T, bytes_max: usize) -> Result<Bytes, 
     match text.len() <= bytes_max {
         true => Ok(Bytes::from(text)),
         false => Err(PhysicalError::Usage {
-            message: format!("what says of the backup what it is would have {} bytes", text.len()),
+            message: format!(
+                "what says of the backup what it is would have {} bytes",
+                text.len()
+            ),
             hint: "fewer or shorter annotations".to_owned(),
         }),
     }

@@ -7,9 +7,7 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use pgkeep_base::{BackupId, Progress};
 use pgkeep_repository::destinations::Destinations;
-use pgkeep_repository::map::{
-    Extent, FileRecord, PackInfo, RECORDS_BYTES, RecordContents, RecordWriter,
-};
+use pgkeep_repository::map::{Extent, FileRecord, PackInfo, RECORDS_BYTES, RecordContents, RecordWriter};
 use pgkeep_repository::object::{ObjectRef, SealedObject, Sealer};
 use pgkeep_repository::pack::{BlockAddress, PackWriter, SealedPack};
 use pgkeep_repository::{Access, Broken, layout};
@@ -88,7 +86,9 @@ pub fn start(
         let packed = packing.await.map_err(PhysicalError::internal)?;
         match (packed, uploaded) {
             // The one that stopped because the other was gone doesn't know why.
-            (Err(PhysicalError::Internal(_)), Err(error)) | (Err(error), _) | (Ok(()), Err(error)) => Err(error),
+            (Err(PhysicalError::Internal(_)), Err(error)) | (Err(error), _) | (Ok(()), Err(error)) => {
+                Err(error)
+            }
             (Ok(()), Ok(stored)) => Ok(stored),
         }
     });
@@ -244,7 +244,9 @@ impl Packer {
         }
         self.finish_pack()?;
         self.finish_records()?;
-        self.uploads.blocking_send(Upload::End(self.zero_bytes)).map_err(gone)
+        self.uploads
+            .blocking_send(Upload::End(self.zero_bytes))
+            .map_err(gone)
     }
 }
 

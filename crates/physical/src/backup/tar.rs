@@ -114,7 +114,8 @@ impl TarSplitter {
                 Stage::End => return Err(PhysicalError::Archive("something follows its end")),
                 Stage::Header => {
                     let missing = RECORD_BYTES - self.header.len();
-                    self.header.extend_from_slice(take(input, missing.min(input.len())));
+                    self.header
+                        .extend_from_slice(take(input, missing.min(input.len())));
                     if self.header.len() < RECORD_BYTES {
                         return Ok(None);
                     }
@@ -216,7 +217,9 @@ mod tests {
             header.set_size(contents.len() as u64);
             header.set_mode(0o600);
             header.set_mtime(1_700_000_000);
-            builder.append_data(&mut header, path, contents.as_slice()).unwrap();
+            builder
+                .append_data(&mut header, path, contents.as_slice())
+                .unwrap();
         }
         builder.into_inner().unwrap()
     }

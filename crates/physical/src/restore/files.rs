@@ -62,7 +62,9 @@ impl Files<'_> {
     pub async fn restore(&self) -> Result<FilesMade, PhysicalError> {
         let manifest = &self.plan.manifest;
         let table = self.repository.pack_table(&self.plan.id, &manifest.packs).await?;
-        self.progress.bytes_total.store(self.plan.bytes(), Ordering::Relaxed);
+        self.progress
+            .bytes_total
+            .store(self.plan.bytes(), Ordering::Relaxed);
         self.progress.set_phase("making files");
         let mut made = FilesMade::default();
         let mut counts = vec![0_u64; table.packs.len()];
@@ -78,7 +80,8 @@ impl Files<'_> {
                 for extent in extents {
                     if let Extent::Stored { at, .. } = extent {
                         let count = counts.get_mut(at.pack as usize);
-                        *count.ok_or_else(|| self.damaged("a file lies in a pack that it doesn't have"))? += 1;
+                        *count
+                            .ok_or_else(|| self.damaged("a file lies in a pack that it doesn't have"))? += 1;
                     }
                 }
             }
@@ -133,7 +136,9 @@ impl Files<'_> {
         let paths = Arc::new(paths);
         let jobs = self.plan.options.jobs.clamp(1, PACKS_AT_ONCE_MAX);
         let work = packs.get(group).unwrap_or_default().iter().zip(writes);
-        let work = work.filter(|(_, writes)| !writes.is_empty()).map(Ok::<_, PhysicalError>);
+        let work = work
+            .filter(|(_, writes)| !writes.is_empty())
+            .map(Ok::<_, PhysicalError>);
         futures::stream::iter(work)
             .try_for_each_concurrent(jobs, |(pack, writes)| self.pack(pack, writes, &paths))
             .await
@@ -190,7 +195,10 @@ impl Files<'_> {
         Progress::add(&self.progress.bytes_stored, pack.stored_bytes);
         writes.sort_by_key(|write| write.first);
         let (paths, progress) = (Arc::clone(paths), Arc::clone(self.progress));
-        let (key, block_bytes) = (pack.key(self.repository.cluster()), self.plan.manifest.block_bytes);
+        let (key, block_bytes) = (
+            pack.key(self.repository.cluster()),
+            self.plan.manifest.block_bytes,
+        );
         let filling = tokio::task::spawn_blocking(move || {
             let filler = Filler {
                 key,
@@ -251,7 +259,10 @@ fn make(place: &Place, record: &FileRecord) -> Result<(), PhysicalError> {
         RecordContents::File { size, .. } => place.file(&path, record.mode, *size).map(drop),
         // None of the readers stores one, and it would lead writes out of the directory.
         RecordContents::Link { .. } => Err(PhysicalError::Refused {
-            message: format!("the backup has a link at {}, which this version can't restore", path.display()),
+            message: format!(
+                "the backup has a link at {}, which this version can't restore",
+                path.display()
+            ),
             hint: "restore with the pgkeep that wrote it, or a later one".to_owned(),
         }),
     }
@@ -287,14 +298,20 @@ impl Filler {
             let Some((_, file)) = &open else { continue };
             while block < end {
                 let missing = "a file lies in a block that it doesn't have";
-                let (number, first) = self.reader.index().frame_of(block).ok_or_else(|| self.broken(missing))?;
+                let (number, first) = self
+                    .reader
+                    .index()
+                    .frame_of(block)
+                    .ok_or_else(|| self.broken(missing))?;
                 if frame.as_ref().is_none_or(|(current, ..)| *current != number) {
                     let contents = self.reader.frame(number).map_err(|broken| self.broken(broken))?;
                     let entry = self.reader.index().frames().get(number);
                     let ranges = entry.map(|entry| entry.block_ranges(block_bytes));
                     frame = Some((number, contents, ranges.unwrap_or_default()));
                 }
-                let Some((_, contents, ranges)) = &frame else { continue };
+                let Some((_, contents, ranges)) = &frame else {
+                    continue;
+                };
                 let from = (block - first) as usize;
                 let to = (end - first).min(u32::try_from(ranges.len()).unwrap_or(u32::MAX)) as usize;
                 let run = ranges.get(from..to).unwrap_or_default();

@@ -83,7 +83,10 @@ pub async fn restore(
             ..report
         }),
         Err(source) => {
-            let removing = plan.roots.values().map(|root| quote_for_shell(&root.display().to_string()));
+            let removing = plan
+                .roots
+                .values()
+                .map(|root| quote_for_shell(&root.display().to_string()));
             let removing: Vec<String> = removing.collect();
             Err(PhysicalError::Unfinished {
                 source: Box::new(source),
@@ -166,7 +169,10 @@ fn finish(
     let reading = || format!("reading {}", auto_conf.display());
     let before = match fs::metadata(&auto_conf) {
         Ok(metadata) if metadata.len() > AUTO_CONF_BYTES_MAX => {
-            return Err(PhysicalError::internal(format!("{} is larger than any can be", auto_conf.display())));
+            return Err(PhysicalError::internal(format!(
+                "{} is larger than any can be",
+                auto_conf.display()
+            )));
         }
         Ok(_) => fs::read_to_string(&auto_conf).context(reading)?,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),

@@ -1,11 +1,11 @@
 //! The directories that a restore writes into: paths, owners, the mark, durability. All of it blocks.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
-use std::collections::BTreeMap;
 
 use pgkeep_repository::map::ROOT_DATA;
 
@@ -61,7 +61,11 @@ impl Place {
             if let Some(name) = stranger {
                 place.unmark()?;
                 return Err(PhysicalError::Refused {
-                    message: format!("{} is not empty any more: it holds {}", path.display(), name.display()),
+                    message: format!(
+                        "{} is not empty any more: it holds {}",
+                        path.display(),
+                        name.display()
+                    ),
                     hint: "choose a directory that nobody else writes to".to_owned(),
                 });
             }
@@ -72,7 +76,12 @@ impl Place {
     fn mark(&self, data: &Path, id: &str) -> Result<(), PhysicalError> {
         let path = data.join(MARK);
         let marking = || format!("marking {}", data.display());
-        let mut file = match OpenOptions::new().write(true).create_new(true).mode(FILE_MODE).open(&path) {
+        let mut file = match OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(FILE_MODE)
+            .open(&path)
+        {
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
                 return Err(PhysicalError::Refused {
                     message: format!("another restore is writing to {}", data.display()),
@@ -81,7 +90,9 @@ impl Place {
             }
             opened => opened.context(marking)?,
         };
-        let text = format!("pgkeep is restoring {id} into this directory, or stopped half-way: no server may be started here\n");
+        let text = format!(
+            "pgkeep is restoring {id} into this directory, or stopped half-way: no server may be started here\n"
+        );
         file.write_all(text.as_bytes()).context(marking)?;
         file.sync_all().context(marking)
     }
@@ -141,7 +152,8 @@ impl Place {
             .open(path)
             .context(making)?;
         file.set_len(size).context(making)?;
-        file.set_permissions(fs::Permissions::from_mode(mode & 0o777)).context(making)?;
+        file.set_permissions(fs::Permissions::from_mode(mode & 0o777))
+            .context(making)?;
         self.give(path)?;
         Ok(file)
     }
@@ -164,9 +176,8 @@ impl Place {
     fn give(&self, path: &Path) -> Result<(), PhysicalError> {
         match self.owner {
             None => Ok(()),
-            Some((user, group)) => {
-                chown(path, Some(user), Some(group)).context(|| format!("changing the owner of {}", path.display()))
-            }
+            Some((user, group)) => chown(path, Some(user), Some(group))
+                .context(|| format!("changing the owner of {}", path.display())),
         }
     }
 
@@ -193,7 +204,10 @@ fn owner_of(data: &Path) -> Result<Option<(u32, u32)>, PhysicalError> {
     if !nix::unistd::geteuid().is_root() {
         return Ok(None);
     }
-    let existing = data.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+    let existing = data
+        .ancestors()
+        .find(|path| path.exists())
+        .unwrap_or(Path::new("/"));
     let metadata = fs::metadata(existing).context(|| format!("looking at {}", existing.display()))?;
     Ok((metadata.uid() != 0).then(|| (metadata.uid(), metadata.gid())))
 }

@@ -77,13 +77,15 @@ pub async fn plan(
 ) -> Result<RestorePlan, PhysicalError> {
     check_place(&options.directory, "the data directory")?;
     let target = options.target;
-    let manifest = choose(repository, text, async |manifest: &BaseManifest| {
-        match check_target(repository, manifest, target).await {
+    let manifest = choose(
+        repository,
+        text,
+        async |manifest: &BaseManifest| match check_target(repository, manifest, target).await {
             Ok(_) => Ok(Ok(())),
             Err(error @ PhysicalError::Refused { .. }) => Ok(Err(error)),
             Err(error) => Err(error),
-        }
-    })
+        },
+    )
     .await?;
     let covered = check_target(repository, &manifest, target).await?;
     let roots = roots(&manifest, options)?;
@@ -117,7 +119,10 @@ pub(crate) fn segment_size(manifest: &BaseManifest) -> Result<SegmentSize, Physi
 }
 
 pub(crate) fn system_identifier(manifest: &BaseManifest) -> Result<u64, PhysicalError> {
-    manifest.system_identifier.parse().map_err(PhysicalError::internal)
+    manifest
+        .system_identifier
+        .parse()
+        .map_err(PhysicalError::internal)
 }
 
 /// Whether recovery from this backup can come to the target. Returns the WAL that follows it without a gap.
@@ -129,7 +134,10 @@ async fn check_target(
     let (start, stop) = (manifest.start_lsn, manifest.stop_lsn);
     let system = system_identifier(manifest)?;
     let covered = repository.wal_coverage(system, manifest.start_timeline).await?;
-    let Some(range) = covered.iter().find(|range| range.start <= start && stop <= range.end) else {
+    let Some(range) = covered
+        .iter()
+        .find(|range| range.start <= start && stop <= range.end)
+    else {
         return Err(PhysicalError::Refused {
             message: format!(
                 "backup {} can't be recovered: its WAL from {start} to {stop} is not all there any more",
@@ -143,7 +151,9 @@ async fn check_target(
         RecoveryTarget::BackupEnd | RecoveryTarget::End => {}
         RecoveryTarget::Lsn(lsn) if lsn < stop => {
             return Err(PhysicalError::Refused {
-                message: format!("{lsn} lies before the end of backup {id}, which is consistent from {stop} on"),
+                message: format!(
+                    "{lsn} lies before the end of backup {id}, which is consistent from {stop} on"
+                ),
                 hint: format!("the nearest point is --to-lsn {stop}; an earlier one takes an earlier backup"),
             });
         }
@@ -164,8 +174,12 @@ async fn check_target(
             let earliest = earliest(repository, manifest).await?;
             if time < earliest {
                 return Err(PhysicalError::Refused {
-                    message: format!("{time} lies before the end of backup {id}, which is consistent from {earliest} on"),
-                    hint: format!("the nearest point is --to-time {earliest}; an earlier one takes an earlier backup"),
+                    message: format!(
+                        "{time} lies before the end of backup {id}, which is consistent from {earliest} on"
+                    ),
+                    hint: format!(
+                        "the nearest point is --to-time {earliest}; an earlier one takes an earlier backup"
+                    ),
                 });
             }
         }
@@ -182,7 +196,9 @@ async fn earliest(repository: &Repository, manifest: &BaseManifest) -> Result<Ti
     let mut segment = SegmentName::before(timeline, manifest.stop_lsn, size);
     let mut last = None;
     while last.is_none() {
-        let fetched = repository.fetch_wal_to(system, &segment, manifest.stop_lsn).await?;
+        let fetched = repository
+            .fetch_wal_to(system, &segment, manifest.stop_lsn)
+            .await?;
         let bytes = fetched.ok_or_else(|| missing(manifest, segment))?;
         let stop = manifest.stop_lsn;
         let found = tokio::task::spawn_blocking(move || {
@@ -248,20 +264,24 @@ fn check_place(place: &Path, what: &str) -> Result<(), PhysicalError> {
     let mut entries = std::fs::read_dir(place).context(looking)?;
     match entries.next().transpose().context(looking)? {
         None => Ok(()),
-        Some(entry) => refused(format!("{what} {shown} is not empty: it holds {}", entry.file_name().display())),
+        Some(entry) => refused(format!(
+            "{what} {shown} is not empty: it holds {}",
+            entry.file_name().display()
+        )),
     }
 }
 
 /// Where each root goes.
-fn roots(
-    manifest: &BaseManifest,
-    options: &RestoreOptions,
-) -> Result<BTreeMap<u32, PathBuf>, PhysicalError> {
+fn roots(manifest: &BaseManifest, options: &RestoreOptions) -> Result<BTreeMap<u32, PathBuf>, PhysicalError> {
     use pgkeep_repository::map::{ROOT_DATA, ROOT_TABLESPACES};
     let directory = absolute(&options.directory)?;
     let known = |oid: &u32| manifest.tablespaces.iter().any(|space| space.oid == *oid);
     if let Some(unknown) = options.tablespaces.keys().find(|oid| !known(oid)) {
-        let oids: Vec<String> = manifest.tablespaces.iter().map(|space| space.oid.to_string()).collect();
+        let oids: Vec<String> = manifest
+            .tablespaces
+            .iter()
+            .map(|space| space.oid.to_string())
+            .collect();
         return Err(PhysicalError::Usage {
             message: format!("backup {} has no tablespace {unknown}", manifest.id),
             hint: match oids.is_empty() {
@@ -274,13 +294,19 @@ fn roots(
     for (space, root) in manifest.tablespaces.iter().zip(ROOT_TABLESPACES..) {
         let Some(place) = options.tablespaces.get(&space.oid) else {
             return Err(PhysicalError::Usage {
-                message: format!("backup {} has a tablespace {}, which was at {}", manifest.id, space.oid, space.path),
+                message: format!(
+                    "backup {} has a tablespace {}, which was at {}",
+                    manifest.id, space.oid, space.path
+                ),
                 hint: format!("say where it goes: --tablespace {}=DIRECTORY", space.oid),
             });
         };
         check_place(place, "the tablespace's directory")?;
         let place = absolute(place)?;
-        if let Some(other) = roots.values().find(|other| other.starts_with(&place) || place.starts_with(other)) {
+        if let Some(other) = roots
+            .values()
+            .find(|other| other.starts_with(&place) || place.starts_with(other))
+        {
             return Err(PhysicalError::Usage {
                 message: format!("{} and {} lie in one another", place.display(), other.display()),
                 hint: "give each tablespace a directory of its own, outside the data directory".to_owned(),

@@ -6,7 +6,8 @@ use pgkeep_pgformat::Lsn;
 
 use super::STAGING;
 
-const BEGIN: &str = "# pgkeep restore: begin. The server recovers by these; take them out when it is what you wanted";
+const BEGIN: &str =
+    "# pgkeep restore: begin. The server recovers by these; take them out when it is what you wanted";
 const END: &str = "# pgkeep restore: end";
 /// How the lines begin that mark the block, whoever wrote it.
 const MARKS: [&str; 2] = ["# pgkeep restore: begin", "# pgkeep restore: end"];
@@ -111,11 +112,17 @@ mod tests {
         let time = "2026-11-22T14:05:00.5Z".parse().unwrap();
         let second = with_block(&first, &block(StopAt::Time(time)));
         assert!(second.starts_with("work_mem = '1MB'\n# pgkeep restore: begin"));
-        assert!(second.contains("recovery_target_time = '2026-11-22 14:05:00.500000+00'\n"), "{second}");
+        assert!(
+            second.contains("recovery_target_time = '2026-11-22 14:05:00.500000+00'\n"),
+            "{second}"
+        );
         assert!(!second.contains("immediate") && second.matches("restore_command").count() == 1);
         assert_eq!(with_block(&second, &block(StopAt::Time(time))), second);
         let lsn = block(StopAt::Lsn(Lsn::new(0x16_0000_0001)));
-        assert!(lsn.contains("recovery_target_lsn = '16/1'\nrecovery_target_inclusive = off\n"), "{lsn}");
+        assert!(
+            lsn.contains("recovery_target_lsn = '16/1'\nrecovery_target_inclusive = off\n"),
+            "{lsn}"
+        );
         assert!(!block(StopAt::EndOfWal).contains("recovery_target_time"));
     }
 
@@ -127,14 +134,22 @@ mod tests {
         std::fs::create_dir(&staging).unwrap();
         std::fs::write(staging.join(SCRIPT_NAME), SCRIPT).unwrap();
         std::fs::write(staging.join("000000010000000000000001"), "wal").unwrap();
-        std::fs::write(staging.join(LIST_NAME), "000000010000000000000001\n000000010000000000000002\n").unwrap();
+        std::fs::write(
+            staging.join(LIST_NAME),
+            "000000010000000000000001\n000000010000000000000002\n",
+        )
+        .unwrap();
         let run = |name: &str, to: &str| {
             let mut command = std::process::Command::new("sh");
             command.arg(format!("{STAGING}/{SCRIPT_NAME}")).args([name, to]);
             command.stderr(std::process::Stdio::null()).current_dir(place);
             command.status().unwrap().code().unwrap()
         };
-        assert_eq!(run("000000010000000000000001", "to"), 255, "staging isn't complete");
+        assert_eq!(
+            run("000000010000000000000001", "to"),
+            255,
+            "staging isn't complete"
+        );
         std::fs::write(staging.join(COMPLETE_NAME), "").unwrap();
         assert_eq!(run("000000010000000000000001", "to"), 0);
         assert_eq!(std::fs::read(place.join("to")).unwrap(), b"wal");

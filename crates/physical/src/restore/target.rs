@@ -62,7 +62,10 @@ pub fn parse_time(text: &str, time_zone: &TimeZone) -> Result<Timestamp, Physica
     if !ambiguous.is_ambiguous() {
         return ambiguous.compatible().map_err(|_| wrong());
     }
-    let (earlier, later) = (ambiguous.earlier().map_err(|_| wrong())?, ambiguous.later().map_err(|_| wrong())?);
+    let (earlier, later) = (
+        ambiguous.earlier().map_err(|_| wrong())?,
+        ambiguous.later().map_err(|_| wrong())?,
+    );
     Err(PhysicalError::Usage {
         message: format!("{local} comes twice, or not at all, in its time zone, because clocks change"),
         hint: format!("say which moment is meant: {earlier} or {later}"),
@@ -123,12 +126,25 @@ mod tests {
             let expected: Timestamp = expected.parse().unwrap();
             assert_eq!(parse_time(text, &berlin).unwrap(), expected, "{text}");
         }
-        for wrong in ["", "now", "2026-11-22", "22.11.2026 14:05", "2026-13-22 14:05", "2026-11-22 14:05+99", "2026-11-22 14:05 Nowhere/X", "2026-11-22é14:05", "2026-11-22 14:05+1:2:3"] {
+        for wrong in [
+            "",
+            "now",
+            "2026-11-22",
+            "22.11.2026 14:05",
+            "2026-13-22 14:05",
+            "2026-11-22 14:05+99",
+            "2026-11-22 14:05 Nowhere/X",
+            "2026-11-22é14:05",
+            "2026-11-22 14:05+1:2:3",
+        ] {
             assert!(parse_time(wrong, &berlin).is_err(), "{wrong}");
         }
         let twice = parse_time("2026-10-25 02:30", &berlin).unwrap_err();
         let hint = pgkeep_base::Classified::hint(&twice).unwrap().to_string();
-        assert!(hint.contains("2026-10-25T00:30:00Z") && hint.contains("2026-10-25T01:30:00Z"), "{hint}");
+        assert!(
+            hint.contains("2026-10-25T00:30:00Z") && hint.contains("2026-10-25T01:30:00Z"),
+            "{hint}"
+        );
         assert!(parse_time("2026-03-29 02:30", &berlin).is_err());
     }
 }

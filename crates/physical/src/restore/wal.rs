@@ -56,7 +56,9 @@ impl Scan {
             RecoveryTarget::Time(time) => {
                 // PostgreSQL compares in microseconds.
                 let ended = record.transaction_end;
-                ended.is_some_and(|ended| time_of(ended).is_some_and(|ended| ended.as_microsecond() > time.as_microsecond()))
+                ended.is_some_and(|ended| {
+                    time_of(ended).is_some_and(|ended| ended.as_microsecond() > time.as_microsecond())
+                })
             }
             RecoveryTarget::BackupEnd | RecoveryTarget::End => false,
         };

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
-use pgkeep_pgformat::{SegmentName, Timeline, WalFileName};
+use pgkeep_pgformat::{Lsn, SegmentName, Timeline, WalFileName};
 
 use super::coverage::digits;
 use super::{StoredWal, WalObject};
@@ -29,6 +29,28 @@ impl Repository {
         system_identifier: u64,
         name: &SegmentName,
     ) -> Result<Option<Bytes>, RepositoryError> {
+        self.fetch_needed(system_identifier, name, None).await
+    }
+
+    /// The same for who needs it up to a position only: what is missing behind that is no hole, and zeros.
+    ///
+    /// # Errors
+    /// As [`Repository::fetch_wal`].
+    pub async fn fetch_wal_to(
+        &self,
+        system_identifier: u64,
+        name: &SegmentName,
+        needed_to: Lsn,
+    ) -> Result<Option<Bytes>, RepositoryError> {
+        self.fetch_needed(system_identifier, name, Some(needed_to)).await
+    }
+
+    async fn fetch_needed(
+        &self,
+        system_identifier: u64,
+        name: &SegmentName,
+        needed_to: Option<Lsn>,
+    ) -> Result<Option<Bytes>, RepositoryError> {
         let whole = WalObject::File(WalFileName::Segment(*name));
         for _ in 0..ATTEMPTS_MAX {
             if let Some(bytes) = self.wal_contents(system_identifier, &whole).await? {
@@ -46,7 +68,9 @@ impl Repository {
             }
             let parts = Parts::of(*name, &stored);
             let is_last = self.is_last_of_timeline(system_identifier, *name, &stored);
-            if parts.end < parts.furthest || (!parts.is_whole(*name) && !is_last.await?) {
+            let needed = needed_to.and_then(|to| to.bytes_since(name.start()));
+            let suffices = needed.is_some_and(|needed| parts.end > 0 && needed <= parts.end);
+            if !suffices && (parts.end < parts.furthest || (!parts.is_whole(*name) && !is_last.await?)) {
                 return Err(self.hole(*name, parts.end));
             }
             match parts.chain {
