@@ -101,6 +101,9 @@ pub enum PhysicalError {
     /// The user pressed Ctrl-C, or the system asked the process to end.
     #[error("interrupted")]
     Interrupted,
+    /// A stage of the pipeline found the next one gone, which knows why.
+    #[error("another stage of the backup is gone")]
+    StageGone,
     /// A stage of the pipeline died, or a rule the program relies on doesn't hold.
     #[error("internal: {0}")]
     Internal(String),

@@ -42,6 +42,17 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "pgkeep-timescale",
         ],
     ),
+    (
+        "pgkeep-physical",
+        &[
+            "pgkeep-base",
+            "pgkeep-pg",
+            "pgkeep-pgformat",
+            "pgkeep-store",
+            "pgkeep-repository",
+            "pgkeep-wal",
+        ],
+    ),
     ("pgkeep-testkit", &["pgkeep-base", "pgkeep-store"]),
     (
         "pgkeep",
@@ -51,6 +62,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "pgkeep-docker",
             "pgkeep-dump",
             "pgkeep-pg",
+            "pgkeep-physical",
             "pgkeep-repository",
             "pgkeep-schedule",
             "pgkeep-store",

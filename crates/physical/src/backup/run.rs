@@ -183,7 +183,7 @@ impl Run<'_> {
         let received = match (received, storing_failed(&mut storing).await) {
             (Ok(received), Ok(stored)) => (received, stored),
             // A reader that found the other stages gone doesn't know why.
-            (Err(PhysicalError::Internal(_)), Err(error)) | (Err(error), _) | (Ok(_), Err(error)) => {
+            (Err(PhysicalError::StageGone), Err(error)) | (Err(error), _) | (Ok(_), Err(error)) => {
                 return Err(error);
             }
         };

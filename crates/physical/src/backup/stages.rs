@@ -86,7 +86,7 @@ pub fn start(
         let packed = packing.await.map_err(PhysicalError::internal)?;
         match (packed, uploaded) {
             // The one that stopped because the other was gone doesn't know why.
-            (Err(PhysicalError::Internal(_)), Err(error)) | (Err(error), _) | (Ok(()), Err(error)) => {
+            (Err(PhysicalError::StageGone), Err(error)) | (Err(error), _) | (Ok(()), Err(error)) => {
                 Err(error)
             }
             (Ok(()), Ok(stored)) => Ok(stored),
@@ -96,7 +96,7 @@ pub fn start(
 }
 
 fn gone<T>(_: T) -> PhysicalError {
-    PhysicalError::internal("another stage of the backup is gone")
+    PhysicalError::StageGone
 }
 
 fn unwritable(broken: Broken) -> PhysicalError {

@@ -98,7 +98,10 @@ impl Reading<'_> {
                     }
                     reports.take(backup.take_notices());
                     self.work(collector.rest(), &workers).await?;
-                    self.to_pack.send(None).await.map_err(PhysicalError::internal)?;
+                    self.to_pack
+                        .send(None)
+                        .await
+                        .map_err(|_| PhysicalError::StageGone)?;
                     return Ok(Received {
                         files: collector.files,
                         plain_bytes: collector.plain_bytes,
@@ -125,7 +128,7 @@ impl Reading<'_> {
             worked
         });
         let sent = self.to_pack.send(Some(working)).await;
-        sent.map_err(|_| PhysicalError::internal("another stage of the backup is gone"))
+        sent.map_err(|_| PhysicalError::StageGone)
     }
 }
 

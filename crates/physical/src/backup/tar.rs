@@ -187,7 +187,9 @@ fn parse(bytes: &[u8]) -> Result<Entry, PhysicalError> {
         _ => return Err(PhysicalError::Archive("an entry is of an unknown kind")),
     };
     let path = header.path_bytes();
-    let path = path.strip_suffix(b"/").unwrap_or(&path).to_vec();
+    let path = path.strip_suffix(b"/").unwrap_or(&path);
+    // So the server writes pg_wal/archive_status, and no other.
+    let path = path.strip_prefix(b"./").unwrap_or(path).to_vec();
     let size = match kind {
         EntryKind::File => header.size().map_err(broken)?,
         _ => 0,

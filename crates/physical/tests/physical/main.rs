@@ -1,0 +1,14 @@
+//! Base backups with real servers of each version.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "helpers of tests are tests"
+)]
+
+mod faults;
+mod points;
+mod refusals;
+mod rounds;
+mod support;
