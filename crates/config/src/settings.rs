@@ -248,14 +248,14 @@ pub const SETTINGS: &[Setting] = &[
         "backup.jobs",
         "1 to 256",
         "by the number of CPUs",
-        "Parallel workers of a base backup. Does nothing yet.",
+        "Pieces of a base backup that are compressed at once.",
         |cluster, input| cluster.backup.jobs = Some(input.count(1, JOBS_MAX)?)
     ),
     setting!(
         "backup.compression_level",
         "1 to 19",
         "3",
-        "zstd's level for base backups. Does nothing yet.",
+        "zstd's level for base backups and their WAL.",
         |cluster, input| cluster.backup.compression_level = Some(input.compression_level()?)
     ),
     setting!(

@@ -14,6 +14,7 @@ pub mod backup;
 mod choose;
 mod error;
 pub mod manifest;
+pub mod memory;
 mod read;
 pub mod restore;
 pub mod verify;

@@ -62,6 +62,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "pgkeep-docker",
             "pgkeep-dump",
             "pgkeep-pg",
+            "pgkeep-pgformat",
             "pgkeep-physical",
             "pgkeep-repository",
             "pgkeep-schedule",

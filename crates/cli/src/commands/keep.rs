@@ -1,7 +1,9 @@
 //! `pgkeep pin` and `pgkeep unpin`.
 
+use pgkeep_base::BackupId;
 use serde_json::json;
 
+use super::base;
 use super::several::{self, Opened};
 use crate::args::{PinArgs, UnpinArgs};
 use crate::context::{Context, KeyUse};
@@ -20,6 +22,13 @@ pub async fn unpin(context: &Context, args: UnpinArgs) -> Result<Outcome, Failur
 
 async fn set(context: &Context, backup: &str, pinned: bool, reason: &str) -> Result<Outcome, Failure> {
     let settings = context.settings(pgkeep_config::Overrides::default())?;
+    if base::is_meant(context, &settings, backup).await? {
+        let repository = context.repository(&settings, KeyUse::None).await?;
+        let id = pgkeep_physical::find(&repository, backup).await?;
+        let changed = repository.set_pin(&id, pinned, reason).await?;
+        tell(context, &id, pinned, reason, changed);
+        return Ok(Outcome::Done);
+    }
     // A key isn't needed to pin: where there is one, it tells which dump is the latest.
     let command = if pinned { "pin" } else { "unpin" };
     let (id, having, asked) = several::find(context, &settings, KeyUse::IfThere, backup, command).await?;
@@ -27,7 +36,16 @@ async fn set(context: &Context, backup: &str, pinned: bool, reason: &str) -> Res
     for Opened { repository, .. } in &having {
         changed |= repository.set_pin(&id, pinned, reason).await?;
     }
-    let shown = styled(ACCENT, &id);
+    tell(context, &id, pinned, reason, changed);
+    // In a repository that wasn't asked it isn't.
+    Ok(match asked {
+        Outcome::Done => Outcome::Done,
+        _ => Outcome::Failed,
+    })
+}
+
+fn tell(context: &Context, id: &BackupId, pinned: bool, reason: &str, changed: bool) {
+    let shown = styled(ACCENT, id);
     context.output.summary(match (pinned, changed) {
         (true, _) => format!("{shown} is pinned: 'pgkeep prune' leaves it until 'pgkeep unpin {id}'."),
         (false, true) => format!("{shown} is not pinned any more: 'pgkeep prune' treats it like any other."),
@@ -39,9 +57,4 @@ async fn set(context: &Context, backup: &str, pinned: bool, reason: &str) -> Res
         "reason": reason,
         "changed": changed,
     }));
-    // In a repository that wasn't asked it isn't.
-    Ok(match asked {
-        Outcome::Done => Outcome::Done,
-        _ => Outcome::Failed,
-    })
 }

@@ -26,13 +26,18 @@ pub fn tell_found(context: &Context, found: &Found) {
 
 /// All that are there: at least one, so that whoever goes through them has done something.
 pub async fn all(repository: &Repository) -> Result<Vec<BackupId>, Failure> {
-    let entries = repository.backups(BackupKind::Dump).await?;
-    let there = entries.into_iter().filter(|entry| entry.state.is_there());
-    let ids: Vec<BackupId> = there.map(|entry| entry.id).collect();
+    let ids = all_of(repository, BackupKind::Dump).await?;
     if ids.is_empty() {
         return Err(repository.no_backup().into());
     }
     Ok(ids)
+}
+
+/// All of a kind that are there; there may be none.
+pub async fn all_of(repository: &Repository, kind: BackupKind) -> Result<Vec<BackupId>, Failure> {
+    let entries = repository.backups(kind).await?;
+    let there = entries.into_iter().filter(|entry| entry.state.is_there());
+    Ok(there.map(|entry| entry.id).collect())
 }
 
 /// Says which dumps `latest` passed over, and why.

@@ -1,5 +1,7 @@
 //! The commands: each reads its arguments, calls a library, and prints what came of it.
 
+mod backup;
+mod base;
 mod bucket;
 mod copy;
 mod doctor;
@@ -16,6 +18,7 @@ mod new_container;
 mod new_server;
 mod prune;
 mod restore;
+mod restore_base;
 mod restore_plan;
 mod run;
 mod several;
@@ -42,6 +45,8 @@ pub async fn run(context: &Context, command: Command) -> Result<Outcome, Failure
     match command {
         Command::Init(args) => init::run(context, args).await,
         Command::Dump(args) => dump::run(context, args).await,
+        Command::Backup(args) => backup::run(context, args).await,
+        Command::Restore(args) if restore_base::is_meant(&args) => restore_base::run(context, args).await,
         Command::Restore(args) => restore::run(context, args).await,
         Command::List(args) => context.cancellation.or(list::run(context, args)).await,
         Command::Show(args) => context.cancellation.or(show::run(context, args)).await,

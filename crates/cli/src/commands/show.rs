@@ -7,7 +7,7 @@ use pgkeep_dump::{Chosen, Wanted};
 use pgkeep_repository::backups::BackupEntry;
 use serde_json::{Value, json};
 
-use super::{latest, list, several};
+use super::{base, latest, list, several};
 use crate::args::ShowArgs;
 use crate::context::Context;
 use crate::exit::{Failure, Outcome};
@@ -17,6 +17,9 @@ use crate::table::{Align, Table};
 /// `pgkeep show ID`
 pub async fn run(context: &Context, args: ShowArgs) -> Result<Outcome, Failure> {
     let settings = context.settings(Overrides::default())?;
+    if base::is_meant(context, &settings, &args.backup).await? {
+        return base::show(context, &settings, &args.backup).await;
+    }
     let wanted = Wanted {
         command: "show",
         ..Wanted::default()
