@@ -5,7 +5,8 @@
 //! | `assembly` | a segment as it comes: into frames, and those into parts and the whole. Pure |
 //! | `storing` | the task that compresses, puts, and knows how far all is durable |
 //! | `stream` | a walsender's stream, fed into that task; what is confirmed |
-//! | `start` | where to go on, and what is stored there already |
+//! | `start`, `position` | where to go on, by the slot and by what is stored already |
+//! | `receiver` | WAL as the server writes it: one connection after another, by a lasting slot |
 //! | `range` | the WAL that a base backup needs, by a temporary slot |
 //! | `state` | what a receiver tells of itself |
 //!
@@ -14,7 +15,9 @@
 mod assembly;
 mod error;
 mod pause;
+mod position;
 mod range;
+mod receiver;
 mod server;
 mod start;
 mod state;
@@ -23,4 +26,5 @@ mod stream;
 
 pub use error::WalError;
 pub use range::{RangeReceiver, RangeReport, receive_range};
+pub use receiver::{Receiver, ReceiverOptions};
 pub use state::{GAPS_MAX, Gap, Phase, StreamState};
