@@ -2,6 +2,7 @@
 //! library checks.
 
 mod bucket;
+mod wal;
 
 use std::path::PathBuf;
 
@@ -11,6 +12,7 @@ use pgkeep_base::ByteCount;
 use pgkeep_dump::restore::RangeBound;
 
 pub use bucket::{BucketAction, BucketArgs, WantedArgs};
+pub use wal::{FetchArgs, PushArgs, StreamArgs, WalAction, WalArgs};
 
 use crate::output::ACCENT;
 
@@ -126,6 +128,8 @@ pub enum Command {
     Export(ExportArgs),
     /// Dump by schedule, in the foreground, until it's told to end.
     Run(RunArgs),
+    /// Receive WAL, show what is stored, fetch and store single files.
+    Wal(WalArgs),
     /// Make and show keys.
     Key(KeyArgs),
     /// Check an S3 bucket's settings, or set it up for backups.
