@@ -2,7 +2,7 @@
 #![allow(dead_code, reason = "each test file uses a part")]
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
@@ -81,6 +81,13 @@ impl Place {
         Repository::open_or_create(store, "main", self.access.clone())
             .await
             .unwrap()
+    }
+
+    /// The secret key in a file, beside the repository's own.
+    pub fn write_key(&self) -> PathBuf {
+        let path = self.folder.path().join("key.txt");
+        fs::write(&path, self.access.identities[0].to_secret().expose()).unwrap();
+        path
     }
 
     pub fn path(&self) -> &Path {
