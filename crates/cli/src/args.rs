@@ -4,6 +4,7 @@
 mod bucket;
 mod physical;
 mod restore;
+mod wal;
 
 use std::path::PathBuf;
 
@@ -14,6 +15,7 @@ use pgkeep_base::ByteCount;
 pub use bucket::{BucketAction, BucketArgs, WantedArgs};
 pub use physical::{BackupArgs, RecoveryArgs};
 pub use restore::RestoreArgs;
+pub use wal::{FetchArgs, PushArgs, StreamArgs, WalAction, WalArgs};
 
 use crate::output::ACCENT;
 
@@ -131,6 +133,8 @@ pub enum Command {
     Export(ExportArgs),
     /// Dump by schedule, in the foreground, until it's told to end.
     Run(RunArgs),
+    /// Receive WAL, show what is stored, fetch and store single files.
+    Wal(WalArgs),
     /// Make and show keys.
     Key(KeyArgs),
     /// Check an S3 bucket's settings, or set it up for backups.

@@ -234,8 +234,22 @@ pub const SETTINGS: &[Setting] = &[
         "stream",
         "`true` or `false`",
         "`false`",
-        "Receive WAL continuously. Does nothing yet.",
+        "Receive WAL continuously in `pgkeep run`. Does nothing yet: run `pgkeep wal stream` beside it.",
         |cluster, input| cluster.stream = input.boolean()?
+    ),
+    setting!(
+        "wal.slot",
+        "name",
+        "`pgkeep`",
+        "The physical replication slot that `pgkeep wal stream` receives WAL by; it is made where there is none, and holds WAL on the server until it is stored.",
+        |cluster, input| cluster.wal.slot = input.slot()?
+    ),
+    setting!(
+        "wal.flush_after",
+        "duration",
+        "`10s`",
+        "WAL that has come is stored after so long, at the latest: so much can be lost with the server. Each time costs a request.",
+        |cluster, input| cluster.wal.flush_after = input.duration()?
     ),
     setting!(
         "backup.schedule",

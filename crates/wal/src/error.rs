@@ -68,6 +68,12 @@ pub enum WalError {
     /// The server shut down.
     #[error("the server is shutting down")]
     Shutdown,
+    /// Told to stop, it couldn't store what had come.
+    #[error("the last WAL could not be stored within {} s", after.as_secs())]
+    NotStored {
+        /// How long it was tried.
+        after: std::time::Duration,
+    },
     /// Whoever wanted WAL wants no more.
     #[error("receiving WAL was given up")]
     GivenUp,
@@ -151,6 +157,9 @@ impl Classified for WalError {
                  and take a base backup there"
             }
             Self::TimelineLeft { .. } | Self::Shutdown => "run the command again",
+            Self::NotStored { .. } => {
+                "the server keeps it for its slot, and the next 'pgkeep wal stream' stores it; see what is wrong with the store"
+            }
             Self::WhichSystem(_) => {
                 "run it in the data directory, as PostgreSQL does, or name that: --data-directory DIRECTORY"
             }

@@ -73,6 +73,11 @@ impl Told {
         self.0.send_modify(change);
     }
 
+    /// How far all is durable.
+    pub fn durable(&self) -> Lsn {
+        self.0.borrow().durable
+    }
+
     /// Objects stored so far.
     pub fn objects(&self) -> u64 {
         self.0.borrow().objects

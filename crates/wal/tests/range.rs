@@ -62,13 +62,8 @@ async fn a_range_goes_on_where_others_have_been() {
         );
         let stop = current_lsn(&cluster);
         let (_sender, stop_receiver) = watch::channel(Some(stop));
-        let receiving = receive_range(
-            &target(&cluster),
-            &repository,
-            start,
-            Timeline::FIRST,
-            stop_receiver,
-        );
+        let target = target(&cluster);
+        let receiving = receive_range(&target, &repository, start, Timeline::FIRST, stop_receiver);
         let report = timeout(LIMIT, receiving).await.unwrap().unwrap();
         assert!(report.objects <= 2 + round, "it stores again what is there");
         compare(&repository, &cluster, Timeline::FIRST, start, stop).await;

@@ -25,6 +25,7 @@ mod several;
 mod show;
 mod summaries;
 mod verify;
+mod wal;
 
 use crate::args::Command;
 use crate::context::Context;
@@ -57,6 +58,7 @@ pub async fn run(context: &Context, command: Command) -> Result<Outcome, Failure
         Command::Run(args) => run::run(context, args).await,
         Command::Copy(args) => copy::run(context, args).await,
         Command::Export(args) => export::run(context, args).await,
+        Command::Wal(args) => wal::run(context, args).await,
         Command::Key(args) => key::run(context, args),
         Command::Bucket(args) => bucket::run(context, args).await,
         Command::Doctor => context.cancellation.or(doctor::run(context)).await,

@@ -26,4 +26,5 @@ mod scheduled;
 mod secrets;
 mod several;
 mod support;
+mod wal;
 mod whole;
