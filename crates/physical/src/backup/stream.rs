@@ -20,7 +20,7 @@ use crate::manifest::{DAMAGE_REPORTS_MAX, DamagedPages};
 
 /// The server's functions that report a page whose checksum is wrong, or that can't be judged (`backup/basebackup.c`): their
 /// names are the same in every language.
-const CHECKSUM_ROUTINES: [&str; 2] = ["sendFile", "verify_page_checksum"];
+const CHECKSUM_ROUTINES: [&str; 2] = ["sendFile", "read_file_data_into_buffer"];
 
 /// What came.
 pub struct Received {
@@ -148,7 +148,8 @@ impl Reports {
                 if self.pages.reports.len() < DAMAGE_REPORTS_MAX {
                     self.pages.reports.push(notice.message);
                 }
-            } else if self.warnings.len() < DAMAGE_REPORTS_MAX {
+            } else if self.warnings.len() < DAMAGE_REPORTS_MAX && !self.warnings.contains(&notice.message) {
+                // Some come twice: when sizes are estimated, and when files are sent.
                 self.warnings.push(notice.message);
             }
         }
