@@ -9,6 +9,7 @@
 
 mod faults;
 mod points;
+mod reader;
 mod refusals;
 mod rounds;
 mod support;
