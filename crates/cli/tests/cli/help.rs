@@ -9,6 +9,7 @@ const COMMANDS: &[&[&str]] = &[
     &[],
     &["init"],
     &["dump"],
+    &["backup"],
     &["restore"],
     &["list"],
     &["show"],

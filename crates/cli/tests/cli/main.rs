@@ -8,6 +8,7 @@
 )]
 
 mod bad_input;
+mod base;
 mod bucket;
 mod container;
 mod damage;

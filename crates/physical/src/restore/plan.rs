@@ -188,7 +188,7 @@ async fn check_target(
 }
 
 /// The earliest time that recovery from a backup can be told: that of the last transaction that ended before the backup did,
-/// or, if none did, of its checkpoint.
+/// or, if none ended since its checkpoint, a second after that, which is told to the second.
 async fn earliest(repository: &Repository, manifest: &BaseManifest) -> Result<Timestamp, PhysicalError> {
     let (timeline, size) = (manifest.start_timeline, segment_size(manifest)?);
     let system = system_identifier(manifest)?;
@@ -200,11 +200,11 @@ async fn earliest(repository: &Repository, manifest: &BaseManifest) -> Result<Ti
             .fetch_wal_to(system, &segment, manifest.stop_lsn)
             .await?;
         let bytes = fetched.ok_or_else(|| missing(manifest, segment))?;
-        let stop = manifest.stop_lsn;
+        let (start, stop) = (manifest.start_lsn, manifest.stop_lsn);
         let found = tokio::task::spawn_blocking(move || {
             let mut last: Option<i64> = None;
             WalWalker::new().segment(segment, &bytes, |record| {
-                if record.end <= stop {
+                if start <= record.start && record.end <= stop {
                     last = last.max(record.transaction_end);
                 }
             });
@@ -217,8 +217,14 @@ async fn earliest(repository: &Repository, manifest: &BaseManifest) -> Result<Ti
         let before = segment.start().as_u64().saturating_sub(1);
         segment = SegmentName::holding(timeline, Lsn::new(before), size);
     }
-    let last = last.and_then(time_of).unwrap_or(Timestamp::MIN);
-    Ok(last.max(manifest.checkpoint_at))
+    let checkpoint = manifest.checkpoint_at;
+    match last.and_then(time_of) {
+        Some(last) => Ok(last.max(checkpoint)),
+        None => {
+            let after = checkpoint.checked_add(SignedDuration::from_secs(1));
+            after.map_err(PhysicalError::internal)
+        }
+    }
 }
 
 /// A time of PostgreSQL's.

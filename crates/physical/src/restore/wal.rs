@@ -38,6 +38,8 @@ pub struct Staged {
 struct Scan {
     walker: WalWalker,
     target: RecoveryTarget,
+    /// The backup's own range.
+    start: Lsn,
     stop: Lsn,
     /// A record at which PostgreSQL will find that it has come to the target.
     reached: bool,
@@ -48,7 +50,8 @@ struct Scan {
 
 impl Scan {
     fn see(&mut self, record: WalRecord) {
-        if self.reached {
+        // What lies before the backup in its first segment isn't replayed.
+        if self.reached || record.start < self.start {
             return;
         }
         let passes = match self.target {
@@ -168,6 +171,7 @@ async fn segments(
     let mut scan = Scan {
         walker: WalWalker::new(),
         target: plan.options.target,
+        start: manifest.start_lsn,
         stop: manifest.stop_lsn,
         reached: false,
         too_early: false,

@@ -13,10 +13,18 @@ use pgkeep_testkit::{Cluster, require, server_user};
 
 use super::support::{backup, repository, restore, secret, server};
 
-const READER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/reader/pgkeep_base_reader.py");
+const READER: &str = concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/../../tests/reader/pgkeep_base_reader.py"
+);
 
 /// What a restore adds or changes, and what the reader doesn't make.
-const OF_A_RESTORE: [&str; 4] = ["pgkeep_wal", "postgresql.auto.conf", "recovery.signal", "tablespace_map"];
+const OF_A_RESTORE: [&str; 4] = [
+    "pgkeep_wal",
+    "postgresql.auto.conf",
+    "recovery.signal",
+    "tablespace_map",
+];
 
 /// Every file and directory: mode and a hash of the contents.
 fn files(root: &Path, below: &Path, found: &mut BTreeMap<PathBuf, (u32, Option<blake3::Hash>)>) {
@@ -27,7 +35,9 @@ fn files(root: &Path, below: &Path, found: &mut BTreeMap<PathBuf, (u32, Option<b
             continue;
         }
         let metadata = fs::metadata(&path).unwrap();
-        let hash = metadata.is_file().then(|| blake3::hash(&fs::read(&path).unwrap()));
+        let hash = metadata
+            .is_file()
+            .then(|| blake3::hash(&fs::read(&path).unwrap()));
         if metadata.is_dir() {
             files(root, &path, found);
         }
@@ -57,15 +67,24 @@ async fn a_reader_in_another_language_gets_every_file_out() {
         if let Some((user, group)) = server_user() {
             chown(&space, Some(user.as_raw()), Some(group.as_raw())).unwrap();
         }
-        origin.psql("postgres", &format!("CREATE TABLESPACE t LOCATION '{}'", space.display()));
+        origin.psql(
+            "postgres",
+            &format!("CREATE TABLESPACE t LOCATION '{}'", space.display()),
+        );
         origin.psql(
             "postgres",
             "CREATE TABLE a TABLESPACE t AS SELECT i, md5(i::text) FROM generate_series(1, 30000) i;
              CREATE TABLE b AS SELECT 1 i; CREATE TABLE sparse AS SELECT repeat('x', 100) FROM generate_series(1, 90000)",
         );
         // Pages of zeros, as a crash leaves them.
-        origin.psql("postgres", "DELETE FROM sparse; VACUUM (TRUNCATE false) sparse; CHECKPOINT");
-        let oid: u32 = origin.psql("postgres", "SELECT oid FROM pg_tablespace WHERE spcname = 't'").parse().unwrap();
+        origin.psql(
+            "postgres",
+            "DELETE FROM sparse; VACUUM (TRUNCATE false) sparse; CHECKPOINT",
+        );
+        let oid: u32 = origin
+            .psql("postgres", "SELECT oid FROM pg_tablespace WHERE spcname = 't'")
+            .parse()
+            .unwrap();
         let folder = tempfile::tempdir().unwrap();
         let stored = folder.path().join("repository");
         let repository = repository(&stored, encrypted, None).await;
@@ -85,17 +104,32 @@ async fn a_reader_in_another_language_gets_every_file_out() {
             .env("PATH", path)
             .output()
             .unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
 
         let restored = Cluster::unmade(origin.pg_bin(), origin.major());
         let place = restored.socket_dir().join("space");
         let tablespaces = BTreeMap::from([(oid, place.clone())]);
-        restore(&repository, &id, &restored, RecoveryTarget::BackupEnd, tablespaces).await.unwrap();
+        restore(
+            &repository,
+            &id,
+            &restored,
+            RecoveryTarget::BackupEnd,
+            tablespaces,
+        )
+        .await
+        .unwrap();
         let expected = all_files(&restored.data_dir());
         assert!(expected.len() > 900, "{}", expected.len());
         assert_eq!(all_files(&out.join("data")), expected);
         let expected = all_files(&place);
         assert!(expected.len() >= 3, "{expected:?}");
-        assert_eq!(all_files(&out.join("tablespaces").join(oid.to_string())), expected);
+        assert_eq!(
+            all_files(&out.join("tablespaces").join(oid.to_string())),
+            expected
+        );
     }
 }

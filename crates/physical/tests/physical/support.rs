@@ -182,6 +182,11 @@ pub async fn contents(cluster: &Cluster) -> BTreeMap<String, String> {
     all
 }
 
+/// The key that opens a repository.
+pub fn secret(repository: &Repository) -> String {
+    repository.access().identities[0].to_secret().expose().to_owned()
+}
+
 pub async fn manifest(repository: &Repository, id: &BackupId) -> BaseManifest {
     pgkeep_physical::read_manifest(repository, id).await.unwrap()
 }
