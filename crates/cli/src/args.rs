@@ -111,7 +111,7 @@ pub enum Command {
     Init(InitArgs),
     /// Dump databases into the repository, or into files.
     Dump(DumpArgs),
-    /// Take a base backup: the files of the whole cluster, to restore to any moment that its WAL covers.
+    /// Take a base backup: the files of the whole cluster.
     Backup(BackupArgs),
     /// Restore a dump, or parts of one; or a base backup.
     Restore(RestoreArgs),

@@ -209,7 +209,7 @@ impl Partial {
 
     /// `None` if its CRC is wrong.
     fn check(&self, end: Lsn) -> Option<WalRecord> {
-        let mut crc = self.crc.clone();
+        let mut crc = self.crc;
         crc.update(self.kept.get(..CRC_AT)?);
         if crc.finalize() != u64::from(u32_at(&self.kept, CRC_AT)?) {
             return None;
@@ -295,9 +295,9 @@ mod tests {
         let size = usize::try_from(start.size().bytes()).unwrap();
         let mut bytes: Vec<u8> = Vec::new();
         let header = |bytes: &mut Vec<u8>, remaining: usize| {
-            let first = bytes.len() % size == 0;
+            let first = bytes.len().is_multiple_of(size);
             let address = start.start().as_u64() + bytes.len() as u64;
-            let info = u16::from(remaining > 0) * CONTINUED | u16::from(first) * LONG_HEADER;
+            let info = (u16::from(remaining > 0) * CONTINUED) | (u16::from(first) * LONG_HEADER);
             bytes.extend_from_slice(&0xD113_u16.to_le_bytes());
             bytes.extend_from_slice(&info.to_le_bytes());
             bytes.extend_from_slice(&1_u32.to_le_bytes());

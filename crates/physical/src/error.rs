@@ -20,7 +20,7 @@ pub enum PhysicalError {
     Repository(#[from] RepositoryError),
     /// The WAL that a backup needs could not be had.
     #[error("receiving the backup's WAL: {0}")]
-    Wal(#[from] WalError),
+    Wal(Box<WalError>),
     /// The server can't be backed up in this way.
     #[error("{message}")]
     Server {
@@ -96,7 +96,7 @@ pub enum PhysicalError {
         /// The backup.
         id: String,
         /// What went wrong.
-        source: RepositoryError,
+        source: Box<RepositoryError>,
     },
     /// The user pressed Ctrl-C, or the system asked the process to end.
     #[error("interrupted")]
@@ -140,11 +140,18 @@ impl PhysicalError {
     }
 }
 
+impl From<WalError> for PhysicalError {
+    fn from(error: WalError) -> Self {
+        Self::Wal(Box::new(error))
+    }
+}
+
 impl Classified for PhysicalError {
     fn retry_class(&self) -> RetryClass {
         match self {
             Self::Pg { source, .. } => source.retry_class(),
-            Self::Repository(error) | Self::Unconfirmed { source: error, .. } => error.retry_class(),
+            Self::Repository(error) => error.retry_class(),
+            Self::Unconfirmed { source, .. } => source.retry_class(),
             Self::Wal(error) => error.retry_class(),
             Self::Unfinished { source, .. } => source.retry_class(),
             Self::Usage { .. } => RetryClass::Usage,

@@ -158,6 +158,14 @@ fn what_belongs_to_the_other_kind_is_refused() {
         assert!(done.stderr.contains(said), "{args:?}: {}", done.stderr);
         assert!(!place.path("x").exists(), "{args:?}");
     }
+}
+
+#[test]
+fn neither_a_prune_nor_a_copy_takes_dumps_for_base_backups() {
+    let cluster = server_with(small_segments());
+    let place = Place::with(&cluster, None);
+    let (id, _) = (backup(&place), place.dump());
+    let other = format!("file://{}", place.path("other").display());
     let copied = place.run(&["copy", "all", "--to", &other]).expect(3);
     assert!(copied.stderr.contains(&id), "{}", copied.stderr);
     assert!(

@@ -180,14 +180,7 @@ impl Run<'_> {
             ended = receiving.join_next() => Err(ended_early(ended)),
         };
         drop(reading);
-        let received = match (received, storing_failed(&mut storing).await) {
-            (Ok(received), Ok(stored)) => (received, stored),
-            // A reader that found the other stages gone doesn't know why.
-            (Err(PhysicalError::StageGone), Err(error)) | (Err(error), _) | (Ok(_), Err(error)) => {
-                return Err(error);
-            }
-        };
-        let (received, stored) = received;
+        let (received, stored) = both(received, stored_by(&mut storing).await)?;
         if received.stop.1 != start.1 {
             return Err(another_timeline());
         }
@@ -348,7 +341,7 @@ impl Run<'_> {
                 CommitFailure::Failed(error) => error.into(),
                 CommitFailure::Unconfirmed(source) => PhysicalError::Unconfirmed {
                     id: self.id.to_string(),
-                    source,
+                    source: Box::new(source),
                 },
             })?;
         }
@@ -356,10 +349,19 @@ impl Run<'_> {
     }
 }
 
+/// Of the reader and the stages behind it, the one that knows why.
+fn both(
+    received: Result<Received, PhysicalError>,
+    stored: Result<Stored, PhysicalError>,
+) -> Result<(Received, Stored), PhysicalError> {
+    match (received, stored) {
+        (Ok(received), Ok(stored)) => Ok((received, stored)),
+        (Err(PhysicalError::StageGone), Err(error)) | (Err(error), _) | (Ok(_), Err(error)) => Err(error),
+    }
+}
+
 /// The outcome of the stages behind the workers.
-async fn storing_failed(
-    storing: &mut JoinSet<Result<Stored, PhysicalError>>,
-) -> Result<Stored, PhysicalError> {
+async fn stored_by(storing: &mut JoinSet<Result<Stored, PhysicalError>>) -> Result<Stored, PhysicalError> {
     match storing.join_next().await {
         Some(joined) => joined.map_err(PhysicalError::internal)?,
         None => Err(PhysicalError::internal("there are no stages")),

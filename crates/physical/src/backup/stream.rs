@@ -75,18 +75,10 @@ impl Reading<'_> {
                     return Err(PhysicalError::Archive("a manifest came that nobody asked for"));
                 }
                 Some(BaseEvent::Progress(bytes)) => self.progress.bytes_done.store(bytes, Ordering::Relaxed),
-                Some(BaseEvent::Data(mut bytes)) => {
-                    let splitter = splitter
-                        .as_mut()
-                        .ok_or(PhysicalError::Archive("data belongs to no archive"))?;
-                    while let Some(mut event) = splitter.next(&mut bytes)? {
-                        while let Some(piece) = collector.take(&mut event)? {
-                            self.work(piece, &workers).await?;
-                        }
-                        if collector.is_crowded() {
-                            self.work(collector.rest(), &workers).await?;
-                        }
-                    }
+                Some(BaseEvent::Data(bytes)) => {
+                    let splitter = splitter.as_mut();
+                    let splitter = splitter.ok_or(PhysicalError::Archive("data belongs to no archive"))?;
+                    self.data(bytes, splitter, &mut collector, &workers).await?;
                 }
                 Some(BaseEvent::End {
                     lsn,
@@ -115,6 +107,25 @@ impl Reading<'_> {
             }
             reports.take(backup.take_notices());
         }
+    }
+
+    /// The next bytes of an archive.
+    async fn data(
+        &self,
+        mut bytes: &[u8],
+        splitter: &mut TarSplitter,
+        collector: &mut Collector<'_>,
+        workers: &Arc<Semaphore>,
+    ) -> Result<(), PhysicalError> {
+        while let Some(mut event) = splitter.next(&mut bytes)? {
+            while let Some(piece) = collector.take(&mut event)? {
+                self.work(piece, workers).await?;
+            }
+            if collector.is_crowded() {
+                self.work(collector.rest(), workers).await?;
+            }
+        }
+        Ok(())
     }
 
     /// Hands a piece to the workers, as soon as one is free.

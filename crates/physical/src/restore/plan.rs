@@ -184,7 +184,7 @@ async fn check_target(
             }
         }
     }
-    Ok(range.clone())
+    Ok(*range)
 }
 
 /// The earliest time that recovery from a backup can be told: that of the last transaction that ended before the backup did,
@@ -337,7 +337,7 @@ fn check_room(plan: &RestorePlan) -> Result<(), PhysicalError> {
     let Some(room) = existing.and_then(|path| statvfs(path).ok()) else {
         return Ok(());
     };
-    let free = u64::from(room.blocks_available()).saturating_mul(u64::from(room.fragment_size()));
+    let free = room.blocks_available().saturating_mul(room.fragment_size());
     let needed = plan.bytes();
     if needed <= free {
         return Ok(());

@@ -56,6 +56,24 @@ fn all_files(root: &Path) -> BTreeMap<PathBuf, (u32, Option<blake3::Hash>)> {
     found
 }
 
+/// Runs the reader, with the programs in a directory.
+fn read(tools: &str, arguments: &[&Path], key: &Path) {
+    let path = format!("{tools}:{}", std::env::var("PATH").unwrap());
+    let output = Command::new("python3")
+        .args(["-B", READER])
+        .args(arguments)
+        .arg("--identity")
+        .arg(key)
+        .env("PATH", path)
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reader_in_another_language_gets_every_file_out() {
     let tools = require!(tool("age")).parent().unwrap().display().to_string();
@@ -93,21 +111,16 @@ async fn a_reader_in_another_language_gets_every_file_out() {
         let id = backup(&repository, &origin).await.unwrap().id.to_string();
 
         let out = folder.path().join("out");
-        let path = format!("{tools}:{}", std::env::var("PATH").unwrap());
-        let output = Command::new("python3")
-            .args(["-B", READER])
-            .arg(&stored)
-            .args(["extract", &id, "--into"])
-            .arg(&out)
-            .arg("--identity")
-            .arg(&key)
-            .env("PATH", path)
-            .output()
-            .unwrap();
-        assert!(
-            output.status.success(),
-            "{}",
-            String::from_utf8_lossy(&output.stderr)
+        read(
+            &tools,
+            &[
+                &stored,
+                Path::new("extract"),
+                Path::new(&id),
+                Path::new("--into"),
+                &out,
+            ],
+            &key,
         );
 
         let restored = Cluster::unmade(origin.pg_bin(), origin.major());

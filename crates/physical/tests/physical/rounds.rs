@@ -153,7 +153,7 @@ async fn round(major: u32, seed: u64) -> Result<(), requirements::Missing> {
     println!("PostgreSQL {major}, seed {seed}");
     let mut random = StdRng::seed_from_u64(seed);
     let folder = tempfile::tempdir().unwrap();
-    let repository = repository(folder.path(), seed % 2 == 0, None).await;
+    let repository = repository(folder.path(), seed.is_multiple_of(2), None).await;
     let mut primary = Primary::start(major).await?;
     let streaming = Streaming::start(&repository, &primary.cluster).await;
     let mut moments = vec![primary.moment().await];
