@@ -222,6 +222,8 @@ fn fetch_ends_with_one_only_if_there_is_certainly_nothing() {
             "SELECT pg_logical_emit_message(true, 'x', 'y'); SELECT pg_switch_wal()",
         );
     }
+    // At a segment's edge, the one before would be told as the current one.
+    cluster.psql("postgres", "SELECT pg_logical_emit_message(true, 'x', 'y')");
     let mut names: Vec<String> = std::fs::read_dir(&wal)
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
