@@ -252,3 +252,6 @@ impl Comparison {
         self.hasher.update(piece.get(start..end).unwrap_or_default());
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -80,7 +80,7 @@ impl Intake {
             self.pending.extend_from_slice(piece);
             self.position = Lsn::new(self.position.as_u64() + piece.len() as u64);
             bytes = rest;
-            let at_edge = self.position.as_u64() % self.size.bytes() == 0;
+            let at_edge = self.position.as_u64().is_multiple_of(self.size.bytes());
             if at_edge || self.pending.len() == WalCompressor::FRAME_BYTES_MAX {
                 self.cut();
             }

@@ -449,3 +449,39 @@ async fn a_second_receiver_waits_for_the_first() {
         .await;
     second.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn segments_too_large_for_memory_are_stored_in_parts_alone() {
+    let options = ClusterOptions::new(requirements::DEFAULT_MAJOR)
+        .initdb_arg("--wal-segsize=128")
+        .setting("max_wal_size", "2GB")
+        .setting("wal_keep_size", "1GB");
+    let cluster = require!(Cluster::start(options));
+    let place = Place::new();
+    let repository = place.open().await;
+    let mut running = start(target(&cluster), repository.clone(), quick());
+    running
+        .until("it streams", |state| state.phase == Phase::Streaming)
+        .await;
+    let name = cluster.psql("postgres", "SELECT pg_walfile_name(pg_current_wal_insert_lsn())");
+    cluster.psql(
+        "postgres",
+        "CREATE TABLE t AS SELECT g, md5(g::text) FROM generate_series(1, 400000) g; SELECT pg_switch_wal()",
+    );
+    cluster.psql("postgres", WRITE);
+    running.durable(current_lsn(&cluster)).await;
+    running.stop().await;
+    let system = system_identifier(&cluster);
+    let size = pgkeep_pgformat::SegmentSize::new(128 << 20).unwrap();
+    let segment = pgkeep_pgformat::SegmentName::parse(&name, size).unwrap();
+    let stored = repository.wal_around(system, segment).await.unwrap();
+    let of_it = stored
+        .iter()
+        .filter(|stored| stored.object.segment() == Some(segment));
+    let parts: Vec<_> = of_it.filter_map(|stored| stored.object.offsets()).collect();
+    assert!(parts.len() >= 8, "{parts:?}");
+    assert!(parts.iter().all(|(from, to)| to - from <= 17 << 20), "{parts:?}");
+    let ours = repository.fetch_wal(system, &segment).await.unwrap().unwrap();
+    let theirs = std::fs::read(cluster.data_dir().join("pg_wal").join(&name)).unwrap();
+    assert!(ours == theirs);
+}

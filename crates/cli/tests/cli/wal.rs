@@ -198,12 +198,10 @@ fn what_is_wrong_from_the_start_ends_it_at_once() {
 }
 
 #[test]
-fn fetch_ends_with_one_only_if_there_is_certainly_nothing() {
+fn fetch_that_was_called_wrongly_is_not_taken_for_the_end() {
     let cluster = require!(Cluster::start(options()));
     let place = Place::with(&cluster, None);
-    let out = place.path("out");
-    let out = out.to_str().unwrap();
-    let name = "000000010000000000000001";
+    let (name, out) = ("000000010000000000000001", "out");
     // No repository, wrong usage, no configuration.
     place.run(&["wal", "fetch", name, out]).expect(UNCERTAIN);
     place.run(&["wal", "fetch", name]).expect(UNCERTAIN);
@@ -213,6 +211,14 @@ fn fetch_ends_with_one_only_if_there_is_certainly_nothing() {
     place
         .run(&["--config", "/nowhere.toml", "wal", "fetch", name, out])
         .expect(UNCERTAIN);
+}
+
+#[test]
+fn fetch_ends_with_one_only_if_there_is_certainly_nothing() {
+    let cluster = require!(Cluster::start(options()));
+    let place = Place::with(&cluster, None);
+    let out = place.path("out");
+    let out = out.to_str().unwrap();
     let wal = cluster.data_dir().join("pg_wal");
     let data = cluster.data_dir();
     let data = data.to_str().unwrap();
@@ -222,6 +228,8 @@ fn fetch_ends_with_one_only_if_there_is_certainly_nothing() {
             "SELECT pg_logical_emit_message(true, 'x', 'y'); SELECT pg_switch_wal()",
         );
     }
+    // At a segment's edge, the one before would be told as the current one.
+    cluster.psql("postgres", "SELECT pg_logical_emit_message(true, 'x', 'y')");
     let mut names: Vec<String> = std::fs::read_dir(&wal)
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
@@ -254,9 +262,11 @@ fn fetch_ends_with_one_only_if_there_is_certainly_nothing() {
         place.run(&["wal", "fetch", absent, out]).expect(1);
     }
     place.run(&["wal", "fetch", "nonsense", out]).expect(UNCERTAIN);
-    place.run(&["wal", "fetch", &current, "/nowhere/out"]).expect(1);
+    let below_a_file = place.path("pgkeep.toml/out");
+    let below_a_file = below_a_file.to_str().unwrap();
+    place.run(&["wal", "fetch", &current, below_a_file]).expect(1);
     place
-        .run(&["wal", "fetch", &names[0], "/nowhere/out"])
+        .run(&["wal", "fetch", &names[0], below_a_file])
         .expect(UNCERTAIN);
     // Other contents under a name that is taken, and a file that isn't what its name says.
     let altered = place.path(&names[0]);
