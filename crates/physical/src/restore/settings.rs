@@ -123,7 +123,7 @@ mod tests {
             lsn.contains("recovery_target_lsn = '16/1'\nrecovery_target_inclusive = off\n"),
             "{lsn}"
         );
-        assert!(!block(StopAt::EndOfWal).contains("recovery_target_time"));
+        assert!(!block(StopAt::EndOfWal).contains("recovery_target_time ="));
     }
 
     #[test]
