@@ -1,14 +1,17 @@
 #!/usr/bin/env python3
-"""Lists, checks and extracts the dumps in a pgkeep repository on a disk. Written from docs/FORMAT.md alone; shares no code with
+"""Lists, checks and extracts the dumps, and reads the WAL, in a pgkeep repository on a disk. Written from docs/FORMAT.md alone; shares no code with
 pgkeep, so that the page and the program can't be wrong together. Needs Python 3.9, zstd, age for encrypted dumps, and b3sum
 for hashes (without it they are not compared, which is said).
 
     pgkeep_reader.py DIRECTORY list
     pgkeep_reader.py DIRECTORY show ID
     pgkeep_reader.py DIRECTORY extract ID --into NEW_DIRECTORY [--identity KEYFILE] [--cluster NAME]
+    pgkeep_reader.py DIRECTORY wal --into NEW_DIRECTORY [--identity KEYFILE] [--cluster NAME]
 
 `extract` writes `globals.sql`, and for each database a folder with `schema.dump` (for pg_restore), `sequences.sql`,
 `large_objects.dump`, and for each relation a file of its rows as COPY takes them, text or binary, named in `relations.json`.
+`wal` writes every segment under PostgreSQL's name, those that are stored in parts filled up with zeros, and the histories of
+timelines, each timeline of each system identifier in a folder of its own.
 """
 
 import argparse
@@ -116,13 +119,13 @@ class Hashes:
 
 
 class Repository:
-    def __init__(self, directory, cluster, identity):
+    def __init__(self, directory, cluster, identity, kind="dump"):
         self.directory, self.identity = Path(directory), identity
         marker = self.directory / "pgkeep.json"
         require(marker.is_file(), f"{self.directory} is no repository: there is no pgkeep.json")
         version = json.loads(marker.read_text())["format"]
         require(version <= FORMAT_KNOWN, f"the repository's format is {version}, and this reader knows {FORMAT_KNOWN}")
-        clusters = sorted(path.name for path in self.directory.iterdir() if (path / "dump").is_dir())
+        clusters = sorted(path.name for path in self.directory.iterdir() if (path / kind).is_dir())
         if cluster is None:
             require(len(clusters) == 1, f"choose one with --cluster: {', '.join(clusters) or 'there is none'}")
             cluster = clusters[0]
@@ -350,6 +353,98 @@ def extract(dump, into):
         print("hashes were not compared: b3sum is not installed", file=sys.stderr)
 
 
+SEGMENT = re.compile(r"([0-9A-F]{8})([0-9A-F]{8})([0-9A-F]{8})")
+PART = re.compile(r"([0-9A-F]{24})\.([0-9A-F]{8})-([0-9A-F]{8})")
+SEALED = re.compile(r"(.*)\.zst(?:\.age)?")
+HASH_STANZA = re.compile(rb"age-encryption\.org/v1\n-> pgkeep-b3 ([0-9a-f]{64})\n\n")
+
+
+class Wal:
+    """The WAL of one system identifier."""
+
+    def __init__(self, folder, identity, into):
+        self.folder, self.identity, self.into, self.hashes = folder, identity, into, Hashes()
+        self.segment_bytes = json.loads((folder / "segment_bytes").read_text())
+        require(self.segment_bytes & (self.segment_bytes - 1) == 0, f"segments of {self.segment_bytes} bytes")
+
+    def contents(self, path):
+        contents = Contents(path, self.identity)
+        data = contents.output.read()
+        contents.close()
+        return data
+
+    def write(self, path, data, target, expected=None):
+        """An object's contents to a file; its header, where it has one, tells the hash of them."""
+        require(expected in (None, len(data)), f"{path} holds {len(data)} bytes, not {expected}")
+        target.write_bytes(data)
+        with open(path, "rb") as file:
+            first = file.read(256)
+        if first.startswith(AGE_MAGIC):
+            found = HASH_STANZA.match(first)
+            require(found, f"{path} has no hash in its header")
+            self.hashes.expect(target, found.group(1).decode())
+
+    def segment(self, name, whole, parts, target):
+        """Returns up to which byte it is there."""
+        if whole:
+            self.write(whole, self.contents(whole), target, self.segment_bytes)
+            return self.segment_bytes
+        data = bytearray()
+        for start, end, path in sorted(parts):
+            require(start <= len(data), f"{name}: bytes {len(data)} to {start} are missing")
+            piece = self.contents(path)
+            require(len(piece) == end - start, f"{path} holds {len(piece)} bytes")
+            overlap = min(len(data), end) - start
+            require(data[start : start + overlap] == piece[:overlap], f"{path} differs from another part")
+            data += piece[overlap:]
+        target.write_bytes(data + bytes(self.segment_bytes - len(data)))
+        return len(data)
+
+    def timeline(self, folder):
+        wholes, parts = {}, {}
+        for path in folder.rglob("*"):
+            sealed = SEALED.fullmatch(path.name)
+            if not path.is_file() or not sealed:
+                continue
+            if part := PART.fullmatch(sealed.group(1)):
+                bounds = int(part.group(2), 16), int(part.group(3), 16)
+                parts.setdefault(part.group(1), []).append((*bounds, path))
+            elif SEGMENT.fullmatch(sealed.group(1)):
+                wholes[sealed.group(1)] = path
+        target = self.into / folder.name
+        target.mkdir(parents=True)
+        for_each_log = (1 << 32) // self.segment_bytes
+        ranges = []
+        for name in sorted({*wholes, *parts}):
+            _, log, number = (int(digits, 16) for digits in SEGMENT.fullmatch(name).groups())
+            start = (log * for_each_log + number) * self.segment_bytes
+            end = start + self.segment(name, wholes.get(name), parts.get(name, []), target / name)
+            if ranges and ranges[-1][1] == start:
+                ranges[-1][1] = end
+            else:
+                ranges.append([start, end])
+        return ranges
+
+    def extract(self):
+        self.into.mkdir(parents=True, exist_ok=True)
+        report = {"segment_bytes": self.segment_bytes, "timelines": {}, "histories": []}
+        for path in sorted(self.folder.iterdir()):
+            if path.is_dir() and re.fullmatch(r"[0-9A-F]{8}", path.name):
+                report["timelines"][path.name] = self.timeline(path)
+            elif history := re.fullmatch(r"([0-9A-F]{8}\.history)\.zst(?:\.age)?", path.name):
+                self.write(path, self.contents(path), self.into / history.group(1))
+                report["histories"].append(history.group(1))
+        report["hashes_compared"] = self.hashes.compare()
+        return report
+
+
+def extract_wal(repository, into):
+    report = {}
+    for folder in sorted((repository.cluster / "wal").iterdir()):
+        report[folder.name] = Wal(folder, repository.identity, Path(into) / folder.name).extract()
+    print(json.dumps(report))
+
+
 def list_dumps(repository):
     for name, state, pin, evidence in repository.dumps():
         started = datetime.strptime(ID.fullmatch(name).group(1), "%Y%m%dT%H%M%SZ").replace(tzinfo=timezone.utc)
@@ -367,15 +462,19 @@ def list_dumps(repository):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("repository", help="its directory")
-    parser.add_argument("command", choices=["list", "show", "extract"])
+    parser.add_argument("command", choices=["list", "show", "extract", "wal"])
     parser.add_argument("dump", nargs="?", default="latest", help="an id, the beginning of one, or 'latest'")
     parser.add_argument("--into", help="where to extract to; must not exist")
     parser.add_argument("--identity", help="the file with the private key")
     parser.add_argument("--cluster", help="which, where there are several")
     options = parser.parse_args()
     try:
-        repository = Repository(options.repository, options.cluster, options.identity)
-        if options.command == "list":
+        kind = "wal" if options.command == "wal" else "dump"
+        repository = Repository(options.repository, options.cluster, options.identity, kind)
+        if options.command == "wal":
+            require(options.into, "say where to with --into")
+            extract_wal(repository, options.into)
+        elif options.command == "list":
             list_dumps(repository)
         elif options.command == "show":
             print(json.dumps(repository.find(options.dump).manifest(), indent=1))

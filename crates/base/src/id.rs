@@ -10,13 +10,30 @@ use jiff::tz::TimeZone;
 pub enum BackupKind {
     /// A logical backup: letter `d`.
     Dump,
+    /// A base backup, the files of a cluster: letter `b`.
+    Base,
 }
 
 impl BackupKind {
+    /// Every kind there is.
+    pub const ALL: [Self; 2] = [Self::Dump, Self::Base];
+
     fn letter(self) -> char {
         match self {
             Self::Dump => 'd',
+            Self::Base => 'b',
         }
+    }
+
+    /// What a text that may be the beginning of an id names: `b2026` can only be a base backup. `None` for what isn't the
+    /// beginning of any id.
+    pub fn of_beginning(text: &str) -> Option<Self> {
+        let (letter, rest) = text.split_at_checked(1)?;
+        let fits = |byte: u8| byte.is_ascii_digit() || byte.is_ascii_lowercase() || b"TZ-".contains(&byte);
+        let is_id = rest.bytes().next().is_none_or(|byte| byte.is_ascii_digit()) && rest.bytes().all(fits);
+        Self::ALL
+            .into_iter()
+            .find(|kind| is_id && letter.chars().eq([kind.letter()]))
     }
 }
 
@@ -84,6 +101,7 @@ impl FromStr for BackupId {
             }
             let kind = match text.get(..1)? {
                 "d" => BackupKind::Dump,
+                "b" => BackupKind::Base,
                 _ => return None,
             };
             let (time, suffix) = text.get(1..)?.split_once('-')?;
@@ -117,6 +135,21 @@ mod tests {
         assert_eq!(early.to_string().parse(), Ok(early.clone()));
         assert_eq!(early.started_at().to_string(), "2026-11-22T02:00:00Z");
         assert!(early.to_string().starts_with("d20261122T020000Z-"));
+    }
+
+    #[test]
+    fn the_letter_tells_the_kind() {
+        let now = "2026-11-22T02:00:00Z".parse().unwrap();
+        for kind in BackupKind::ALL {
+            let id = BackupId::new(kind, now).unwrap();
+            assert_eq!(id.to_string().parse(), Ok(id.clone()));
+            for length in 1..ID_LENGTH {
+                assert_eq!(BackupKind::of_beginning(&id.to_string()[..length]), Some(kind));
+            }
+        }
+        for other in ["", "latest", "all", "base", "dump", "x2026", "b2026/..", "é"] {
+            assert_eq!(BackupKind::of_beginning(other), None, "{other}");
+        }
     }
 
     #[test]

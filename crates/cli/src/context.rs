@@ -347,8 +347,6 @@ impl Settings {
         let all = [
             ("stream", cluster.stream),
             ("backup.schedule", backup.schedule.is_some()),
-            ("backup.jobs", backup.jobs.is_some()),
-            ("backup.compression_level", backup.compression_level.is_some()),
             ("drill.schedule", cluster.drill.schedule.is_some()),
         ];
         all.into_iter()
@@ -451,6 +449,11 @@ impl Settings {
         self.cluster.dump.jobs.map_or_else(by_cpus, |jobs| jobs as usize)
     }
 
+    /// How much memory the work may take.
+    pub fn memory_limit(&self) -> ByteCount {
+        self.cluster.limits.memory.unwrap_or(MEMORY_DEFAULT)
+    }
+
     /// Where what can be lost is kept; none on a host where nobody has a home.
     pub fn cache_directory(&self) -> Option<PathBuf> {
         let absolute = |path: PathBuf| path.is_absolute().then_some(path);
@@ -466,7 +469,7 @@ impl Settings {
 
     /// The same, as far as `limits.memory` permits; `jobs_max` tells how many jobs fit.
     pub fn jobs_in_memory(&self, output: &Output, jobs_max: impl Fn(ByteCount) -> usize) -> usize {
-        let memory = self.cluster.limits.memory.unwrap_or(MEMORY_DEFAULT);
+        let memory = self.memory_limit();
         let (wanted, permitted) = (self.jobs(), jobs_max(memory));
         if wanted > permitted {
             output.note(format!(
@@ -475,6 +478,14 @@ impl Settings {
             ));
         }
         wanted.min(permitted)
+    }
+
+    /// The settings as they are for base backups: their own number of jobs and level, flags first.
+    pub fn of_base_backups(mut self, jobs: Option<u32>, compression_level: Option<i32>) -> Self {
+        let cluster = &mut self.cluster;
+        cluster.dump.jobs = jobs.or(cluster.backup.jobs);
+        cluster.dump.compression_level = compression_level.or(cluster.backup.compression_level);
+        self
     }
 
     /// zstd's level.
@@ -580,12 +591,6 @@ mod tests {
                 .into_iter()
                 .find_map(|value| settings(&[(setting.name, value)]).ok());
             assert_eq!(given.unwrap().without_effect(), [setting.name]);
-        }
-        let whole_group = SETTINGS
-            .iter()
-            .filter(|setting| setting.name.starts_with("backup."));
-        for setting in whole_group {
-            assert!(setting.doc.contains("Does nothing yet"), "{setting:?}");
         }
         assert!(
             settings(&[("dump.jobs", "7")])

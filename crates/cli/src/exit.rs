@@ -17,6 +17,30 @@ pub const USAGE: u8 = 2;
 pub const ATTENTION: u8 = 3;
 /// Refused for safety.
 pub const REFUSED: u8 = 4;
+/// What `pgkeep wal fetch` was asked for isn't there. Told as 1, and no other end of it is.
+const ABSENT: u8 = 250;
+/// How `pgkeep wal fetch` ends when it can't tell whether there is something. PostgreSQL takes up to 125 for "not there", and
+/// would end recovery early (`RestoreArchivedFile`, `access/transam/xlogarchive.c`).
+const UNCERTAIN: u8 = 255;
+
+/// The exit code of the process. `is_fetch`: it is `pgkeep wal fetch`.
+pub fn of_process(code: u8, is_fetch: bool) -> u8 {
+    match code {
+        ABSENT => FAILED,
+        DONE => DONE,
+        _ if is_fetch => UNCERTAIN,
+        code => code,
+    }
+}
+
+/// Lets a panic end `pgkeep wal fetch` as any other failure does.
+pub fn panic_is_uncertain() {
+    let tell = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        tell(panic);
+        std::process::exit(i32::from(UNCERTAIN));
+    }));
+}
 
 /// A command that came to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,6 +51,8 @@ pub enum Outcome {
     Attention,
     /// The command has said what is wrong: damage found by a verification, say.
     Failed,
+    /// There is nothing of what `pgkeep wal fetch` was asked for, and that is certain.
+    Absent,
 }
 
 impl Outcome {
@@ -36,6 +62,7 @@ impl Outcome {
             Self::Done => DONE,
             Self::Attention => ATTENTION,
             Self::Failed => FAILED,
+            Self::Absent => ABSENT,
         }
     }
 

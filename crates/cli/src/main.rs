@@ -26,6 +26,10 @@ use signals::Cancellation;
 const GIVEN_UP_WAIT: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
+    let is_fetch = usage::is_wal_fetch(std::env::args_os().skip(1));
+    if is_fetch {
+        exit::panic_is_uncertain();
+    }
     let code = match pipes::open() {
         Ok(()) => pipes::close(start()),
         Err(failure) => {
@@ -33,7 +37,7 @@ fn main() -> ExitCode {
             failure.code()
         }
     };
-    ExitCode::from(code)
+    ExitCode::from(exit::of_process(code, is_fetch))
 }
 
 fn start() -> u8 {

@@ -12,6 +12,12 @@ const SECRET_MARKS: [&str; 6] = ["password", "secret", "token", "access_key", "s
 /// A shorter one is part of many words.
 const SECRET_BYTES_MIN: usize = 4;
 
+/// Whether it is `pgkeep wal fetch`, whatever else is wrong with the arguments: PostgreSQL goes by its exit code.
+pub fn is_wal_fetch(arguments: impl Iterator<Item = OsString>) -> bool {
+    let mut arguments = arguments.skip_while(|argument| argument != "wal");
+    arguments.any(|argument| argument == "fetch")
+}
+
 /// The arguments, or how to end when help was asked for or they make no sense.
 pub fn parse() -> Result<Cli, u8> {
     Cli::try_parse().map_err(|error| {

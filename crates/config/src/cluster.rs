@@ -31,6 +31,8 @@ pub struct Cluster {
     pub identity: Option<Secret>,
     /// Receive WAL continuously.
     pub stream: bool,
+    /// How WAL is received.
+    pub wal: Wal,
     /// Base backups.
     pub backup: Backup,
     /// Logical backups.
@@ -67,6 +69,7 @@ impl Default for Cluster {
             identity_file: None,
             identity: None,
             stream: false,
+            wal: Wal::default(),
             backup: Backup::default(),
             dump: Dump::default(),
             drill: Drill::default(),
@@ -176,6 +179,24 @@ pub enum EncryptionMode {
     Age,
     /// Not at all.
     None,
+}
+
+/// How WAL is received.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wal {
+    /// The physical replication slot.
+    pub slot: String,
+    /// What has come is stored after so long, at the latest. Never negative.
+    pub flush_after: SignedDuration,
+}
+
+impl Default for Wal {
+    fn default() -> Self {
+        Self {
+            slot: "pgkeep".to_owned(),
+            flush_after: SignedDuration::from_secs(10),
+        }
+    }
 }
 
 /// Base backups.

@@ -152,6 +152,19 @@ impl Input<'_> {
         Ok(duration)
     }
 
+    /// A replication slot's name (`ReplicationSlotValidateName`, `replication/slot.c`).
+    pub(crate) fn slot(&self) -> Result<String, String> {
+        const NAME_BYTES_MAX: usize = 63;
+        let text = self.string()?;
+        let legal = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
+        if text.is_empty() || text.len() > NAME_BYTES_MAX || !text.bytes().all(legal) {
+            return Err(format!(
+                "must be small letters, digits and '_', at most {NAME_BYTES_MAX}, and is '{text}'"
+            ));
+        }
+        Ok(text)
+    }
+
     pub(crate) fn bytes(&self) -> Result<ByteCount, String> {
         const EXPECTED: &str = "a size such as \"256MiB\"";
         if let Self::Value(DeValue::Integer(_)) = self {

@@ -234,8 +234,22 @@ pub const SETTINGS: &[Setting] = &[
         "stream",
         "`true` or `false`",
         "`false`",
-        "Receive WAL continuously. Does nothing yet.",
+        "Receive WAL continuously in `pgkeep run`. Does nothing yet: run `pgkeep wal stream` beside it.",
         |cluster, input| cluster.stream = input.boolean()?
+    ),
+    setting!(
+        "wal.slot",
+        "name",
+        "`pgkeep`",
+        "The physical replication slot that `pgkeep wal stream` receives WAL by; it is made where there is none, and holds WAL on the server until it is stored.",
+        |cluster, input| cluster.wal.slot = input.slot()?
+    ),
+    setting!(
+        "wal.flush_after",
+        "duration",
+        "`10s`",
+        "WAL that has come is stored after so long, at the latest: so much can be lost with the server. Each time costs a request.",
+        |cluster, input| cluster.wal.flush_after = input.duration()?
     ),
     setting!(
         "backup.schedule",
@@ -248,14 +262,14 @@ pub const SETTINGS: &[Setting] = &[
         "backup.jobs",
         "1 to 256",
         "by the number of CPUs",
-        "Parallel workers of a base backup. Does nothing yet.",
+        "Pieces of a base backup that are compressed at once.",
         |cluster, input| cluster.backup.jobs = Some(input.count(1, JOBS_MAX)?)
     ),
     setting!(
         "backup.compression_level",
         "1 to 19",
         "3",
-        "zstd's level for base backups. Does nothing yet.",
+        "zstd's level for base backups and their WAL.",
         |cluster, input| cluster.backup.compression_level = Some(input.compression_level()?)
     ),
     setting!(

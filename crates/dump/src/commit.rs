@@ -1,10 +1,9 @@
 //! The end of a dump: its manifest, in each of its repositories.
 
 use futures::future::join_all;
-use pgkeep_repository::backups::GivenUp;
+use pgkeep_repository::Repository;
+use pgkeep_repository::commit::CommitFailure;
 use pgkeep_repository::destinations::LeftOut;
-use pgkeep_repository::references::References;
-use pgkeep_repository::{Repository, RepositoryError};
 
 use crate::error::DumpError;
 use crate::manifest::DumpManifest;
@@ -63,27 +62,14 @@ impl Run<'_> {
         })
     }
 
-    /// An answer that was lost for good is looked into: a dump that is there must not be reported as failed. Where the store
-    /// is sure that it failed, as when a disk can't make it durable, it must not be there.
     async fn commit_in(&self, place: usize, repository: &Repository, ready: &Ready) -> Result<(), DumpError> {
-        let committed = match self.destinations.check_lease(place) {
-            Ok(()) => repository.commit(&self.id, ready.sealed.clone()).await,
-            Err(error) => Err(error),
-        };
-        if let Err(error) = committed {
-            let given_up = repository.sweep_own(&self.id, DUMP_FAILED).await;
-            match (&error, given_up) {
-                (RepositoryError::Store(lost), Ok(GivenUp::Committed)) if lost.may_have_happened() => {}
-                (RepositoryError::Store(lost), Err(_)) if lost.may_have_happened() => {
-                    return Err(self.unconfirmed(error.into()));
-                }
-                (RepositoryError::Store(_), Ok(GivenUp::Committed)) => {
-                    self.take_back(repository).await;
-                    return Err(error.into());
-                }
-                _ => return Err(error.into()),
-            }
-        }
+        let destinations = self.destinations;
+        let committing =
+            destinations.commit_in(place, repository, &self.id, ready.sealed.clone(), DUMP_FAILED);
+        committing.await.map_err(|failure| match failure {
+            CommitFailure::Failed(error) => error.into(),
+            CommitFailure::Unconfirmed(error) => self.unconfirmed(error.into()),
+        })?;
         self.look_again(repository, &ready.manifest).await?;
         if let Some(reuse) = &self.options.reuse {
             reuse::remember(repository, reuse, &ready.manifest);
@@ -100,7 +86,7 @@ impl Run<'_> {
         match presence::require_all(repository, &self.id, manifest).await {
             Ok(()) => Ok(()),
             Err(error @ DumpError::ObjectsMissing { .. }) => {
-                self.take_back(repository).await;
+                repository.take_back(&self.id).await;
                 Err(error)
             }
             Err(error) => Err(self.unconfirmed(error)),
@@ -111,14 +97,6 @@ impl Run<'_> {
         DumpError::Unconfirmed {
             id: self.id.to_string(),
             source: Box::new(source),
-        }
-    }
-
-    async fn take_back(&self, repository: &Repository) {
-        // Nobody has begun to refer to it.
-        let mut references = References::default();
-        if let Err(error) = repository.remove(&self.id, &mut references).await {
-            tracing::warn!(%error, "dump {} failed, and something of it stays: pgkeep verify {}", self.id, self.id);
         }
     }
 }

@@ -18,9 +18,9 @@ use crate::catalog::CatalogRelation;
 use crate::error::{Context, DumpError};
 use crate::manifest::{DataObject, RelationKind, RowFormat, Segment};
 use crate::pack::{self, PackInput, PackOutput, PartLimits, RowDigest};
-use crate::progress::Progress;
 use crate::reuse::Held;
 use crate::snapshot::{self, LockedSnapshot, SQLSTATE_LOCK_NOT_AVAILABLE};
+use pgkeep_base::Progress;
 
 /// A table of at least this size on disk gets objects of its own, in bytes.
 const OWN_OBJECT_BYTES_MIN: u64 = 8 << 20;

@@ -21,10 +21,10 @@ use crate::manifest::{DatabaseManifest, DumpManifest, RowFormat};
 use crate::objects::object_refs;
 use crate::output::{Compression, Output};
 use crate::partial::{DIRECTORY_MODE, FILE_MODE, Partial};
-use crate::progress::Progress;
 use crate::restore::{Archive, ArchiveOptions, archive_major};
 use crate::way_out::{OPENED, opened_name};
 use crate::{sql, way_out};
+use pgkeep_base::Progress;
 
 /// What to write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

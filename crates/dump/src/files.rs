@@ -23,13 +23,13 @@ use crate::indispensable;
 use crate::manifest::Filters;
 use crate::output::{Compression, Output};
 use crate::partial::Partial;
-use crate::progress::Progress;
 use crate::restore::without_refused_settings;
 use crate::run::{PASSWORDS_OMITTED, check_server, not_in_the_dump};
 use crate::schema::{self, ClientPrograms, ProgramOutput};
 use crate::snapshot::{self, LockedSnapshot};
 use crate::sql;
 use crate::unfit::{self, Exclusion};
+use pgkeep_base::Progress;
 
 /// A format of pg_dump.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

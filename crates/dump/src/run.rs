@@ -22,10 +22,10 @@ use crate::error::{Context, DumpError};
 use crate::limits::{self, Limit};
 use crate::manifest::{Asked, DumpManifest, Filters, MANIFEST_FORMAT, Narrowed, RelationKind, Totals};
 use crate::objects::{object_refs, summary, totals};
-use crate::progress::Progress;
 use crate::reuse::{self, Base, ReuseOptions};
 use crate::schema::{self, ClientPrograms};
 use crate::{sql, unfit, way_out};
+use pgkeep_base::Progress;
 
 /// Tasks that were told to end do so at their next wait, which is never long.
 const TASKS_END_MAX: Duration = Duration::from_secs(10);
@@ -106,11 +106,7 @@ pub struct DumpReport {
 
 /// How the names of sealed objects end: they tell which tools open them.
 pub fn sealed_suffix(access: &Access) -> &'static str {
-    if access.encryption.is_encrypted() {
-        ".zst.age"
-    } else {
-        ".zst"
-    }
+    access.sealed_suffix()
 }
 
 pub(crate) struct Run<'a> {
@@ -246,7 +242,7 @@ async fn under_lease(
     let begin = async {
         let swept = destinations.sweep_quietly(BackupKind::Dump).await;
         let base = base(destinations, options, prepared.system_identifier).await?;
-        Ok((swept, next_id(destinations).await?, base))
+        Ok((swept, destinations.next_id(BackupKind::Dump).await?, base))
     };
     let (swept, id, base) = tokio::select! {
         begun = begin => begun,
@@ -310,21 +306,6 @@ pub(crate) fn check_server(session: &Session) -> Result<u32, DumpError> {
         });
     }
     Ok(found)
-}
-
-/// Ids tell the second of the start. The lease keeps dumps apart, so one that begins in the second of another's start
-/// waits for the next: then ids are in the order of time, and `latest` is the latest.
-async fn next_id(destinations: &Destinations) -> Result<BackupId, DumpError> {
-    if let Some(newest) = destinations.newest_id(BackupKind::Dump).await? {
-        let rest = newest.started_at() + Duration::from_secs(1) - destinations.now();
-        let rest = Duration::try_from(rest).unwrap_or_default();
-        // One from the future is somebody's wrong clock.
-        if rest <= Duration::from_secs(1) {
-            tokio::time::sleep(rest).await;
-        }
-    }
-    BackupId::new(BackupKind::Dump, destinations.now())
-        .map_err(|error| DumpError::Internal(format!("the system's random source failed: {error}")))
 }
 
 /// Whatever failed after another process gave the dump up, failed because that one took the objects away.

@@ -25,9 +25,9 @@ use crate::blocks::{BlockReader, Piece};
 use crate::error::DumpError;
 use crate::manifest::{DataObject, DatabaseManifest, DumpManifest};
 use crate::objects::object_refs;
-use crate::progress::Progress;
 use crate::read::read_manifest;
 use crate::verify::work::{Group, Work, choose};
+use pgkeep_base::Progress;
 
 /// Of what is wrong, this much is kept in words; the rest is counted.
 const FAILURES_KEPT_MAX: usize = 20;

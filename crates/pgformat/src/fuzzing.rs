@@ -5,8 +5,8 @@
 use pgkeep_base::Classified;
 
 use crate::{
-    BackupLabel, ControlFile, Lsn, SegmentSize, TablespaceMap, Timeline, TimelineHistory, WalFileName,
-    verify_page,
+    BackupLabel, ControlFile, Lsn, SegmentName, SegmentSize, TablespaceMap, Timeline, TimelineHistory,
+    WalFileName, WalHeader, verify_page,
 };
 
 fn told(error: &impl Classified) {
@@ -52,10 +52,19 @@ pub fn pgformat(data: &[u8]) {
                 Err(error) => told(&error),
             }
         }
-        _ => match verify_page(data, 7) {
-            Ok(verdict) => drop(format!("{verdict:?}")),
-            Err(error) => told(&error),
-        },
+        _ => {
+            match verify_page(data, 7) {
+                Ok(verdict) => drop(format!("{verdict:?}")),
+                Err(error) => told(&error),
+            }
+            match WalHeader::parse(data) {
+                Ok(header) => {
+                    let name = SegmentName::holding(header.timeline, header.start, header.segment_size);
+                    assert_eq!(header.check(name).is_ok(), header.start == name.start());
+                }
+                Err(error) => told(&error),
+            }
+        }
     }
 }
 

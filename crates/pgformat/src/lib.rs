@@ -15,6 +15,8 @@ mod lsn;
 mod page;
 mod segment;
 mod tablespace_map;
+mod wal_header;
+mod wal_records;
 
 pub use backup_label::{BackupLabel, BackupLabelError, BackupMethod, BackupSource};
 pub use control_file::{CONTROL_FILE_BYTES, ControlFile, ControlFileError, DatabaseState};
@@ -23,3 +25,5 @@ pub use lsn::{Lsn, ParseLsnError, ParseTimelineError, Timeline};
 pub use page::{PageBytesError, PageHeader, PageVerdict, page_checksum, verify_page};
 pub use segment::{SegmentName, SegmentSize, SegmentSizeError, WalFileName, WalFileNameError};
 pub use tablespace_map::{MappedTablespace, TablespaceMap, TablespaceMapError};
+pub use wal_header::{WAL_HEADER_BYTES, WalHeader, WalHeaderError};
+pub use wal_records::{WAL_PAGE_BYTES, WalRecord, WalWalker};

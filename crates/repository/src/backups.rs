@@ -6,7 +6,6 @@
 //! - **Removal**: the manifest goes first, then the rest. Killed half-way, an orphan remains, never a torn backup. Objects
 //!   that other backups refer to stay, under a tombstone, until the last of those goes.
 
-use std::str::FromStr;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
@@ -129,7 +128,7 @@ impl Repository {
             .await?
         {
             // A folder that isn't ours is left alone.
-            let Ok(id) = BackupId::from_str(&name) else {
+            let Some(id) = layout::backup_of(kind, &name) else {
                 continue;
             };
             let state = self.state(&id).await?;
@@ -187,7 +186,10 @@ impl Repository {
     pub async fn ids(&self, kind: BackupKind) -> Result<Vec<BackupId>, RepositoryError> {
         let prefix = layout::kind_prefix(&self.cluster, kind);
         let names = self.store.list_directories(&prefix).await?;
-        let mut ids: Vec<BackupId> = names.iter().filter_map(|name| name.parse().ok()).collect();
+        let mut ids: Vec<BackupId> = names
+            .iter()
+            .filter_map(|name| layout::backup_of(kind, name))
+            .collect();
         ids.sort_by(|a, b| b.cmp(a));
         Ok(ids)
     }
@@ -305,7 +307,7 @@ impl Repository {
             .list_directories(&layout::kind_prefix(&self.cluster, kind))
             .await?
         {
-            let Ok(id) = BackupId::from_str(&name) else {
+            let Some(id) = layout::backup_of(kind, &name) else {
                 continue;
             };
             match self.state(&id).await? {

@@ -20,9 +20,39 @@ const FAST_LEVELS: std::ops::RangeInclusive<i32> = 3..=4;
 const FAST_HASH_LOG: u32 = 16;
 const FAST_CHAIN_LOG: u32 = 15;
 
+/// Compresses frames, one at a time; for a thread of its own.
+pub struct FrameCompressor(Compressor<'static>);
+
+impl FrameCompressor {
+    /// With a zstd level.
+    ///
+    /// # Errors
+    /// zstd refuses the level.
+    pub fn new(level: i32) -> io::Result<Self> {
+        let mut compressor = Compressor::new(level)?;
+        compressor.include_checksum(true)?;
+        if FAST_LEVELS.contains(&level) {
+            compressor.set_parameter(CParameter::HashLog(FAST_HASH_LOG))?;
+            compressor.set_parameter(CParameter::ChainLog(FAST_CHAIN_LOG))?;
+        }
+        Ok(Self(compressor))
+    }
+
+    /// Makes one frame of the contents, which tells their size and ends with a checksum; `frame` is emptied before.
+    ///
+    /// # Errors
+    /// zstd fails.
+    pub fn compress(&mut self, contents: &[u8], frame: &mut Vec<u8>) -> io::Result<()> {
+        frame.clear();
+        frame.reserve(zstd::zstd_safe::compress_bound(contents.len()));
+        self.0.compress_to_buffer(contents, frame)?;
+        Ok(())
+    }
+}
+
 /// Compresses what is written to it. [`finish`](FrameWriter::finish) must end it.
 pub struct FrameWriter<W: Write> {
-    compressor: Compressor<'static>,
+    compressor: FrameCompressor,
     output: W,
     /// Contents of the next frame.
     waiting: Vec<u8>,
@@ -37,14 +67,8 @@ impl<W: Write> FrameWriter<W> {
     /// # Errors
     /// zstd refuses the level.
     pub fn new(level: i32, output: W) -> io::Result<Self> {
-        let mut compressor = Compressor::new(level)?;
-        compressor.include_checksum(true)?;
-        if FAST_LEVELS.contains(&level) {
-            compressor.set_parameter(CParameter::HashLog(FAST_HASH_LOG))?;
-            compressor.set_parameter(CParameter::ChainLog(FAST_CHAIN_LOG))?;
-        }
         Ok(Self {
-            compressor,
+            compressor: FrameCompressor::new(level)?,
             output,
             waiting: Vec::new(),
             frame: Vec::new(),
@@ -65,11 +89,7 @@ impl<W: Write> FrameWriter<W> {
     }
 
     fn write_frame(&mut self) -> io::Result<()> {
-        self.frame.clear();
-        self.frame
-            .reserve(zstd::zstd_safe::compress_bound(self.waiting.len()));
-        self.compressor
-            .compress_to_buffer(&self.waiting, &mut self.frame)?;
+        self.compressor.compress(&self.waiting, &mut self.frame)?;
         self.waiting.clear();
         self.any = true;
         self.output.write_all(&self.frame)

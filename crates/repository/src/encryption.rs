@@ -12,11 +12,19 @@
 
 use std::io::{self, BufRead, BufReader, Cursor, Read, Write};
 
-use age::stream::{StreamReader, StreamWriter};
-use pgkeep_base::{ByteCount, Classified, Hint, RetryClass};
+use age::stream::StreamReader;
 
 use crate::compression::FrameWriter;
 use crate::keys::{Identity, Recipient};
+
+mod error;
+mod stanza;
+mod writer;
+
+pub use error::EncryptionError;
+pub(crate) use stanza::{HASH_HEAD_BYTES, hash_in_header};
+pub(crate) use writer::encrypt_writer_with_hash;
+pub use writer::{EncryptWriter, encrypt_writer};
 
 /// What is done to objects beside compression.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,68 +79,6 @@ const AGE_MAGIC: &[u8] = b"age-encryption.org/";
 const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 const READ_BUFFER_BYTES: usize = 128 * 1024;
 
-/// The age layer alone, or nothing. Write to it, then [`finish`](EncryptWriter::finish).
-pub struct EncryptWriter<W: Write>(EncryptLayer<W>);
-
-enum EncryptLayer<W: Write> {
-    Age(Box<StreamWriter<W>>),
-    None(W),
-}
-
-/// Begins an object whose content is compressed already (zstd frames from elsewhere), or must not be.
-///
-/// # Errors
-/// There is no recipient, or `output` fails.
-pub fn encrypt_writer<W: Write>(
-    encryption: &Encryption,
-    output: W,
-) -> Result<EncryptWriter<W>, EncryptionError> {
-    let Encryption::Age { recipients } = encryption else {
-        return Ok(EncryptWriter(EncryptLayer::None(output)));
-    };
-    encryption.check_writable()?;
-    let encryptor =
-        age::Encryptor::with_recipients(recipients.iter().map(|r| r.as_age() as &dyn age::Recipient));
-    let encryptor = encryptor.map_err(|error| match error {
-        age::EncryptError::MissingRecipients => EncryptionError::NoRecipients,
-        age::EncryptError::Io(error) => EncryptionError::Write(error),
-        other => EncryptionError::Encrypt(other.to_string()),
-    })?;
-    Ok(EncryptWriter(EncryptLayer::Age(Box::new(
-        encryptor.wrap_output(output).map_err(EncryptionError::Write)?,
-    ))))
-}
-
-impl<W: Write> EncryptWriter<W> {
-    /// Writes what is still held back and gives the writer underneath back. Without it the object is cut off, and
-    /// opening it says so.
-    ///
-    /// # Errors
-    /// The writer underneath fails.
-    pub fn finish(self) -> io::Result<W> {
-        match self.0 {
-            EncryptLayer::Age(writer) => writer.finish(),
-            EncryptLayer::None(writer) => Ok(writer),
-        }
-    }
-}
-
-impl<W: Write> Write for EncryptWriter<W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match &mut self.0 {
-            EncryptLayer::Age(writer) => writer.write(bytes),
-            EncryptLayer::None(writer) => writer.write(bytes),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        match &mut self.0 {
-            EncryptLayer::Age(writer) => writer.flush(),
-            EncryptLayer::None(writer) => writer.flush(),
-        }
-    }
-}
-
 /// Compresses, then encrypts. Write to it, then [`finish`](SealWriter::finish).
 pub struct SealWriter<W: Write>(FrameWriter<EncryptWriter<W>>);
 
@@ -171,131 +117,6 @@ impl<W: Write> Write for SealWriter<W> {
     fn flush(&mut self) -> io::Result<()> {
         self.0.flush()
     }
-}
-
-/// An object could not be written, or not be opened and read to its end.
-#[derive(Debug, thiserror::Error)]
-pub enum EncryptionError {
-    /// Encryption without anybody who could decrypt.
-    #[error("encryption is on and no recipient is given")]
-    NoRecipients,
-    /// See [`RECIPIENTS_MAX`].
-    #[error("{0} recipients are given; the most is {RECIPIENTS_MAX}")]
-    TooManyRecipients(usize),
-    /// See [`COMPRESSION_LEVELS`].
-    #[error("compression level {0} is out of range: {first} to {last}",
-        first = COMPRESSION_LEVELS.start(), last = COMPRESSION_LEVELS.end())]
-    Level(i32),
-    /// The writer underneath failed, or memory for the compressor could not be had.
-    #[error("could not write the object")]
-    Write(#[source] io::Error),
-    /// The age library refused.
-    #[error("could not encrypt: {0}")]
-    Encrypt(String),
-    /// The object is encrypted and no key was given.
-    #[error("the object is encrypted and no identity was given{}", for_recipients(.recipients))]
-    NoIdentity {
-        /// Whom the repository encrypts to, where known.
-        recipients: Vec<Recipient>,
-    },
-    /// None of the keys given opens the object. (age headers don't tell whom they are for.)
-    #[error("none of the identities given opens the object: they belong to {}{}", list(.tried),
-        for_recipients(.recipients))]
-    WrongKey {
-        /// The public halves of the keys tried.
-        tried: Vec<Recipient>,
-        /// Whom the repository encrypts to, where known.
-        recipients: Vec<Recipient>,
-    },
-    /// The object is an age file that pgkeep did not write.
-    #[error("the object is encrypted in a way that pgkeep doesn't write: {0}")]
-    Unsupported(&'static str),
-    /// The object ends too early.
-    #[error("the object is cut off: {0}")]
-    Truncated(String),
-    /// The object's bytes are not what was written.
-    #[error("the object is damaged or altered: {0}")]
-    Corrupt(String),
-    /// The object holds more than its reader was prepared for.
-    #[error("the object holds more than {limit}, the most that can be right here", limit = ByteCount(*.bytes_max))]
-    TooLarge {
-        /// The limit.
-        bytes_max: u64,
-    },
-    /// The reader underneath failed: the object itself may be well.
-    #[error("could not read the object")]
-    Read(#[source] io::Error),
-}
-
-impl EncryptionError {
-    /// Takes the typed error back out of the [`io::Error`] that [`Opened`]'s [`Read`] had to put it in.
-    pub fn from_read(error: io::Error) -> Self {
-        error.downcast::<Self>().unwrap_or_else(Self::Read)
-    }
-}
-
-impl From<EncryptionError> for io::Error {
-    fn from(error: EncryptionError) -> Self {
-        let kind = match &error {
-            EncryptionError::Truncated(_) => io::ErrorKind::UnexpectedEof,
-            EncryptionError::NoIdentity { .. } | EncryptionError::WrongKey { .. } => {
-                io::ErrorKind::PermissionDenied
-            }
-            EncryptionError::Read(source) => source.kind(),
-            _ => io::ErrorKind::InvalidData,
-        };
-        Self::new(kind, error)
-    }
-}
-
-impl Classified for EncryptionError {
-    fn retry_class(&self) -> RetryClass {
-        match self {
-            Self::NoRecipients
-            | Self::TooManyRecipients(_)
-            | Self::Level(_)
-            | Self::NoIdentity { .. }
-            | Self::WrongKey { .. } => RetryClass::Usage,
-            Self::Read(_) => RetryClass::Transient,
-            _ => RetryClass::Permanent,
-        }
-    }
-
-    fn hint(&self) -> Option<Hint> {
-        match self {
-            Self::NoRecipients => Some(Hint::new(
-                "make a key with `pgkeep key new --output FILE` and set recipients = [\"age1...\"] in pgkeep.toml, or say \
-                 encryption = \"none\" there",
-            )),
-            Self::NoIdentity { .. } => Some(Hint::new(
-                "give the key file that `pgkeep key new` made: --identity FILE, PGKEEP_IDENTITY_FILE=FILE, or \
-                 identity_file in pgkeep.toml",
-            )),
-            Self::WrongKey { .. } => Some(Hint::new(
-                "give the key file whose '# public key:' line is among the repository's recipients: --identity FILE or \
-                 PGKEEP_IDENTITY_FILE=FILE",
-            )),
-            Self::Truncated(_) | Self::Corrupt(_) => Some(Hint::new(
-                "find out what else is damaged with `pgkeep verify all`; restore from another backup",
-            )),
-            _ => None,
-        }
-    }
-}
-
-fn list(recipients: &[Recipient]) -> String {
-    recipients
-        .iter()
-        .map(ToString::to_string)
-        .collect::<Vec<_>>()
-        .join(", ")
-}
-
-fn for_recipients(recipients: &[Recipient]) -> String {
-    if recipients.is_empty() {
-        return String::new();
-    }
-    format!("; the repository encrypts to {}", list(recipients))
 }
 
 /// How to open objects.
@@ -594,4 +415,57 @@ pub fn seal_bytes(encryption: &Encryption, level: i32, content: &[u8]) -> Result
 /// See [`EncryptionError`].
 pub fn open_bytes(object: &[u8], options: &OpenOptions<'_>) -> Result<Vec<u8>, EncryptionError> {
     open_reader_with(object, options)?.read_to_vec()
+}
+
+/// Takes age's layer off an object in memory, where it has one, and leaves the compressed contents as they are.
+///
+/// # Errors
+/// See [`EncryptionError`].
+pub fn decrypt_bytes(object: &[u8], options: &OpenOptions<'_>) -> Result<Vec<u8>, EncryptionError> {
+    let header_bytes = age_header_bytes(object)?;
+    let mut contents = Vec::new();
+    if header_bytes == 0 {
+        contents.extend_from_slice(object);
+        return Ok(contents);
+    }
+    if options.identities.is_empty() {
+        return Err(EncryptionError::NoIdentity {
+            recipients: options.recipients.to_vec(),
+        });
+    }
+    contents.reserve(object.len());
+    let reader = decrypt(object, options)?;
+    reader
+        .take(options.bytes_max.saturating_add(1))
+        .read_to_end(&mut contents)
+        .map_err(classify)?;
+    if contents.len() as u64 > options.bytes_max {
+        return Err(EncryptionError::TooLarge {
+            bytes_max: options.bytes_max,
+        });
+    }
+    Ok(contents)
+}
+
+/// How long the age header at the beginning of an object is, up to the end of its last line; 0 without one.
+///
+/// # Errors
+/// [`EncryptionError::Truncated`] if it has no end there, and those of a header that pgkeep doesn't write.
+pub fn age_header_bytes(object: &[u8]) -> Result<usize, EncryptionError> {
+    const MAC_LINE_START: &[u8] = b"\n--- ";
+    if !object.starts_with(AGE_MAGIC) {
+        return Ok(0);
+    }
+    let mut head = AGE_MAGIC.to_vec();
+    let rest = object.get(AGE_MAGIC.len()..).unwrap_or_default();
+    read_age_header(&mut &*rest, &mut head)?;
+    let mac_line = head
+        .windows(MAC_LINE_START.len())
+        .position(|window| window == MAC_LINE_START)
+        .map(|at| at + MAC_LINE_START.len());
+    let end = mac_line.and_then(|start| {
+        let length = head.get(start..)?.iter().position(|byte| *byte == b'\n')?;
+        Some(start + length + 1)
+    });
+    end.ok_or_else(|| EncryptionError::Truncated("its age header has no end".to_owned()))
 }

@@ -131,6 +131,24 @@ pub enum RepositoryError {
         /// The object.
         key: String,
     },
+    /// WAL is missing between what is stored before and behind it.
+    #[error("WAL of '{cluster}' is missing: {what}")]
+    WalHole {
+        /// The cluster's name in the repository.
+        cluster: String,
+        /// Which one.
+        what: String,
+    },
+    /// The WAL's segments changed their size.
+    #[error("the WAL of '{cluster}' is stored in segments of {found} bytes, and this server has {ours}")]
+    OtherSegmentSize {
+        /// The cluster's name in the repository.
+        cluster: String,
+        /// The size that is stored.
+        found: u64,
+        /// The server's.
+        ours: u64,
+    },
     /// There is none at all.
     #[error("there is no backup of '{cluster}' at {url}")]
     NoBackup {
@@ -190,7 +208,7 @@ impl Classified for RepositoryError {
             | Self::AmbiguousId { .. }
             | Self::OneRepositoryTwice { .. }
             | Self::NotARepository { .. } => RetryClass::Usage,
-            Self::OtherIdentity { .. } => RetryClass::Refused,
+            Self::OtherIdentity { .. } | Self::OtherSegmentSize { .. } => RetryClass::Refused,
             Self::LeaseHeld { .. } | Self::LeaseLost { .. } | Self::Fenced { .. } => RetryClass::Transient,
             _ => RetryClass::Permanent,
         }
@@ -223,6 +241,10 @@ impl Classified for RepositoryError {
                 restore or pg_upgrade, run the command once more with --accept-new-identity"
                     .to_owned()
             }
+            Self::WalHole { .. } => "see what is stored with 'pgkeep wal status'; take a new base backup, and restore to a point before \
+                the hole or after that backup"
+                .to_owned(),
+            Self::OtherSegmentSize { .. } => "choose another name with --cluster: pg_resetwal --wal-segsize has begun another WAL".to_owned(),
             Self::LeaseHeld { until, .. } => {
                 format!("wait for it to end; if that process is gone, the lease runs out at {until}")
             }

@@ -1,6 +1,9 @@
 //! Every key of the repository. Nothing else in the project builds one.
 
 use pgkeep_base::{BackupId, BackupKind};
+use pgkeep_pgformat::{SegmentName, Timeline};
+
+use crate::wal::WalObject;
 
 /// Identity and format version of the whole repository.
 pub const MARKER: &str = "pgkeep.json";
@@ -19,7 +22,13 @@ pub const SUMMARY: &str = "summary";
 pub fn kind_prefix(cluster: &str, kind: BackupKind) -> String {
     match kind {
         BackupKind::Dump => format!("{cluster}/dump/"),
+        BackupKind::Base => format!("{cluster}/base/"),
     }
+}
+
+/// The backup whose folder has this name among those of a kind. Other folders there belong to somebody else.
+pub(crate) fn backup_of(kind: BackupKind, name: &str) -> Option<BackupId> {
+    name.parse().ok().filter(|id: &BackupId| id.kind() == kind)
 }
 
 /// The folder of one backup, with the slash at the end.
@@ -44,6 +53,21 @@ pub fn reference_to(owner: &BackupId, name: &str) -> String {
     }
 }
 
+/// A pack of a base backup, from number 1 on; how its name ends tells which tools open it.
+pub fn pack_object(number: u32, suffix: &str) -> String {
+    format!("packs/{number:06}{suffix}")
+}
+
+/// An object with the records of a base backup's files, from number 1 on.
+pub fn records_object(number: u32, suffix: &str) -> String {
+    format!("files/{number:06}{suffix}")
+}
+
+/// The list of packs that a base backup needs.
+pub fn pack_table_object(suffix: &str) -> String {
+    format!("packs.table{suffix}")
+}
+
 /// In which backup's folder such an object lies, and its name there. `None` for an object in the backup's own folder.
 pub fn reference(name: &str) -> Option<(BackupId, &str)> {
     let (owner, name) = name.strip_prefix("../")?.split_once('/')?;
@@ -54,6 +78,49 @@ pub fn reference(name: &str) -> Option<(BackupId, &str)> {
 /// The folder of a cluster's leases.
 pub fn lease_prefix(cluster: &str) -> String {
     format!("{cluster}/lease/")
+}
+
+/// The folder of the leases of whoever receives a cluster's WAL: beside those of its backups, which they don't keep away.
+pub fn wal_lease_prefix(cluster: &str) -> String {
+    format!("{cluster}/lease/wal/")
+}
+
+/// The folder of a cluster's WAL. An upgraded cluster may use the same names of segments again, so the system identifier
+/// stands above them.
+pub fn wal_prefix(cluster: &str, system_identifier: u64) -> String {
+    format!("{cluster}/wal/{system_identifier}/")
+}
+
+/// The size of that WAL's segments.
+pub fn wal_segment_bytes(cluster: &str, system_identifier: u64) -> String {
+    format!("{}segment_bytes", wal_prefix(cluster, system_identifier))
+}
+
+/// The folder of a timeline's WAL.
+pub fn wal_timeline_prefix(cluster: &str, system_identifier: u64, timeline: Timeline) -> String {
+    format!(
+        "{}{:08X}/",
+        wal_prefix(cluster, system_identifier),
+        timeline.as_u32()
+    )
+}
+
+/// The folder of the segments whose names have the same middle part.
+pub fn wal_log_prefix(cluster: &str, system_identifier: u64, segment: SegmentName) -> String {
+    format!(
+        "{}{:08X}/",
+        wal_timeline_prefix(cluster, system_identifier, segment.timeline()),
+        segment.log()
+    )
+}
+
+/// An object with WAL; `suffix` as that of every sealed object.
+pub fn wal_object(cluster: &str, system_identifier: u64, object: &WalObject, suffix: &str) -> String {
+    let folder = match object.segment() {
+        Some(segment) => wal_log_prefix(cluster, system_identifier, segment),
+        None => wal_prefix(cluster, system_identifier),
+    };
+    format!("{folder}{object}{suffix}")
 }
 
 /// The folder of the markers that say which database clusters may write under this name, one for each system

@@ -1,7 +1,7 @@
 //! One writer at a time for each cluster.
 //!
 //! A lease is a series of small objects, each written once, create-only:
-//! `<cluster>/lease/<generation>-<renewal>`, and `<generation>-released` at the end. Whoever creates
+//! `<cluster>/lease/<generation>-<renewal>` (whoever receives WAL: `<cluster>/lease/wal/...`), and `<generation>-released` at the end. Whoever creates
 //! `<generation + 1>-000000` holds the next lease. No compare-and-swap is needed, so the local file system and every
 //! store with create-only puts will do.
 //!
@@ -46,9 +46,36 @@ struct LeaseBody {
     until: Timestamp,
 }
 
+/// The leases that keep each other away: those of a cluster's backups, or those of whoever receives its WAL.
+#[derive(Clone)]
+struct Series {
+    repository: Repository,
+    prefix: String,
+}
+
+impl Series {
+    fn of_backups(repository: &Repository) -> Self {
+        Self {
+            repository: repository.clone(),
+            prefix: layout::lease_prefix(&repository.cluster),
+        }
+    }
+
+    fn of_wal(repository: &Repository) -> Self {
+        Self {
+            repository: repository.clone(),
+            prefix: layout::wal_lease_prefix(&repository.cluster),
+        }
+    }
+
+    fn key(&self, generation: u64, renewal: u64) -> String {
+        format!("{}{generation:010}-{renewal:06}", self.prefix)
+    }
+}
+
 /// A held lease. [`Lease::release`] it; dropped, it stops being renewed and runs out.
 pub struct Lease {
-    repository: Repository,
+    series: Series,
     generation: u64,
     /// Until when it runs, in milliseconds since the epoch, as far as the store has confirmed it.
     until_ms: Arc<AtomicI64>,
@@ -71,36 +98,53 @@ impl Lease {
         purpose: &str,
         duration: Duration,
     ) -> Result<Self, RepositoryError> {
+        Self::acquire_in(Series::of_backups(repository), purpose, duration).await
+    }
+
+    /// The same for receiving the cluster's WAL, which backups don't keep away.
+    ///
+    /// # Errors
+    /// [`RepositoryError::LeaseHeld`] when a live process holds it.
+    pub async fn acquire_wal(
+        repository: &Repository,
+        purpose: &str,
+        duration: Duration,
+    ) -> Result<Self, RepositoryError> {
+        Self::acquire_in(Series::of_wal(repository), purpose, duration).await
+    }
+
+    async fn acquire_in(series: Series, purpose: &str, duration: Duration) -> Result<Self, RepositoryError> {
+        let repository = &series.repository;
         let mut held: Option<LeaseBody> = None;
         for _ in 0..ACQUIRE_ATTEMPTS_MAX {
-            let state = read_state(repository).await?;
+            let state = read_state(&series).await?;
             held = holder(repository, &state).await?;
             if held.is_some() {
                 break;
             }
             let body = LeaseBody::ours(purpose, repository.now(), duration)?;
             let generation = state.generation + 1;
-            let key = key(repository, generation, 0);
+            let key = series.key(generation, 0);
             if repository.store.put_new(&key, to_json(&body)?).await? == PutOutcome::Created {
-                sweep_before(repository, generation).await;
-                return Ok(Self::held(repository, generation, body, duration));
+                sweep_before(&series, generation).await;
+                return Ok(Self::held(series, generation, body, duration));
             }
         }
         let held = held.map_or_else(|| LeaseBody::ours(purpose, repository.now(), duration), Ok)?;
         Err(held.into_held(repository))
     }
 
-    fn held(repository: &Repository, generation: u64, body: LeaseBody, duration: Duration) -> Self {
+    fn held(series: Series, generation: u64, body: LeaseBody, duration: Duration) -> Self {
         let until_ms = Arc::new(AtomicI64::new(body.until.as_millisecond()));
         let renewing = Renewing {
-            repository: repository.clone(),
+            series: series.clone(),
             generation,
             body,
             duration,
             until_ms: Arc::clone(&until_ms),
         };
         Self {
-            repository: repository.clone(),
+            series,
             generation,
             until_ms,
             renewer: tokio::spawn(renewing.run()),
@@ -115,14 +159,14 @@ impl Lease {
         let until_ms = self.until_ms.load(Ordering::Acquire);
         let reason = if until_ms == TAKEN_OVER {
             "another process took it over".to_owned()
-        } else if self.repository.now().as_millisecond() >= until_ms {
+        } else if self.series.repository.now().as_millisecond() >= until_ms {
             "it ran out before it could be renewed: the store could not be reached, or this machine slept"
                 .to_owned()
         } else {
             return Ok(());
         };
         Err(RepositoryError::LeaseLost {
-            cluster: self.repository.cluster.clone(),
+            cluster: self.series.repository.cluster.clone(),
             reason,
         })
     }
@@ -136,18 +180,14 @@ impl Lease {
         if self.until_ms.load(Ordering::Acquire) == TAKEN_OVER {
             return Ok(());
         }
-        let key = format!(
-            "{}{:010}-released",
-            layout::lease_prefix(&self.repository.cluster),
-            self.generation
-        );
+        let repository = &self.series.repository;
+        let key = format!("{}{:010}-released", self.series.prefix, self.generation);
         // A generation is released by its holder alone.
-        let _ = self
-            .repository
+        let _ = repository
             .store
-            .put_new(&key, to_json(&self.repository.now())?)
+            .put_new(&key, to_json(&repository.now())?)
             .await?;
-        sweep_before(&self.repository, self.generation).await;
+        sweep_before(&self.series, self.generation).await;
         Ok(())
     }
 }
@@ -190,22 +230,34 @@ impl LeaseBody {
 
 /// Who holds the cluster's lease, as the error that whoever wants it gets.
 pub(crate) async fn held(repository: &Repository) -> Result<Option<RepositoryError>, RepositoryError> {
-    let state = read_state(repository).await?;
-    let holder = holder(repository, &state).await?;
-    Ok(holder.map(|body| body.into_held(repository)))
+    held_in(&Series::of_backups(repository)).await
 }
 
-async fn read_state(repository: &Repository) -> Result<State, RepositoryError> {
-    let prefix = layout::lease_prefix(&repository.cluster);
+/// The same of the lease of whoever receives its WAL.
+///
+/// # Errors
+/// Whatever the store says.
+pub async fn wal_receiver(repository: &Repository) -> Result<Option<RepositoryError>, RepositoryError> {
+    held_in(&Series::of_wal(repository)).await
+}
+
+async fn held_in(series: &Series) -> Result<Option<RepositoryError>, RepositoryError> {
+    let state = read_state(series).await?;
+    let holder = holder(&series.repository, &state).await?;
+    Ok(holder.map(|body| body.into_held(&series.repository)))
+}
+
+async fn read_state(series: &Series) -> Result<State, RepositoryError> {
+    let prefix = &series.prefix;
     let mut state = State {
         generation: 0,
         newest: None,
         released: true,
     };
-    for object in repository.store.list(&prefix).await? {
+    for object in series.repository.store.list(prefix).await? {
         let Some((generation, rest)) = object
             .key
-            .strip_prefix(&prefix)
+            .strip_prefix(prefix.as_str())
             .and_then(|name| name.split_once('-'))
         else {
             continue;
@@ -264,16 +316,9 @@ fn generation_number(text: &str) -> Option<u64> {
     text.parse().ok().filter(|_| digits)
 }
 
-fn key(repository: &Repository, generation: u64, renewal: u64) -> String {
-    format!(
-        "{}{generation:010}-{renewal:06}",
-        layout::lease_prefix(&repository.cluster)
-    )
-}
-
 /// What keeps a lease alive in the background.
 struct Renewing {
-    repository: Repository,
+    series: Series,
     generation: u64,
     body: LeaseBody,
     duration: Duration,
@@ -290,7 +335,7 @@ impl Renewing {
         loop {
             tokio::time::sleep(next).await;
             // Who finds it expired may have acted on that: it stays expired.
-            if self.repository.now() >= self.body.until {
+            if self.series.repository.now() >= self.body.until {
                 return;
             }
             tried += 1;
@@ -319,16 +364,16 @@ impl Renewing {
 
     /// False when another process has taken the lease over.
     async fn renew_once(&mut self, renewal: u64) -> Result<bool, RepositoryError> {
-        let (repository, generation) = (&self.repository, self.generation);
+        let (repository, generation) = (&self.series.repository, self.generation);
         // Any later generation: its first object may be swept already.
-        if read_state(repository).await?.generation > generation {
+        if read_state(&self.series).await?.generation > generation {
             return Ok(false);
         }
         let renewed = LeaseBody {
             since: self.body.since,
             ..LeaseBody::ours(&self.body.purpose, repository.now(), self.duration)?
         };
-        let key = key(repository, generation, renewal);
+        let key = self.series.key(generation, renewal);
         if repository.store.put_new(&key, to_json(&renewed)?).await? != PutOutcome::Created {
             return Ok(false);
         }
@@ -340,25 +385,27 @@ impl Renewing {
 
     /// Removes earlier renewals. A host without the right to delete leaves them; the next holder who may sweeps.
     async fn forget(&self, renewals: std::ops::Range<u64>) {
-        let keys = renewals.map(|renewal| key(&self.repository, self.generation, renewal));
-        if let Err(error) = self.repository.store.delete_all(keys.collect()).await {
+        let keys = renewals.map(|renewal| self.series.key(self.generation, renewal));
+        if let Err(error) = self.series.repository.store.delete_all(keys.collect()).await {
             tracing::debug!(%error, "old lease renewals stay");
         }
     }
 }
 
 /// Removes the leases of earlier generations, where that is allowed.
-async fn sweep_before(repository: &Repository, generation: u64) {
-    let prefix = layout::lease_prefix(&repository.cluster);
-    let Ok(objects) = repository.store.list(&prefix).await else {
+async fn sweep_before(series: &Series, generation: u64) {
+    let (prefix, store) = (&series.prefix, &series.repository.store);
+    let Ok(objects) = store.list(prefix).await else {
         return;
     };
     let old = objects.into_iter().map(|object| object.key).filter(|key| {
-        let name = key.strip_prefix(&prefix).and_then(|name| name.split_once('-'));
+        let name = key
+            .strip_prefix(prefix.as_str())
+            .and_then(|name| name.split_once('-'));
         name.and_then(|(number, _)| generation_number(number))
             .is_some_and(|number| number < generation)
     });
-    if let Err(error) = repository.store.delete_all(old.collect()).await {
+    if let Err(error) = store.delete_all(old.collect()).await {
         tracing::debug!(%error, "old leases stay");
     }
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use pgkeep_base::BackupId;
-use pgkeep_store::PutOutcome;
+use pgkeep_store::{ObjectReader, PutOutcome, StoreErrorKind};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
@@ -74,9 +74,34 @@ pub struct Sealer {
 }
 
 /// Memory in blocks, so that a growing object is never copied; tells how much it holds while the layers above own it.
-struct Sink {
+pub(crate) struct Sink {
     blocks: Vec<Vec<u8>>,
     length: Arc<AtomicUsize>,
+}
+
+impl Sink {
+    /// Empty, and what tells how much it holds.
+    pub fn new() -> (Self, Arc<AtomicUsize>) {
+        let length = Arc::new(AtomicUsize::new(0));
+        let sink = Self {
+            blocks: Vec::new(),
+            length: Arc::clone(&length),
+        };
+        (sink, length)
+    }
+
+    /// What it holds, to be stored.
+    pub fn into_object(self, plain_bytes: u64) -> SealedObject {
+        let mut hasher = blake3::Hasher::new();
+        for block in &self.blocks {
+            hasher.update(block);
+        }
+        SealedObject {
+            body: self.blocks.into_iter().map(Bytes::from).collect(),
+            hash: hasher.finalize(),
+            plain_bytes,
+        }
+    }
 }
 
 const FIRST_SINK_BLOCK_BYTES: usize = 64 << 10;
@@ -117,11 +142,7 @@ impl Sealer {
     /// # Errors
     /// No recipients, or the compressor could not be made.
     pub fn new(access: &Access) -> Result<Self, RepositoryError> {
-        let sealed_bytes = Arc::new(AtomicUsize::new(0));
-        let sink = Sink {
-            blocks: Vec::new(),
-            length: Arc::clone(&sealed_bytes),
-        };
+        let (sink, sealed_bytes) = Sink::new();
         let writer = encryption::seal_writer(&access.encryption, access.compression_level, sink)?;
         Ok(Self {
             writer,
@@ -154,17 +175,8 @@ impl Sealer {
     /// # Errors
     /// The compressor or age failed.
     pub fn finish(self) -> Result<SealedObject, RepositoryError> {
-        let blocks = self.writer.finish().map_err(EncryptionError::Write)?.blocks;
-        let mut hasher = blake3::Hasher::new();
-        for block in &blocks {
-            hasher.update(block);
-        }
-        let body = blocks.into_iter().map(Bytes::from).collect();
-        Ok(SealedObject {
-            body,
-            hash: hasher.finalize(),
-            plain_bytes: self.plain_bytes,
-        })
+        let sink = self.writer.finish().map_err(EncryptionError::Write)?;
+        Ok(sink.into_object(self.plain_bytes))
     }
 }
 
@@ -288,10 +300,36 @@ impl Repository {
         hash: Option<&str>,
     ) -> Result<Contents, RepositoryError> {
         let key = layout::backup_object(&self.cluster, id, name);
-        let mut stored = match self.store.get_stream(&key).await {
+        let stored = match self.store.get_stream(&key).await {
             Ok(stored) => stored,
             Err(error) => return Err(self.unread(id, error).await),
         };
+        Ok(self.open_stored(key, stored, bytes_max, hash))
+    }
+
+    /// Opens an object's contents, of which there may be `bytes_max` bytes; `None` if there is no such object.
+    ///
+    /// # Errors
+    /// Whatever the store says.
+    pub(crate) async fn contents_of_key(
+        &self,
+        key: &str,
+        bytes_max: u64,
+    ) -> Result<Option<Contents>, RepositoryError> {
+        match self.store.get_stream(key).await {
+            Ok(stored) => Ok(Some(self.open_stored(key.to_owned(), stored, bytes_max, None))),
+            Err(error) if error.kind() == StoreErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn open_stored(
+        &self,
+        key: String,
+        mut stored: ObjectReader,
+        bytes_max: u64,
+        hash: Option<&str>,
+    ) -> Contents {
         let (stored_sender, stored_receiver) =
             mpsc::channel::<Result<Bytes, RepositoryError>>(BLOCKS_WAITING_MAX);
         let (plain_sender, plain_receiver) = mpsc::channel(BLOCKS_WAITING_MAX);
@@ -317,10 +355,10 @@ impl Repository {
             // A reader that has given up needs no last word.
             let _ = plain_sender.blocking_send(opened.map(|()| None));
         });
-        Ok(Contents {
+        Contents {
             key,
             blocks: plain_receiver,
-        })
+        }
     }
 }
 

@@ -278,9 +278,14 @@ async fn remove(
 }
 
 async fn sweep(repository: &Repository) -> Result<Swept, RepositoryError> {
-    let mut swept = repository.sweep(BackupKind::Dump).await?;
-    swept.objects += repository.forget_the_gone(BackupKind::Dump).await?;
-    Ok(swept)
+    let mut all = Swept::default();
+    // The lease is everybody's: none of either kind is being written.
+    for kind in BackupKind::ALL {
+        let swept = repository.sweep(kind).await?;
+        all.backups.extend(swept.backups);
+        all.objects += swept.objects + repository.forget_the_gone(kind).await?;
+    }
+    Ok(all)
 }
 
 impl PruneReport {

@@ -25,6 +25,17 @@ pub struct Access {
     pub compression_level: i32,
 }
 
+impl Access {
+    /// How the names of sealed objects end: they tell which tools open them.
+    pub fn sealed_suffix(&self) -> &'static str {
+        if self.encryption.is_encrypted() {
+            ".zst.age"
+        } else {
+            ".zst"
+        }
+    }
+}
+
 /// The contents of `pgkeep.json`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct RepositoryMarker {

@@ -165,6 +165,17 @@ impl Store {
         synced.map_err(|error| StoreError::from_cause(by_io(&error), doing, self.url()))
     }
 
+    /// Makes sure that an object which is there stays there. On a disk, one that a killed process had just written may not
+    /// be durable yet; elsewhere what is there is.
+    ///
+    /// # Errors
+    /// The disk can't say that it stays.
+    pub async fn ensure_durable(&self, key: &str) -> Result<(), StoreError> {
+        let location = self.locate(key)?;
+        self.make_durable(&location, &format!("make object '{key}' durable"))
+            .await
+    }
+
     async fn try_put(&self, location: &Path, payload: PutPayload) -> Result<(), Cause> {
         let bytes = payload.content_length() as u64;
         self.limit_upload(bytes).await;

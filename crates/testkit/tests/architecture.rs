@@ -16,7 +16,20 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("pgkeep-pg", &["pgkeep-base", "pgkeep-pgformat"]),
     ("pgkeep-config", &["pgkeep-base"]),
     ("pgkeep-schedule", &["pgkeep-base"]),
-    ("pgkeep-repository", &["pgkeep-base", "pgkeep-store"]),
+    (
+        "pgkeep-repository",
+        &["pgkeep-base", "pgkeep-pgformat", "pgkeep-store"],
+    ),
+    (
+        "pgkeep-wal",
+        &[
+            "pgkeep-base",
+            "pgkeep-pg",
+            "pgkeep-pgformat",
+            "pgkeep-repository",
+            "pgkeep-store",
+        ],
+    ),
     ("pgkeep-timescale", &["pgkeep-base", "pgkeep-pg"]),
     ("pgkeep-docker", &["pgkeep-base", "pgkeep-pg", "pgkeep-timescale"]),
     (
@@ -29,6 +42,17 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "pgkeep-timescale",
         ],
     ),
+    (
+        "pgkeep-physical",
+        &[
+            "pgkeep-base",
+            "pgkeep-pg",
+            "pgkeep-pgformat",
+            "pgkeep-store",
+            "pgkeep-repository",
+            "pgkeep-wal",
+        ],
+    ),
     ("pgkeep-testkit", &["pgkeep-base", "pgkeep-store"]),
     (
         "pgkeep",
@@ -38,10 +62,14 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "pgkeep-docker",
             "pgkeep-dump",
             "pgkeep-pg",
+            "pgkeep-pgformat",
+            "pgkeep-physical",
             "pgkeep-repository",
             "pgkeep-schedule",
             "pgkeep-store",
             "pgkeep-timescale",
+            "pgkeep-pgformat",
+            "pgkeep-wal",
         ],
     ),
 ];
@@ -49,6 +77,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
 /// Crates that only one of ours may name, so that they can be replaced in one place.
 const OWNED: &[(&str, &str)] = &[
     ("age", "pgkeep-repository"),
+    ("age-core", "pgkeep-repository"),
     ("aws-config", "pgkeep-store"),
     ("bollard", "pgkeep-docker"),
     ("clap", "pgkeep"),

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use pgkeep_base::{BackupId, ByteCount, quote_for_shell};
+use pgkeep_base::{BackupId, BackupKind, ByteCount, quote_for_shell};
 use pgkeep_config::Overrides;
 use pgkeep_dump::Progress;
 use pgkeep_repository::copy::{self, CopyError, CopyReport, Original, RepairReport};
@@ -14,8 +14,8 @@ use pgkeep_repository::lease::Lease;
 use pgkeep_repository::{Access, Repository};
 use serde_json::json;
 
-use super::latest;
 use super::several::{self, Opened};
+use super::{base, latest};
 use crate::args::CopyArgs;
 use crate::context::{Context, KeyUse, LEASE_DURATION, Settings};
 use crate::exit::{Failure, Outcome};
@@ -27,6 +27,7 @@ const KEYS: KeyUse = KeyUse::IfThere;
 
 /// `pgkeep copy ID|all --to URL`
 pub async fn run(context: &Context, args: CopyArgs) -> Result<Outcome, Failure> {
+    base::refuse(&args.backup, "copy")?;
     let settings = context.settings(Overrides::default())?;
     // What is at the destination needn't come from there.
     let sources = settings.beside(&args.to);
@@ -44,8 +45,17 @@ pub async fn run(context: &Context, args: CopyArgs) -> Result<Outcome, Failure> 
     several::in_each(context, &sources, async |settings| {
         let opening = context.repository(settings, KEYS);
         let repository = context.cancellation.or(opening).await?;
-        let (ids, outcome) = context.cancellation.or(latest::all(context, &repository)).await?;
-        Ok(outcome.and(from_one(context, &repository, ids, &to, &args).await?))
+        let asking = async {
+            let others = latest::all_of(&repository, BackupKind::Base).await?;
+            Ok((latest::all(context, &repository).await?, others))
+        };
+        let ((ids, outcome), others) = context.cancellation.or(asking).await?;
+        let copied = from_one(context, &repository, ids, &to, &args).await?;
+        let left = others
+            .iter()
+            .map(|id| format!("{id} is a base backup, which this version can't copy"));
+        let left = super::attention(context, &left.collect::<Vec<_>>());
+        Ok(outcome.and(copied).and(left))
     })
     .await
 }

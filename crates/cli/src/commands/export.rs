@@ -10,8 +10,8 @@ use pgkeep_repository::Repository;
 use pgkeep_repository::encryption::Encryption;
 use serde_json::json;
 
-use super::latest;
 use super::several::{self, Choice};
+use super::{base, latest};
 use crate::args::{ExportArgs, ExportAs};
 use crate::context::Context;
 use crate::exit::{Failure, Outcome};
@@ -20,6 +20,7 @@ use crate::progress::Display;
 
 /// `pgkeep export ID`
 pub async fn run(context: &Context, args: ExportArgs) -> Result<Outcome, Failure> {
+    base::refuse(&args.backup, "export")?;
     let settings = context.settings(Overrides::default())?;
     let format = match args.format {
         ExportAs::Files => ExportFormat::Files,

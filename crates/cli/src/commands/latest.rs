@@ -45,6 +45,13 @@ pub async fn all(context: &Context, repository: &Repository) -> Result<(Vec<Back
     Ok((ids, outcome))
 }
 
+/// All of a kind that are there; there may be none.
+pub async fn all_of(repository: &Repository, kind: BackupKind) -> Result<Vec<BackupId>, Failure> {
+    let entries = repository.backups(kind).await?;
+    let there = entries.into_iter().filter(|entry| entry.state.is_there());
+    Ok(there.map(|entry| entry.id).collect())
+}
+
 /// Says which dumps `latest` passed over, and why.
 pub fn tell_skipped(output: &Output, skipped: &[Skipped]) {
     for Skipped { id, reason } in skipped {

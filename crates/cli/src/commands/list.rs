@@ -18,6 +18,8 @@ use crate::table::{Align, Table};
 
 /// More names than this make a column too wide.
 const DATABASES_SHOWN_MAX: usize = 3;
+/// In the place of a base backup's databases.
+const WHOLE: &str = "(base backup)";
 /// In the place of what a verification found.
 const DAMAGED: &str = "DAMAGED";
 
@@ -32,27 +34,33 @@ pub async fn run(context: &Context, args: ListArgs) -> Result<Outcome, Failure> 
 
 async fn in_one(context: &Context, settings: &Settings, args: &ListArgs) -> Result<Outcome, Failure> {
     let repository = context.repository(settings, KeyUse::IfThere).await?;
-    let all = repository.backups(BackupKind::Dump).await?;
+    let mut all = repository.backups(BackupKind::Dump).await?;
+    all.extend(repository.backups(BackupKind::Base).await?);
+    all.sort_by(|a, b| a.id.cmp(&b.id));
     let unfinished = all.iter().filter(|entry| entry.is_unfinished()).count();
     let there = all.iter().filter(|entry| entry.state.is_there());
     let ids: Vec<BackupId> = there.map(|entry| entry.id.clone()).collect();
-    let summaries = summaries::read(&repository, &ids).await?;
+    let dumps: Vec<BackupId> = ids
+        .iter()
+        .filter(|id| id.kind() == BackupKind::Dump)
+        .cloned()
+        .collect();
+    let mut summaries = summaries::read(&repository, &dumps).await?;
+    summaries::read_bases(&repository, &ids, &mut summaries).await?;
     let entries: Vec<&BackupEntry> = all
         .iter()
         .filter(|entry| args.all || entry.state.is_there() || entry.has_lost_manifest)
         .filter(|entry| !summaries.gone.contains(&entry.id))
         .collect();
     for entry in &entries {
-        context.output.json(&entry_json(
-            entry,
-            summaries.by_id.get(&entry.id),
-            repository.store().url(),
-        ));
+        context
+            .output
+            .json(&entry_json(entry, &summaries, repository.store().url()));
     }
     if entries.is_empty() {
         let (cluster, url) = (repository.cluster(), repository.store().url());
         context.output.line(format!(
-            "There is no backup of '{cluster}' at {url} yet. Take one with 'pgkeep dump'."
+            "There is no backup of '{cluster}' at {url} yet. Take one with 'pgkeep dump' or 'pgkeep backup'."
         ));
     } else {
         context.output.table(&table(&entries, &summaries));
@@ -114,6 +122,14 @@ fn damaged(
 /// need what is in it, which only a sweep knows.
 pub fn manifest_gone(id: &BackupId, cluster: &str, url: &str) -> String {
     let to = quote_for_shell(url);
+    if id.kind() == BackupKind::Base {
+        return format!(
+            "{id}: its manifest is gone, which pgkeep did not delete (somebody did by hand, or a lifecycle rule is removing \
+             the backup), so nothing can be restored from it: bring the object {cluster}/base/{id}/manifest back from the \
+             store's versions; or give it up: remove what says that it was a backup, {cluster}/verify/{id} and \
+             {cluster}/pin/{id}, and the next 'pgkeep prune' removes what is left of it"
+        );
+    }
     format!(
         "{id}: its manifest is gone, which pgkeep did not delete (somebody did by hand, or a lifecycle rule is removing the \
          dump), so nothing can be restored from it: bring the object {cluster}/dump/{id}/manifest back from the store's \
@@ -135,13 +151,24 @@ fn table(entries: &[&BackupEntry], summaries: &Summaries) -> Table {
     .dispensable("SIZE");
     for entry in entries {
         let summary = summaries.by_id.get(&entry.id);
-        let of = |value: &dyn Fn(&DumpSummary) -> String| summary.map(value).unwrap_or_default();
+        let base = summaries.bases.get(&entry.id);
+        let bytes = summary
+            .map(|summary| (summary.totals.plain_bytes, summary.totals.stored_bytes))
+            .or_else(|| base.map(|base| (base.totals.plain_bytes, base.totals.stored_bytes)));
+        let holds = match entry.id.kind() {
+            BackupKind::Dump => summary.map(|summary| databases(&summary.databases)),
+            BackupKind::Base => Some(WHOLE.to_owned()),
+        };
         table.row(vec![
             entry.id.to_string(),
             time_short(entry.id.started_at()),
-            of(&|summary| databases(&summary.databases)),
-            of(&|summary| ByteCount(summary.totals.plain_bytes).to_string()),
-            of(&|summary| ByteCount(summary.totals.stored_bytes).to_string()),
+            holds.unwrap_or_default(),
+            bytes
+                .map(|(plain, _)| ByteCount(plain).to_string())
+                .unwrap_or_default(),
+            bytes
+                .map(|(_, stored)| ByteCount(stored).to_string())
+                .unwrap_or_default(),
             verified(entry),
             notes(entry, summary).join(", "),
         ]);
@@ -208,7 +235,11 @@ fn notes(entry: &BackupEntry, summary: Option<&DumpSummary>) -> Vec<String> {
 }
 
 /// One backup for programs.
-pub fn entry_json(entry: &BackupEntry, summary: Option<&DumpSummary>, url: &str) -> Value {
+fn entry_json(entry: &BackupEntry, summaries: &Summaries, url: &str) -> Value {
+    let (kind, summary) = match entry.id.kind() {
+        BackupKind::Dump => ("dump", json!(summaries.by_id.get(&entry.id))),
+        BackupKind::Base => ("base", json!(summaries.bases.get(&entry.id))),
+    };
     let state = match entry.state {
         BackupState::Complete => "complete",
         BackupState::Incomplete if entry.has_lost_manifest => "manifest_gone",
@@ -218,7 +249,7 @@ pub fn entry_json(entry: &BackupEntry, summary: Option<&DumpSummary>, url: &str)
     };
     json!({
         "id": entry.id.to_string(),
-        "kind": "dump",
+        "kind": kind,
         "repository": url,
         "state": state,
         "started_at": entry.id.started_at(),

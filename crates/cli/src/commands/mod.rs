@@ -1,5 +1,7 @@
 //! The commands: each reads its arguments, calls a library, and prints what came of it.
 
+mod backup;
+mod base;
 mod bucket;
 mod copy;
 mod doctor;
@@ -16,12 +18,14 @@ mod new_container;
 mod new_server;
 mod prune;
 mod restore;
+mod restore_base;
 mod restore_plan;
 mod run;
 mod several;
 mod show;
 mod summaries;
 mod verify;
+mod wal;
 
 use crate::args::Command;
 use crate::context::Context;
@@ -42,6 +46,8 @@ pub async fn run(context: &Context, command: Command) -> Result<Outcome, Failure
     match command {
         Command::Init(args) => init::run(context, args).await,
         Command::Dump(args) => dump::run(context, args).await,
+        Command::Backup(args) => backup::run(context, args).await,
+        Command::Restore(args) if restore_base::is_meant(&args) => restore_base::run(context, args).await,
         Command::Restore(args) => restore::run(context, args).await,
         Command::List(args) => context.cancellation.or(list::run(context, args)).await,
         Command::Show(args) => context.cancellation.or(show::run(context, args)).await,
@@ -52,6 +58,7 @@ pub async fn run(context: &Context, command: Command) -> Result<Outcome, Failure
         Command::Run(args) => run::run(context, args).await,
         Command::Copy(args) => copy::run(context, args).await,
         Command::Export(args) => export::run(context, args).await,
+        Command::Wal(args) => wal::run(context, args).await,
         Command::Key(args) => key::run(context, args),
         Command::Bucket(args) => bucket::run(context, args).await,
         Command::Doctor => context.cancellation.or(doctor::run(context)).await,

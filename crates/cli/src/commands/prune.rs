@@ -12,7 +12,7 @@ use pgkeep_repository::retention::{Decision, Plan, Policy, Reason};
 use serde_json::{Value, json};
 
 use super::list::manifest_gone;
-use super::{several, summaries};
+use super::{latest, several, summaries};
 use crate::args::PruneArgs;
 use crate::context::{Context, KeyUse, LEASE_DURATION, Settings};
 use crate::exit::{Failure, Outcome};
@@ -42,6 +42,7 @@ async fn in_one(context: &Context, settings: &Settings, dry_run: bool) -> Result
             .note("no retention is configured, so every backup is kept: set keep.window, keep.daily, ...");
     }
     let url = settings.repository_url()?;
+    tell_bases(context, settings).await?;
     if dry_run {
         let planning = async {
             let repository = context.repository(settings, KeyUse::IfConfigured).await?;
@@ -57,6 +58,24 @@ async fn in_one(context: &Context, settings: &Settings, dry_run: bool) -> Result
     tell_plan(context, &report.plan, Some(&report), url);
     let lost = tell_lost(context, settings, &report.plan)?;
     Ok(tell_report(context, &report).and(lost))
+}
+
+/// Says what isn't planned for.
+async fn tell_bases(context: &Context, settings: &Settings) -> Result<(), Failure> {
+    let asking = async {
+        let Some(repository) = context.repository_if_there(settings, KeyUse::None).await? else {
+            return Ok(0);
+        };
+        Ok(latest::all_of(&repository, BackupKind::Base).await?.len())
+    };
+    let number = context.cancellation.or(asking).await?;
+    if number > 0 {
+        let bases = counted(number as u64, "base backup stays", "base backups stay");
+        context
+            .output
+            .note(format!("{bases}, and all WAL: this version prunes dumps only"));
+    }
+    Ok(())
 }
 
 fn tell_lost(context: &Context, settings: &Settings, plan: &Plan) -> Result<Outcome, Failure> {

@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use super::new_container;
 use super::new_server::NewServer;
 use super::restore_plan::{ROLES_LEFT_OUT, tell_plan, tell_target_plan};
-use super::{export, latest, several};
+use super::{export, latest, restore_base, several};
 use crate::args::RestoreArgs;
 use crate::context::{self, Context, Settings};
 use crate::exit::{Failure, Outcome};
@@ -122,6 +122,7 @@ impl Work {
 
 /// `pgkeep restore`
 pub async fn run(context: &Context, args: RestoreArgs) -> Result<Outcome, Failure> {
+    restore_base::refuse_for_dump(&args)?;
     let into = into(&args)?;
     let work = context.cancellation.or(prepare(context, &args)).await?;
     Ok(work.asked.and(carry_out(context, args, into, &work).await?))

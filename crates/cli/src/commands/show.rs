@@ -8,7 +8,7 @@ use pgkeep_repository::backups::BackupEntry;
 use serde_json::{Value, json};
 
 use super::several::{self, Choice};
-use super::{latest, list};
+use super::{base, latest, list};
 use crate::args::ShowArgs;
 use crate::context::Context;
 use crate::exit::{Failure, Outcome};
@@ -18,6 +18,9 @@ use crate::table::{Align, Table};
 /// `pgkeep show ID`
 pub async fn run(context: &Context, args: ShowArgs) -> Result<Outcome, Failure> {
     let settings = context.settings(Overrides::default())?;
+    if base::is_meant(context, &settings, &args.backup).await? {
+        return base::show(context, &settings, &args.backup).await;
+    }
     let wanted = Wanted {
         command: "show",
         ..Wanted::default()

@@ -1,11 +1,13 @@
-//! The summaries of many dumps, as far as the key opens them.
+//! The summaries of many backups, as far as the key opens them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use futures::StreamExt;
-use pgkeep_base::{BackupId, Classified};
+use pgkeep_base::{BackupId, BackupKind, Classified};
 use pgkeep_dump::DumpError;
 use pgkeep_dump::manifest::DumpSummary;
+use pgkeep_physical::PhysicalError;
+use pgkeep_physical::manifest::BaseSummary;
 use pgkeep_repository::{Repository, RepositoryError};
 use pgkeep_store::StoreErrorKind;
 
@@ -19,12 +21,50 @@ const CONCURRENCY: usize = 8;
 pub struct Summaries {
     /// By the dump's id.
     pub by_id: BTreeMap<BackupId, DumpSummary>,
+    /// By the base backup's id.
+    pub bases: BTreeMap<BackupId, BaseSummary>,
     /// Why some could not be opened: there is no key, or another one.
     pub locked: Option<String>,
     /// What is wrong with others.
     pub damaged: BTreeMap<BackupId, String>,
     /// Dumps that were removed meanwhile.
     pub gone: BTreeSet<BackupId>,
+}
+
+/// Reads the summaries of base backups.
+pub async fn read_bases(
+    repository: &Repository,
+    ids: &[BackupId],
+    summaries: &mut Summaries,
+) -> Result<(), Failure> {
+    let bases = ids.iter().filter(|id| id.kind() == BackupKind::Base);
+    let mut reading = futures::stream::iter(bases)
+        .map(|id| async move { (id, pgkeep_physical::read_summary(repository, id).await) })
+        .buffered(CONCURRENCY);
+    while let Some((id, read)) = reading.next().await {
+        match read {
+            Ok(summary) => {
+                summaries.bases.insert(id.clone(), summary);
+            }
+            Err(error) if error.is_locked() => {
+                let mend = error.hint().map(|hint| format!("; {hint}")).unwrap_or_default();
+                summaries.locked = Some(format!("{error}{mend}"));
+            }
+            Err(error) if error.is_removed() => {
+                summaries.gone.insert(id.clone());
+            }
+            Err(PhysicalError::Repository(RepositoryError::Store(error)))
+                if !matches!(error.kind(), StoreErrorKind::NotFound | StoreErrorKind::ShortBody) =>
+            {
+                return Err(RepositoryError::Store(error).into());
+            }
+            Err(error) => {
+                let what = format!("{id}: its summary can't be read: {error}");
+                summaries.damaged.insert(id.clone(), what);
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Reads the summaries of these dumps.

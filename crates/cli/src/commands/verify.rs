@@ -2,15 +2,15 @@
 
 use std::sync::Arc;
 
-use pgkeep_base::{BackupId, ByteCount, Classified, RetryClass};
+use pgkeep_base::{BackupId, BackupKind, ByteCount, Classified, RetryClass};
 use pgkeep_config::Overrides;
 use pgkeep_dump::verify::{Sample, VerifyDepth, VerifyOptions, VerifyReport, verify};
 use pgkeep_dump::{Progress, memory};
 use pgkeep_repository::Repository;
 use serde_json::{Value, json};
 
-use super::latest;
 use super::several::{self, Opened};
+use super::{base, latest};
 use crate::args::VerifyArgs;
 use crate::context::{Context, KeyUse, Settings};
 use crate::exit::{Failure, Outcome};
@@ -30,12 +30,28 @@ pub async fn run(context: &Context, args: VerifyArgs) -> Result<Outcome, Failure
     } else {
         KeyUse::Needed
     };
+    if base::is_meant(context, &settings, &args.backup).await? {
+        return base::verify_named(context, &settings, &args).await;
+    }
     if args.backup == "all" {
         return several::in_each(context, &settings, async |settings| {
             let repository = context.repository(settings, keys).await?;
-            let (ids, outcome) = latest::all(context, &repository).await?;
-            let of_those = in_one(context, settings, &repository, &ids, &args, false).await?;
-            Ok(outcome.and(of_those))
+            let others = latest::all_of(&repository, BackupKind::Base).await?;
+            let dumps = match latest::all(context, &repository).await {
+                Ok((ids, outcome)) => {
+                    let of_those = in_one(context, settings, &repository, &ids, &args, false).await?;
+                    outcome.and(of_those)
+                }
+                Err(failure) if others.is_empty() => return Err(failure),
+                Err(_) => Outcome::Done,
+            };
+            if args.stored_only || args.sample.is_some() {
+                let left = others.iter().map(|id| {
+                    format!("{id} is a base backup, which is verified as a whole only: 'pgkeep verify {id}'")
+                });
+                return Ok(dumps.and(super::attention(context, &left.collect::<Vec<_>>())));
+            }
+            Ok(dumps.and(base::verify_each(context, settings, &repository, &others).await?))
         })
         .await;
     }

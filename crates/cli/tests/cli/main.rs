@@ -8,6 +8,7 @@
 )]
 
 mod bad_input;
+mod base;
 mod bucket;
 mod container;
 mod damage;
@@ -26,4 +27,5 @@ mod scheduled;
 mod secrets;
 mod several;
 mod support;
+mod wal;
 mod whole;

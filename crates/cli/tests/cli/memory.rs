@@ -94,3 +94,39 @@ fn more_jobs_than_memory_permits_are_not_run() {
         .expect(0);
     assert!(little.stderr.contains("1 job instead of 2"), "{}", little.stderr);
 }
+
+/// Of bytes that can't be compressed, more than all packs together that are in memory at once.
+const INCOMPRESSIBLE: &str = "
+    CREATE TABLE noise (value bytea);
+    ALTER TABLE noise ALTER value SET STORAGE EXTERNAL;
+    INSERT INTO noise SELECT (SELECT string_agg(decode(md5((n * 100000 + m)::text), 'hex'), '') FROM generate_series(1, 1024) m)
+      FROM generate_series(1, 14000) n;
+    CHECKPOINT;";
+
+#[test]
+fn base_backups_stay_within_the_limit_too() {
+    let cluster = Cluster::start(ClusterOptions::default()).unwrap();
+    cluster.psql("postgres", INCOMPRESSIBLE);
+    let place = Place::with(&cluster, None);
+    let (done, peak_bytes) = measured(&place, &["backup", "--json", "--fast-checkpoint", "--jobs", "64"]);
+    let done = done.expect(0);
+    assert!(done.stderr.contains("jobs instead of 64"), "{}", done.stderr);
+    let taken = done.json();
+    assert!(taken["totals"]["packs"].as_u64().unwrap() >= 6, "{taken}");
+    let mut peaks = vec![("backup", peak_bytes)];
+    let into = place.path("restored").display().to_string();
+    for args in [
+        &["verify", taken["id"].as_str().unwrap(), "--jobs", "64"][..],
+        &["restore", "--into", &into, "--jobs", "64"],
+    ] {
+        let (done, peak_bytes) = measured(&place, args);
+        // With 3, the files belong to root, as nobody else does here.
+        assert!(matches!(done.code, 0 | 3), "{}", done.stderr);
+        peaks.push((args[0], peak_bytes));
+    }
+    eprintln!("{peaks:?}");
+    let excess = peaks
+        .iter()
+        .find(|(_, bytes)| !(1 << 20..MEMORY_BYTES_MAX).contains(bytes));
+    assert!(excess.is_none(), "{peaks:?}");
+}

@@ -183,11 +183,11 @@ fn what_is_asked_for_and_cannot_be_done_is_not_passed_over() {
     let mut place = with_schedule(Place::with(&cluster, None), YEARLY);
     place.run(&["run", "--once", "--quiet"]).expect(0);
     // A setting that does nothing needs attention.
-    let idle = ("PGKEEP_BACKUP__JOBS".to_owned(), "2".to_owned());
+    let idle = ("PGKEEP_DRILL__SCHEDULE".to_owned(), "0 3 * * *".to_owned());
     place.environment.push(idle);
     let once = place.run(&["run", "--once", "--quiet"]).expect(3);
     assert!(
-        once.stderr.contains("'backup.jobs' does nothing yet"),
+        once.stderr.contains("'drill.schedule' does nothing yet"),
         "{}",
         once.stderr
     );

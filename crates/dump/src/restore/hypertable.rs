@@ -16,7 +16,6 @@ use crate::catalog;
 use crate::columns::{self, Present};
 use crate::error::{Context, DumpError};
 use crate::manifest::{ColumnType, DatabaseManifest, QualifiedName, Relation, RelationKind};
-use crate::progress::Progress;
 use crate::restore::archive::Entry;
 use crate::restore::load::{self, LoadPhase, client_encoding, loading_session};
 use crate::restore::options::RestoredDatabase;
@@ -24,6 +23,7 @@ use crate::restore::part::PartPlan;
 use crate::restore::range::Range;
 use crate::restore::selection::{Picker, Selection};
 use crate::restore::{Restore, connect, foreign_keys, left_out, mark, scratch, tables};
+use pgkeep_base::Progress;
 
 /// Jobs refer to roles, which may be missing here, and are of no use in a scratch database.
 const CONFIGURATION_NOT_NEEDED: [&str; 2] = ["bgw_job", "bgw_policy_chunk_stats"];

@@ -12,9 +12,9 @@ use tokio::task::JoinSet;
 use crate::blocks::{BlockReader, Piece, around_rows, copy_in_statement};
 use crate::error::{Context, DumpError};
 use crate::manifest::{DataObject, DatabaseManifest, RelationKind};
-use crate::progress::Progress;
 use crate::restore::mark;
 use crate::restore::plan::{LoadTask, load_tasks};
+use pgkeep_base::Progress;
 
 /// From this size on, a table's own transaction with TRUNCATE and FREEZE is worth its cost, in bytes of text.
 const FREEZE_BYTES_MIN: u64 = 256 << 10;

@@ -55,7 +55,7 @@ use crate::error::{Context, DumpError};
 use crate::limits;
 use crate::manifest::{DatabaseManifest, DumpManifest};
 use crate::presence;
-use crate::progress::Progress;
+use pgkeep_base::Progress;
 use tables::SchemaReader;
 use undo::Undo;
 

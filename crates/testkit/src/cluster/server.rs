@@ -75,6 +75,61 @@ impl Cluster {
         panic!("no port is free after {PORTS_MAX} tries:\n{}", cluster.log());
     }
 
+    /// A place for a server whose data directory somebody else makes, such as a restore: it isn't there yet. What is written
+    /// there must belong to [`server_user`].
+    pub fn unmade(bin: &Path, major: u32) -> Self {
+        let cluster = Self {
+            bin: bin.to_owned(),
+            major,
+            port: 0,
+            postmaster: None,
+            directory: ClusterDirectory::create(),
+        };
+        cluster.create_socket_dir();
+        cluster
+    }
+
+    /// Starts a server that was restored into the data directory, and waits until it accepts writes. Settings of the origin
+    /// that lead to its place are replaced.
+    pub fn start_restored(&mut self) {
+        let socket_dir = self.socket_dir().to_string_lossy().into_owned();
+        self.append(
+            "postgresql.conf",
+            &setting_line("unix_socket_directories", &socket_dir),
+        );
+        for _ in 0..PORTS_MAX {
+            self.port = free_port();
+            if self.try_start() {
+                self.wait_for_promotion();
+                return;
+            }
+        }
+        panic!("no port is free after {PORTS_MAX} tries:\n{}", self.log());
+    }
+
+    /// While it recovers, it may let readers in already.
+    fn wait_for_promotion(&mut self) {
+        let mut ended = false;
+        let promoted = wait_until(START_LIMIT, || {
+            let postmaster = self.postmaster.as_mut();
+            ended = postmaster.is_none_or(|postmaster| matches!(postmaster.try_wait(), Ok(Some(_))));
+            let in_recovery = || self.try_psql("postgres", "SELECT pg_is_in_recovery()");
+            ended || in_recovery().is_ok_and(|answer| answer == "f")
+        });
+        assert!(
+            promoted && !ended,
+            "recovery doesn't come to its end:\n{}",
+            self.log()
+        );
+    }
+
+    fn create_socket_dir(&self) -> PathBuf {
+        let socket_dir = self.socket_dir();
+        fs::create_dir(&socket_dir).expect("makes the socket directory");
+        give_to_server_user(&socket_dir);
+        socket_dir
+    }
+
     fn create_data_dir(&self, options: &ClusterOptions) {
         let data_dir = self.data_dir();
         let template = template(&self.bin, &options.initdb_args);
@@ -102,9 +157,7 @@ impl Cluster {
     }
 
     fn configure(&self, options: &ClusterOptions) {
-        let socket_dir = self.socket_dir();
-        fs::create_dir(&socket_dir).expect("makes the socket directory");
-        give_to_server_user(&socket_dir);
+        let socket_dir = self.create_socket_dir();
         let mut settings = vec![
             ("listen_addresses", "127.0.0.1".to_owned()),
             (

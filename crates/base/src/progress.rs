@@ -36,7 +36,8 @@ impl Progress {
             .clone()
     }
 
-    pub(crate) fn add(counter: &AtomicU64, amount: u64) {
+    /// Raises one of the counters.
+    pub fn add(counter: &AtomicU64, amount: u64) {
         counter.fetch_add(amount, Ordering::Relaxed);
     }
 }

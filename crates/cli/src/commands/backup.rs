@@ -1,0 +1,132 @@
+//! `pgkeep backup`: a base backup into the repository.
+
+use std::sync::Arc;
+
+use pgkeep_base::{ByteCount, Progress};
+use pgkeep_config::Overrides;
+use pgkeep_pg::replication::Checkpoint;
+use pgkeep_physical::{BackupOptions, BackupReport, memory};
+use pgkeep_repository::Repository;
+use serde_json::json;
+
+use crate::args::BackupArgs;
+use crate::context::{Context, KeyUse, LEASE_DURATION, Settings};
+use crate::exit::{Failure, Outcome};
+use crate::output::{ACCENT, counted, duration, ratio, styled};
+use crate::progress::Display;
+
+/// `pgkeep backup`
+pub async fn run(context: &Context, args: BackupArgs) -> Result<Outcome, Failure> {
+    let settings = context.settings(Overrides {
+        upload_limit: args.upload_limit.clone(),
+        ..Overrides::default()
+    })?;
+    let settings = settings.of_base_backups(args.jobs, args.compression_level);
+    let target = settings.target()?;
+    let access = settings.access(KeyUse::None)?;
+    access.encryption.check_writable()?;
+    let opening = async {
+        let store = settings.store(only_repository(&settings)?).await?;
+        Ok(Repository::open_or_create(store, &settings.name, access).await?)
+    };
+    let repository = context.cancellation.or(opening).await?;
+    let level = settings.compression_level();
+    let options = BackupOptions {
+        jobs: settings.jobs_in_memory(&context.output, |limit| memory::backup_jobs_max(limit, level)),
+        checkpoint: match args.fast_checkpoint {
+            true => Checkpoint::Fast,
+            false => Checkpoint::Spread,
+        },
+        rate_kib_max: None,
+        annotations: args.annotations.into_iter().collect(),
+        accept_new_identity: args.accept_new_identity,
+        lease_duration: LEASE_DURATION,
+    };
+    let progress = Arc::new(Progress::default());
+    let display = Display::start(context.shown, &progress);
+    let cancelled = context.cancellation.cancelled();
+    let report = pgkeep_physical::backup(&repository, &target, &options, &progress, cancelled).await;
+    drop(display);
+    Ok(tell(context, &report?, repository.store().url()))
+}
+
+/// Several repositories aren't written from one read yet.
+fn only_repository(settings: &Settings) -> Result<&str, Failure> {
+    match settings.cluster.repositories()? {
+        [_] => settings.repository_url(),
+        several => Err(Failure::usage(
+            format!(
+                "the setting 'repository' names {} places, and a base backup goes into one in this version",
+                several.len()
+            ),
+            "name one with --repository URL",
+        )),
+    }
+}
+
+fn tell(context: &Context, report: &BackupReport, url: &str) -> Outcome {
+    let output = &context.output;
+    let manifest = &report.manifest;
+    let totals = manifest.totals;
+    let (plain, stored) = (totals.plain_bytes, totals.stored_bytes);
+    if output.is_quiet() {
+        output.line(report.id.to_string());
+    } else {
+        output.line(format!(
+            "Base backup {} is complete.\n",
+            styled(ACCENT, &report.id)
+        ));
+        let ratio = ratio(plain, stored);
+        let ratio = if ratio.is_empty() {
+            ratio
+        } else {
+            format!(" ({ratio})")
+        };
+        output.facts(&[
+            ("server", format!("PostgreSQL {}", manifest.server_version)),
+            ("files", counted(totals.files, "file", "files")),
+            (
+                "size",
+                format!("{}, {} compressed{ratio}", ByteCount(plain), ByteCount(stored)),
+            ),
+            ("stored", counted(totals.objects, "object", "objects")),
+            (
+                "WAL",
+                format!(
+                    "{} to {} on timeline {}",
+                    manifest.start_lsn, manifest.stop_lsn, manifest.start_timeline
+                ),
+            ),
+            ("time", duration(report.elapsed)),
+            ("repository", url.to_owned()),
+        ]);
+        output.line(format!(
+            "\nCheck it with    pgkeep verify {id}\nRestore it with  pgkeep restore {id} --into DIRECTORY",
+            id = report.id
+        ));
+    }
+    output.json(&json!({
+        "id": report.id.to_string(),
+        "kind": "base",
+        "repository": url,
+        "server_version": manifest.server_version,
+        "system_identifier": manifest.system_identifier,
+        "started_at": manifest.started_at,
+        "finished_at": manifest.finished_at,
+        "start_lsn": manifest.start_lsn.to_string(),
+        "stop_lsn": manifest.stop_lsn.to_string(),
+        "timeline": manifest.start_timeline.as_u32(),
+        "elapsed_seconds": report.elapsed.as_secs_f64(),
+        "totals": totals,
+        "attention": report.attention,
+        "swept": report.swept.backups.iter().map(ToString::to_string).collect::<Vec<_>>(),
+    }));
+    if !report.swept.backups.is_empty() {
+        let number = report.swept.backups.len() as u64;
+        output.note(format!(
+            "cleaned up after {} unfinished",
+            counted(number, "backup", "backups")
+        ));
+    }
+    super::attention(context, &report.attention)
+}

@@ -1,0 +1,184 @@
+//! Taking a base backup by replication: one stream of archives, cut into blocks, compressed by workers, packed by a thread,
+//! uploaded while it comes; its WAL beside it; the manifest last.
+
+mod collect;
+mod pieces;
+mod run;
+mod stages;
+mod stream;
+mod tar;
+
+use std::collections::BTreeMap;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use pgkeep_base::{BackupId, BackupKind, Progress};
+use pgkeep_pg::Target;
+use pgkeep_pg::replication::Checkpoint;
+use pgkeep_repository::backups::{GivenUp, Swept};
+use pgkeep_repository::destinations::Destinations;
+use pgkeep_repository::{Repository, RepositoryError, layout};
+use tokio::sync::mpsc;
+
+use crate::error::PhysicalError;
+use crate::manifest::BaseManifest;
+use run::Run;
+
+pub(crate) use collect::CONTROL_FILE;
+
+/// Tasks that were told to end do so at their next wait, which is never long.
+const TASKS_END_MAX: Duration = Duration::from_secs(10);
+/// A request for the lease that is under way when the user interrupts is waited for so long.
+const ACQUIRING_ENDS_MAX: Duration = Duration::from_secs(5);
+
+/// Why a backup's objects are swept.
+pub(crate) const BACKUP_FAILED: &str = "the backup failed";
+
+/// How a backup is taken.
+#[derive(Debug, Clone)]
+pub struct BackupOptions {
+    /// Pieces compressed at once.
+    pub jobs: usize,
+    /// How the server makes the checkpoint before it.
+    pub checkpoint: Checkpoint,
+    /// The server sends no faster than this, in KiB a second (32 to 1,048,576).
+    pub rate_kib_max: Option<u32>,
+    /// The user's notes.
+    pub annotations: BTreeMap<String, String>,
+    /// Take the cluster's data under this name although another database cluster wrote here before.
+    pub accept_new_identity: bool,
+    /// How long the lease lasts without being renewed.
+    pub lease_duration: Duration,
+}
+
+/// What a backup did.
+#[derive(Debug)]
+pub struct BackupReport {
+    /// The new backup.
+    pub id: BackupId,
+    /// Its manifest.
+    pub manifest: BaseManifest,
+    /// What needs attention, in plain words.
+    pub attention: Vec<String>,
+    /// How long it took.
+    pub elapsed: Duration,
+    /// What was cleaned away of earlier, unfinished backups.
+    pub swept: Swept,
+}
+
+/// Backs a cluster up.
+///
+/// # Errors
+/// Nothing is half there: on any error there is no manifest, and what was stored is swept, now or by the next run. WAL that
+/// was stored stays: it is good for other backups.
+pub async fn backup(
+    repository: &Repository,
+    target: &Target,
+    options: &BackupOptions,
+    progress: &Arc<Progress>,
+    cancelled: impl Future<Output = ()>,
+) -> Result<BackupReport, PhysicalError> {
+    let begun = Instant::now();
+    let mut cancelled = pin!(cancelled);
+    let destinations = Arc::new(Destinations::from(repository.clone()));
+    progress.set_phase("connecting");
+    let prepared = tokio::select! {
+        prepared = run::prepare(target) => prepared?,
+        () = &mut cancelled => return Err(PhysicalError::Interrupted),
+    };
+    destinations
+        .claim_identity(prepared.identity.system_identifier, options.accept_new_identity)
+        .await?;
+    let made = match acquire(&destinations, options, cancelled.as_mut()).await {
+        Ok(()) => {
+            let whole = (repository, &destinations, target, options, progress);
+            under_lease(whole, prepared, cancelled).await
+        }
+        Err(error) => Err(error),
+    };
+    destinations.release_leases().await;
+    made.map(|report| BackupReport {
+        elapsed: begun.elapsed(),
+        ..report
+    })
+}
+
+/// An interruption must not leave a lease to a process that lives on: a request that is under way is waited for.
+async fn acquire(
+    destinations: &Destinations,
+    options: &BackupOptions,
+    cancelled: Pin<&mut impl Future<Output = ()>>,
+) -> Result<(), PhysicalError> {
+    let mut acquired = pin!(destinations.acquire_leases("pgkeep backup", options.lease_duration));
+    tokio::select! {
+        acquired = &mut acquired => return Ok(acquired?),
+        () = cancelled => {}
+    }
+    destinations.stop_acquiring();
+    let _ = tokio::time::timeout(ACQUIRING_ENDS_MAX, acquired).await;
+    Err(PhysicalError::Interrupted)
+}
+
+type Whole<'a> = (
+    &'a Repository,
+    &'a Arc<Destinations>,
+    &'a Target,
+    &'a BackupOptions,
+    &'a Arc<Progress>,
+);
+
+/// All that is done while the lease is held, whatever becomes of it.
+async fn under_lease(
+    (repository, destinations, target, options, progress): Whole<'_>,
+    prepared: run::Prepared,
+    mut cancelled: Pin<&mut impl Future<Output = ()>>,
+) -> Result<BackupReport, PhysicalError> {
+    let begin = async {
+        let swept = destinations.sweep_quietly(BackupKind::Base).await;
+        Ok((swept, destinations.next_id(BackupKind::Base).await?))
+    };
+    let (swept, id) = tokio::select! {
+        begun = begin => begun,
+        () = cancelled.as_mut() => Err(PhysicalError::Interrupted),
+    }?;
+    let (alive, mut ended) = mpsc::channel(1);
+    let run = Run {
+        repository,
+        destinations,
+        target,
+        options,
+        progress,
+        prefix: layout::backup_prefix(destinations.cluster(), &id),
+        id: id.clone(),
+        alive,
+    };
+    // From here to the manifest the user may interrupt; the commit itself is a request, and then either true or not.
+    let built = tokio::select! {
+        built = run.all(prepared) => built,
+        () = cancelled => Err(PhysicalError::Interrupted),
+    };
+    let error = match built {
+        Ok(ready) => {
+            let manifest = run.commit(ready).await?;
+            return Ok(BackupReport {
+                attention: run::attention(&manifest),
+                id,
+                manifest,
+                elapsed: Duration::ZERO,
+                swept,
+            });
+        }
+        Err(error) => error,
+    };
+    drop(run);
+    if tokio::time::timeout(TASKS_END_MAX, ended.recv()).await.is_err() {
+        tracing::debug!("a task goes on; what it still stores stays until the next run");
+    }
+    progress.set_phase("cleaning up");
+    match destinations.give_up(&id, BACKUP_FAILED).await.as_slice() {
+        // Whatever failed after another process gave it up, failed because that one took the objects away.
+        [GivenUp::Before(_)] => Err(RepositoryError::Fenced { id: id.to_string() }.into()),
+        _ => Err(error),
+    }
+}

@@ -1,0 +1,356 @@
+//! The stages behind the workers: one thread puts frames into packs and writes the records of files, one task uploads both.
+//! Memory is bounded by [`PACKS_MAX`] and by the pieces under way.
+
+use std::sync::Arc;
+
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use pgkeep_base::{BackupId, Progress};
+use pgkeep_repository::destinations::Destinations;
+use pgkeep_repository::map::{Extent, FileRecord, PackInfo, RECORDS_BYTES, RecordContents, RecordWriter};
+use pgkeep_repository::object::{ObjectRef, SealedObject, Sealer};
+use pgkeep_repository::pack::{BlockAddress, PackWriter, SealedPack};
+use pgkeep_repository::{Access, Broken, layout};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::task::{JoinHandle, JoinSet};
+
+use super::pieces::{FileHead, Run, Step, Worked};
+use crate::error::PhysicalError;
+
+/// Packs in memory at once: the one being filled, and those that are uploaded or wait for it.
+pub const PACKS_MAX: usize = 3;
+/// Uploads at once.
+const UPLOADS_MAX: usize = 2;
+/// A file in more pieces than this has none of PostgreSQL's patterns, and its record would take memory.
+const EXTENTS_MAX: usize = 1_000_000;
+
+/// What goes to the packing thread: work in the order of the stream, and the end, which is said and never inferred.
+pub type ToPack = mpsc::Sender<Option<JoinHandle<Result<Worked, PhysicalError>>>>;
+
+/// What was stored.
+#[derive(Debug, Default)]
+pub struct Stored {
+    pub packs: Vec<PackInfo>,
+    pub pack_objects: Vec<ObjectRef>,
+    pub records: Vec<ObjectRef>,
+    pub zero_bytes: u64,
+}
+
+/// On its way to the repository.
+enum Upload {
+    Pack(u32, Box<SealedPack>, OwnedSemaphorePermit),
+    Records(u32, SealedObject),
+    /// All is there; so many bytes were zeros.
+    End(u64),
+}
+
+/// Starts both. Their outcome is that of the returned set's task; dropped, the set ends them.
+pub fn start(
+    destinations: &Arc<Destinations>,
+    (id, prefix): (&BackupId, &str),
+    block_bytes: u32,
+    jobs: usize,
+    progress: &Arc<Progress>,
+    alive: &mpsc::Sender<()>,
+) -> (ToPack, JoinSet<Result<Stored, PhysicalError>>) {
+    let (to_pack, pieces) = mpsc::channel(jobs);
+    let (to_upload, uploads) = mpsc::channel(1);
+    let packer = Packer {
+        access: destinations.shared_access(),
+        block_bytes,
+        permits: Arc::new(Semaphore::new(PACKS_MAX)),
+        uploads: to_upload,
+        pack: None,
+        packs: 0,
+        records: Vec::new(),
+        record_writer: RecordWriter::default(),
+        record_objects: 0,
+        file: None,
+        zero_bytes: 0,
+    };
+    let uploader = Uploader {
+        destinations: Arc::clone(destinations),
+        id: id.clone(),
+        prefix: prefix.to_owned(),
+        progress: Arc::clone(progress),
+    };
+    let alive = (alive.clone(), alive.clone());
+    let packing = tokio::task::spawn_blocking(move || {
+        let _alive = alive.0;
+        packer.run(pieces)
+    });
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move {
+        let _alive = alive.1;
+        let uploaded = uploader.run(uploads).await;
+        let packed = packing.await.map_err(PhysicalError::internal)?;
+        match (packed, uploaded) {
+            // The one that stopped because the other was gone doesn't know why.
+            (Err(PhysicalError::StageGone), Err(error)) | (Err(error), _) | (Ok(()), Err(error)) => {
+                Err(error)
+            }
+            (Ok(()), Ok(stored)) => Ok(stored),
+        }
+    });
+    (to_pack, tasks)
+}
+
+fn gone<T>(_: T) -> PhysicalError {
+    PhysicalError::StageGone
+}
+
+fn unwritable(broken: Broken) -> PhysicalError {
+    PhysicalError::Internal(format!("the record of a file can't be written: {broken}"))
+}
+
+/// The pack that is being filled.
+struct Filling {
+    writer: PackWriter,
+    permit: OwnedSemaphorePermit,
+}
+
+struct Packer {
+    access: Arc<Access>,
+    block_bytes: u32,
+    permits: Arc<Semaphore>,
+    uploads: mpsc::Sender<Upload>,
+    pack: Option<Filling>,
+    /// Packs begun so far.
+    packs: u32,
+    records: Vec<u8>,
+    record_writer: RecordWriter,
+    record_objects: u32,
+    file: Option<(FileHead, Vec<Extent>)>,
+    zero_bytes: u64,
+}
+
+impl Packer {
+    fn run(
+        mut self,
+        mut pieces: mpsc::Receiver<Option<JoinHandle<Result<Worked, PhysicalError>>>>,
+    ) -> Result<(), PhysicalError> {
+        let runtime = tokio::runtime::Handle::current();
+        while let Some(piece) = pieces.blocking_recv() {
+            let Some(piece) = piece else {
+                return self.finish();
+            };
+            let worked = runtime.block_on(piece).map_err(PhysicalError::internal)??;
+            self.zero_bytes += worked.zero_bytes;
+            let mut next = BlockAddress::default();
+            if let Some(frame) = worked.frame {
+                let pack = self.pack_for(frame.entry.blocks(), &runtime)?;
+                next = BlockAddress {
+                    block: pack.writer.append(frame)?,
+                    pack: self.packs - 1,
+                };
+            }
+            for step in worked.steps {
+                self.step(step, &mut next)?;
+            }
+        }
+        Err(gone(()))
+    }
+
+    /// The pack that takes so many more blocks.
+    fn pack_for(
+        &mut self,
+        blocks: u32,
+        runtime: &tokio::runtime::Handle,
+    ) -> Result<&mut Filling, PhysicalError> {
+        if self.pack.as_ref().is_some_and(|pack| !pack.writer.takes(blocks)) {
+            self.finish_pack()?;
+        }
+        if self.pack.is_none() {
+            let permit = runtime.block_on(Arc::clone(&self.permits).acquire_owned());
+            self.packs += 1;
+            self.pack = Some(Filling {
+                writer: PackWriter::new(&self.access, self.block_bytes)?,
+                permit: permit.map_err(gone)?,
+            });
+        }
+        self.pack.as_mut().ok_or_else(|| gone(()))
+    }
+
+    fn finish_pack(&mut self) -> Result<(), PhysicalError> {
+        let Some(Filling { writer, permit }) = self.pack.take() else {
+            return Ok(());
+        };
+        let sealed = Box::new(writer.finish()?);
+        let upload = Upload::Pack(self.packs, sealed, permit);
+        self.uploads.blocking_send(upload).map_err(gone)
+    }
+
+    fn step(&mut self, step: Step<Vec<Run>>, next: &mut BlockAddress) -> Result<(), PhysicalError> {
+        match step {
+            Step::Begin(head) => self.file = Some((head, Vec::new())),
+            Step::Blocks(runs) => {
+                let Some((_, extents)) = &mut self.file else {
+                    return Err(PhysicalError::internal("blocks belong to no file"));
+                };
+                runs.into_iter().for_each(|run| extend(extents, run, next));
+                if extents.len() > EXTENTS_MAX {
+                    return Err(PhysicalError::Server {
+                        message: format!("a file of the server lies in more than {EXTENTS_MAX} pieces"),
+                        hint: None,
+                    });
+                }
+            }
+            Step::End => {
+                let Some((head, extents)) = self.file.take() else {
+                    return Err(PhysicalError::internal("a file ends that hasn't begun"));
+                };
+                self.record(&FileRecord {
+                    root: head.root,
+                    path: head.path,
+                    mode: head.mode,
+                    contents: RecordContents::File {
+                        size: head.size,
+                        modified_at: head.modified_at,
+                        extents,
+                    },
+                })?;
+            }
+            Step::Whole(record) => self.record(&record)?,
+        }
+        Ok(())
+    }
+
+    fn record(&mut self, record: &FileRecord) -> Result<(), PhysicalError> {
+        self.record_writer
+            .append(record, self.block_bytes, &mut self.records)
+            .map_err(unwritable)?;
+        match self.records.len() >= RECORDS_BYTES {
+            true => self.finish_records(),
+            false => Ok(()),
+        }
+    }
+
+    fn finish_records(&mut self) -> Result<(), PhysicalError> {
+        if self.records.is_empty() {
+            return Ok(());
+        }
+        let mut sealer = Sealer::new(&self.access)?;
+        sealer.write(&self.records)?;
+        self.records.clear();
+        self.record_writer = RecordWriter::default();
+        self.record_objects += 1;
+        let upload = Upload::Records(self.record_objects, sealer.finish()?);
+        self.uploads.blocking_send(upload).map_err(gone)
+    }
+
+    fn finish(mut self) -> Result<(), PhysicalError> {
+        if self.file.is_some() {
+            return Err(PhysicalError::internal("a file hasn't ended"));
+        }
+        self.finish_pack()?;
+        self.finish_records()?;
+        self.uploads
+            .blocking_send(Upload::End(self.zero_bytes))
+            .map_err(gone)
+    }
+}
+
+/// Adds a run to a file's extents, to the last one where it goes on there.
+fn extend(extents: &mut Vec<Extent>, run: Run, next: &mut BlockAddress) {
+    match (run, extents.last_mut()) {
+        (Run::Zeros(more), Some(Extent::Zeros(blocks))) => *blocks += more,
+        (Run::Zeros(blocks), _) => extents.push(Extent::Zeros(blocks)),
+        (Run::Stored(more), last) => {
+            let at = *next;
+            next.block += more;
+            match last {
+                Some(Extent::Stored { at: first, blocks })
+                    if first.pack == at.pack && first.block + *blocks == at.block =>
+                {
+                    *blocks += more;
+                }
+                _ => extents.push(Extent::Stored { at, blocks: more }),
+            }
+        }
+    }
+}
+
+struct Uploader {
+    destinations: Arc<Destinations>,
+    id: BackupId,
+    prefix: String,
+    progress: Arc<Progress>,
+}
+
+enum Uploaded {
+    Pack(PackInfo, ObjectRef),
+    Records(u32, ObjectRef),
+}
+
+impl Uploader {
+    async fn run(self, mut uploads: mpsc::Receiver<Upload>) -> Result<Stored, PhysicalError> {
+        let mut stored = Stored::default();
+        let mut records = Vec::new();
+        let mut running = FuturesUnordered::new();
+        let mut ended = false;
+        while !ended || !running.is_empty() {
+            tokio::select! {
+                Some(done) = running.next(), if !running.is_empty() => match done? {
+                    Uploaded::Pack(pack, object) => {
+                        stored.packs.push(pack);
+                        stored.pack_objects.push(object);
+                    }
+                    Uploaded::Records(number, object) => records.push((number, object)),
+                },
+                upload = uploads.recv(), if !ended && running.len() < UPLOADS_MAX => match upload {
+                    Some(Upload::End(zero_bytes)) => {
+                        ended = true;
+                        stored.zero_bytes = zero_bytes;
+                    }
+                    Some(upload) => running.push(self.put(upload)),
+                    None => return Err(gone(())),
+                },
+            }
+        }
+        // Uploads end in any order; places are by number.
+        stored.packs.sort_by_key(|pack| pack.number);
+        stored.pack_objects.sort_by(|a, b| a.name.cmp(&b.name));
+        records.sort_by_key(|(number, _)| *number);
+        stored.records = records.into_iter().map(|(_, object)| object).collect();
+        Ok(stored)
+    }
+
+    async fn put(&self, upload: Upload) -> Result<Uploaded, PhysicalError> {
+        let suffix = sealed_suffix(self.destinations.access());
+        self.destinations.check_leases()?;
+        match upload {
+            Upload::Pack(number, pack, permit) => {
+                let info = PackInfo {
+                    owner: self.id.clone(),
+                    number,
+                    stored_bytes: pack.object.body.iter().map(|block| block.len() as u64).sum(),
+                    header_bytes: pack.header_bytes,
+                    index_bytes: pack.index_bytes,
+                    blocks: pack.blocks,
+                    hash: pack.object.hash,
+                };
+                let object = self
+                    .destinations
+                    .put_sealed(&self.prefix, &info.name(), pack.object)
+                    .await?;
+                drop(permit);
+                Progress::add(&self.progress.bytes_stored, info.stored_bytes);
+                Ok(Uploaded::Pack(info, object))
+            }
+            Upload::Records(number, object) => {
+                let name = layout::records_object(number, suffix);
+                let object = self.destinations.put_sealed(&self.prefix, &name, object).await?;
+                Ok(Uploaded::Records(number, object))
+            }
+            Upload::End(_) => Err(PhysicalError::internal("the end is no object")),
+        }
+    }
+}
+
+/// How the names of sealed objects end: they tell which tools open them.
+pub fn sealed_suffix(access: &Access) -> &'static str {
+    match access.encryption.is_encrypted() {
+        true => ".zst.age",
+        false => ".zst",
+    }
+}

@@ -1,0 +1,194 @@
+//! Restoring a base backup: the plan, the files, the WAL beside them, the settings, and only then what lets a server start.
+
+mod files;
+mod place;
+mod plan;
+mod settings;
+mod target;
+mod wal;
+
+use std::fs;
+use std::path::PathBuf;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use pgkeep_base::{Progress, quote_for_shell};
+use pgkeep_pgformat::{MappedTablespace, TablespaceMap};
+use pgkeep_repository::Repository;
+use pgkeep_repository::map::ROOT_TABLESPACES;
+
+use crate::error::{Context, PhysicalError};
+use files::{CONTROL_FILE_ASIDE, Files};
+use place::{Place, sync_directory};
+use settings::StopAt;
+
+pub use plan::{RestoreOptions, RestorePlan, plan};
+pub use target::{RecoveryTarget, parse_time};
+
+/// In the data directory: a restore is under way there, or stopped half-way.
+pub(crate) const MARK: &str = "pgkeep.restore";
+/// In the data directory: the WAL that the server asks for while it recovers.
+pub(crate) const STAGING: &str = "pgkeep_wal";
+
+const AUTO_CONF: &str = "postgresql.auto.conf";
+/// A file of settings is never larger, in bytes.
+const AUTO_CONF_BYTES_MAX: u64 = 16 << 20;
+
+/// What a restore did.
+#[derive(Debug)]
+pub struct RestoreReport {
+    /// The data directory.
+    pub directory: PathBuf,
+    /// Files made.
+    pub files: u64,
+    /// Their size, in bytes.
+    pub bytes: u64,
+    /// Segments of WAL that lie ready.
+    pub segments: u64,
+    /// When the last transaction ended that recovery will find, if any is in the WAL.
+    pub last_transaction_at: Option<Timestamp>,
+    /// What needs attention, in plain words.
+    pub attention: Vec<String>,
+    /// How long it took.
+    pub elapsed: Duration,
+}
+
+/// Carries a plan out. What it writes is durable at the end; the server then recovers to the target by itself when it is
+/// started.
+///
+/// # Errors
+/// [`PhysicalError::Refused`] where something lies there now; [`PhysicalError::Unfinished`] once something was written: then the
+/// directory keeps its mark, and no server starts from it.
+pub async fn restore(
+    repository: &Repository,
+    plan: &RestorePlan,
+    progress: &Arc<Progress>,
+    cancelled: impl Future<Output = ()>,
+) -> Result<RestoreReport, PhysicalError> {
+    let begun = Instant::now();
+    let roots = plan.roots.clone();
+    let id = plan.id.to_string();
+    let claiming = tokio::task::spawn_blocking(move || Place::claim(&roots, &id));
+    let place = Arc::new(claiming.await.map_err(PhysicalError::internal)??);
+    let cancelled = pin!(cancelled);
+    let restored = tokio::select! {
+        restored = into(repository, plan, &place, progress) => restored,
+        () = cancelled => Err(PhysicalError::Interrupted),
+    };
+    match restored {
+        Ok(report) => Ok(RestoreReport {
+            elapsed: begun.elapsed(),
+            ..report
+        }),
+        Err(source) => {
+            let removing = plan
+                .roots
+                .values()
+                .map(|root| quote_for_shell(&root.display().to_string()));
+            let removing: Vec<String> = removing.collect();
+            Err(PhysicalError::Unfinished {
+                source: Box::new(source),
+                hint: format!(
+                    "remove what it left, and restore again: find {} -mindepth 1 -delete",
+                    removing.join(" ")
+                ),
+            })
+        }
+    }
+}
+
+async fn into(
+    repository: &Repository,
+    plan: &RestorePlan,
+    place: &Arc<Place>,
+    progress: &Arc<Progress>,
+) -> Result<RestoreReport, PhysicalError> {
+    // First what may turn out to be impossible, and is small beside the files.
+    let staged = wal::stage(repository, plan, place, progress).await?;
+    let files = Files {
+        repository,
+        plan,
+        place,
+        progress,
+    };
+    let made = files.restore().await?;
+    progress.set_phase("making all durable");
+    let ending = {
+        let (place, stop_at) = (Arc::clone(place), staged.stop_at);
+        let label = plan.manifest.backup_label.clone();
+        let map = tablespace_map(plan);
+        tokio::task::spawn_blocking(move || finish(&place, stop_at, &label, map.as_ref()))
+    };
+    ending.await.map_err(PhysicalError::internal)??;
+    let mut attention = plan.attention.clone();
+    attention.extend(staged.attention);
+    let is_root_s = nix::unistd::geteuid().is_root() && place.owner().is_none();
+    if is_root_s {
+        attention.push(format!(
+            "all belongs to root, which no server runs as: chown -R postgres: {}",
+            quote_for_shell(&place.data().display().to_string())
+        ));
+    }
+    Ok(RestoreReport {
+        directory: place.data().to_owned(),
+        files: made.files,
+        bytes: made.bytes,
+        segments: staged.segments,
+        last_transaction_at: staged.last_transaction_at,
+        attention,
+        elapsed: Duration::ZERO,
+    })
+}
+
+fn tablespace_map(plan: &RestorePlan) -> Option<TablespaceMap> {
+    use std::os::unix::ffi::OsStrExt;
+    let spaces = plan.manifest.tablespaces.iter().zip(ROOT_TABLESPACES..);
+    let tablespaces: Vec<MappedTablespace> = spaces
+        .filter_map(|(space, root)| {
+            let path = plan.roots.get(&root)?;
+            Some(MappedTablespace {
+                oid: space.oid,
+                path: path.as_os_str().as_bytes().to_vec(),
+            })
+        })
+        .collect();
+    (!tablespaces.is_empty()).then_some(TablespaceMap { tablespaces })
+}
+
+/// Settings; then, when all is durable, the label, and last the control file, without which no server starts.
+fn finish(
+    place: &Place,
+    stop_at: StopAt,
+    label: &str,
+    map: Option<&TablespaceMap>,
+) -> Result<(), PhysicalError> {
+    let data = place.data();
+    let auto_conf = data.join(AUTO_CONF);
+    let reading = || format!("reading {}", auto_conf.display());
+    let before = match fs::metadata(&auto_conf) {
+        Ok(metadata) if metadata.len() > AUTO_CONF_BYTES_MAX => {
+            return Err(PhysicalError::internal(format!(
+                "{} is larger than any can be",
+                auto_conf.display()
+            )));
+        }
+        Ok(_) => fs::read_to_string(&auto_conf).context(reading)?,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+        Err(error) => return Err(error).context(reading),
+    };
+    let settings = settings::with_block(&before, &settings::block(stop_at));
+    place.write(&auto_conf, settings.as_bytes())?;
+    place.write(&data.join("recovery.signal"), b"")?;
+    if let Some(map) = map {
+        place.write(&data.join("tablespace_map"), &map.to_bytes())?;
+    }
+    place.sync()?;
+    place.write(&data.join("backup_label"), label.as_bytes())?;
+    sync_directory(data)?;
+    let (aside, control) = (data.join(CONTROL_FILE_ASIDE), data.join("global/pg_control"));
+    fs::rename(&aside, &control).context(|| format!("renaming {}", aside.display()))?;
+    sync_directory(&data.join("global"))?;
+    place.unmark()
+}

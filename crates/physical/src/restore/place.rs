@@ -1,0 +1,213 @@
+//! The directories that a restore writes into: paths, owners, the mark, durability. All of it blocks.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+
+use pgkeep_repository::map::ROOT_DATA;
+
+use super::MARK;
+use crate::error::{Context, PhysicalError};
+
+/// What the server wants of its data directory.
+const DIRECTORY_MODE: u32 = 0o700;
+const FILE_MODE: u32 = 0o600;
+
+/// Where all is written to.
+#[derive(Debug)]
+pub struct Place {
+    roots: BTreeMap<u32, PathBuf>,
+    /// To whom all is given, where this process may do that and it isn't its own user.
+    owner: Option<(u32, u32)>,
+    /// One handle for each root, opened before the first byte is written: what can't be written back since is told by its
+    /// `syncfs`.
+    handles: Vec<File>,
+}
+
+impl Place {
+    /// Makes the directories, and marks the data directory. From then on nobody else restores into it.
+    pub fn claim(roots: &BTreeMap<u32, PathBuf>, id: &str) -> Result<Self, PhysicalError> {
+        let data = roots
+            .get(&ROOT_DATA)
+            .ok_or_else(|| PhysicalError::internal("there is no data directory"))?;
+        let owner = owner_of(data)?;
+        let mut place = Self {
+            roots: roots.clone(),
+            owner,
+            handles: Vec::new(),
+        };
+        for (root, path) in roots {
+            let making = || format!("making {}", path.display());
+            if !path.exists() {
+                fs::create_dir_all(path).context(making)?;
+            }
+            place.give(path)?;
+            fs::set_permissions(path, fs::Permissions::from_mode(DIRECTORY_MODE)).context(making)?;
+            if *root == ROOT_DATA {
+                place.mark(path, id)?;
+            }
+            place.handles.push(File::open(path).context(making)?);
+        }
+        // Somebody may have been quicker than the mark.
+        for (root, path) in roots {
+            let mut entries = fs::read_dir(path).context(|| format!("looking into {}", path.display()))?;
+            let stranger = entries.find_map(|entry| {
+                let name = entry.ok()?.file_name();
+                (*root != ROOT_DATA || name != MARK).then_some(name)
+            });
+            if let Some(name) = stranger {
+                place.unmark()?;
+                return Err(PhysicalError::Refused {
+                    message: format!(
+                        "{} is not empty any more: it holds {}",
+                        path.display(),
+                        name.display()
+                    ),
+                    hint: "choose a directory that nobody else writes to".to_owned(),
+                });
+            }
+        }
+        Ok(place)
+    }
+
+    fn mark(&self, data: &Path, id: &str) -> Result<(), PhysicalError> {
+        let path = data.join(MARK);
+        let marking = || format!("marking {}", data.display());
+        let mut file = match OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(FILE_MODE)
+            .open(&path)
+        {
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+                return Err(PhysicalError::Refused {
+                    message: format!("another restore is writing to {}", data.display()),
+                    hint: "choose another directory".to_owned(),
+                });
+            }
+            opened => opened.context(marking)?,
+        };
+        let text = format!(
+            "pgkeep is restoring {id} into this directory, or stopped half-way: no server may be started here\n"
+        );
+        file.write_all(text.as_bytes()).context(marking)?;
+        file.sync_all().context(marking)
+    }
+
+    /// Takes the mark away: all is there and durable.
+    pub fn unmark(&self) -> Result<(), PhysicalError> {
+        let data = self.data();
+        let path = data.join(MARK);
+        fs::remove_file(&path).context(|| format!("removing {}", path.display()))?;
+        sync_directory(data)
+    }
+
+    /// The data directory.
+    pub fn data(&self) -> &Path {
+        self.roots.get(&ROOT_DATA).map_or(Path::new(""), PathBuf::as_path)
+    }
+
+    /// The owner that all is given to, if it isn't this process's own.
+    pub fn owner(&self) -> Option<(u32, u32)> {
+        self.owner
+    }
+
+    /// Where a record's path lies. Its parts were checked when it was read.
+    pub fn path(&self, root: u32, path: &[u8]) -> Result<PathBuf, PhysicalError> {
+        let root = self.roots.get(&root);
+        let root = root.ok_or_else(|| PhysicalError::internal("a file belongs to an unknown root"))?;
+        Ok(root.join(std::ffi::OsStr::from_bytes(path)))
+    }
+
+    /// Makes a directory, with those above it.
+    pub fn directory(&self, path: &Path, mode: u32) -> Result<(), PhysicalError> {
+        let making = || format!("making {}", path.display());
+        self.parents(path)?;
+        match fs::create_dir(path) {
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists && path.is_dir() => {}
+            made => made.context(making)?,
+        }
+        fs::set_permissions(path, fs::Permissions::from_mode(mode & 0o777)).context(making)?;
+        self.give(path)
+    }
+
+    fn parents(&self, path: &Path) -> Result<(), PhysicalError> {
+        match path.parent() {
+            Some(parent) if !parent.exists() => self.directory(parent, DIRECTORY_MODE),
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes a file of a size, all of it a hole. It must not be there.
+    pub fn file(&self, path: &Path, mode: u32, size: u64) -> Result<File, PhysicalError> {
+        let making = || format!("making {}", path.display());
+        self.parents(path)?;
+        let file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(FILE_MODE)
+            .open(path)
+            .context(making)?;
+        file.set_len(size).context(making)?;
+        file.set_permissions(fs::Permissions::from_mode(mode & 0o777))
+            .context(making)?;
+        self.give(path)?;
+        Ok(file)
+    }
+
+    /// Writes a whole file, which may be there.
+    pub fn write(&self, path: &Path, contents: &[u8]) -> Result<(), PhysicalError> {
+        let writing = || format!("writing {}", path.display());
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(FILE_MODE)
+            .open(path)
+            .context(writing)?;
+        file.write_all(contents).context(writing)?;
+        file.sync_all().context(writing)?;
+        self.give(path)
+    }
+
+    fn give(&self, path: &Path) -> Result<(), PhysicalError> {
+        match self.owner {
+            None => Ok(()),
+            Some((user, group)) => chown(path, Some(user), Some(group))
+                .context(|| format!("changing the owner of {}", path.display())),
+        }
+    }
+
+    /// Makes all that was written durable.
+    pub fn sync(&self) -> Result<(), PhysicalError> {
+        for (handle, path) in self.handles.iter().zip(self.roots.values()) {
+            nix::unistd::syncfs(handle)
+                .map_err(std::io::Error::from)
+                .context(|| format!("making {} durable", path.display()))?;
+        }
+        Ok(())
+    }
+}
+
+/// Makes the names in a directory durable.
+pub fn sync_directory(path: &Path) -> Result<(), PhysicalError> {
+    let directory = File::open(path).and_then(|directory| directory.sync_all());
+    directory.context(|| format!("making {} durable", path.display()))
+}
+
+/// Whose the directory is, or will be: where this process is root, which no server runs as, what it writes is given to the
+/// owner of the directory, or of the one above it.
+fn owner_of(data: &Path) -> Result<Option<(u32, u32)>, PhysicalError> {
+    if !nix::unistd::geteuid().is_root() {
+        return Ok(None);
+    }
+    let existing = data
+        .ancestors()
+        .find(|path| path.exists())
+        .unwrap_or(Path::new("/"));
+    let metadata = fs::metadata(existing).context(|| format!("looking at {}", existing.display()))?;
+    Ok((metadata.uid() != 0).then(|| (metadata.uid(), metadata.gid())))
+}

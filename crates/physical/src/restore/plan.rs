@@ -1,0 +1,354 @@
+//! What a restore would do, and whether it can be done: all that is asked before anything is touched.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use jiff::{SignedDuration, Timestamp};
+use nix::sys::statvfs::statvfs;
+use pgkeep_base::{BackupId, ByteCount, quote_for_shell};
+use pgkeep_pgformat::{Lsn, SegmentName, SegmentSize, WalWalker};
+use pgkeep_repository::Repository;
+use pgkeep_repository::wal::Covered;
+
+use super::{MARK, RecoveryTarget};
+use crate::choose;
+use crate::error::{Context, PhysicalError};
+use crate::manifest::BaseManifest;
+
+/// PostgreSQL's times begin in 2000; this many seconds after 1970 (`POSTGRES_EPOCH_JDATE`, `datatype/timestamp.h`).
+const EPOCH_SECONDS: i64 = 946_684_800;
+
+/// What is asked for.
+#[derive(Debug, Clone)]
+pub struct RestoreOptions {
+    /// The data directory to be: empty, or not there yet.
+    pub directory: PathBuf,
+    /// Where each tablespace goes, by its OID.
+    pub tablespaces: BTreeMap<u32, PathBuf>,
+    /// Where recovery ends.
+    pub target: RecoveryTarget,
+    /// Packs fetched and written at once.
+    pub jobs: usize,
+}
+
+/// What would be done.
+#[derive(Debug)]
+pub struct RestorePlan {
+    /// Which backup.
+    pub id: BackupId,
+    /// What it says of itself.
+    pub manifest: BaseManifest,
+    /// What was asked for.
+    pub options: RestoreOptions,
+    /// How far the WAL goes that follows the backup without a gap.
+    pub covered_to: Lsn,
+    /// The size of its segments.
+    pub segment_size: SegmentSize,
+    /// Where each of the backup's roots goes, by the number in its records.
+    pub(crate) roots: BTreeMap<u32, PathBuf>,
+    /// What needs attention, in plain words.
+    pub attention: Vec<String>,
+}
+
+impl RestorePlan {
+    /// How much is to be written at most, in bytes; what the WAL takes is not in it.
+    pub fn bytes(&self) -> u64 {
+        let totals = self.manifest.totals;
+        totals.plain_bytes.saturating_sub(totals.zero_bytes)
+    }
+
+    /// The segments of WAL up to the end of what is stored.
+    pub fn segments(&self) -> u64 {
+        let timeline = self.manifest.start_timeline;
+        let first = SegmentName::holding(timeline, self.manifest.start_lsn, self.segment_size);
+        let last = SegmentName::before(timeline, self.covered_to, self.segment_size);
+        last.number().saturating_sub(first.number()) + 1
+    }
+}
+
+/// Chooses the backup, and makes sure that it, the WAL and the place are what the restore takes.
+///
+/// # Errors
+/// No backup, no key; [`PhysicalError::Refused`] where the target isn't covered or the place isn't empty.
+pub async fn plan(
+    repository: &Repository,
+    text: &str,
+    options: &RestoreOptions,
+) -> Result<RestorePlan, PhysicalError> {
+    check_place(&options.directory, "the data directory")?;
+    let target = options.target;
+    let manifest = choose(
+        repository,
+        text,
+        async |manifest: &BaseManifest| match check_target(repository, manifest, target).await {
+            Ok(_) => Ok(Ok(())),
+            Err(error @ PhysicalError::Refused { .. }) => Ok(Err(error)),
+            Err(error) => Err(error),
+        },
+    )
+    .await?;
+    let covered = check_target(repository, &manifest, target).await?;
+    let roots = roots(&manifest, options)?;
+    let segment_size = segment_size(&manifest)?;
+    let id = manifest.id.parse().map_err(PhysicalError::internal)?;
+    let mut attention: Vec<String> = manifest
+        .omissions
+        .iter()
+        .map(|omission| format!("not in the backup: {omission}"))
+        .collect();
+    if manifest.damaged_pages.reports_total > 0 {
+        attention.push(format!(
+            "pages were damaged at the server already when it was backed up: 'pgkeep show {id}' names them"
+        ));
+    }
+    let plan = RestorePlan {
+        id,
+        manifest,
+        options: options.clone(),
+        covered_to: covered.end,
+        segment_size,
+        roots,
+        attention,
+    };
+    check_room(&plan)?;
+    Ok(plan)
+}
+
+pub(crate) fn segment_size(manifest: &BaseManifest) -> Result<SegmentSize, PhysicalError> {
+    SegmentSize::new(manifest.wal_segment_bytes).map_err(PhysicalError::internal)
+}
+
+pub(crate) fn system_identifier(manifest: &BaseManifest) -> Result<u64, PhysicalError> {
+    manifest
+        .system_identifier
+        .parse()
+        .map_err(PhysicalError::internal)
+}
+
+/// Whether recovery from this backup can come to the target. Returns the WAL that follows it without a gap.
+async fn check_target(
+    repository: &Repository,
+    manifest: &BaseManifest,
+    target: RecoveryTarget,
+) -> Result<Covered, PhysicalError> {
+    let (start, stop) = (manifest.start_lsn, manifest.stop_lsn);
+    let system = system_identifier(manifest)?;
+    let covered = repository.wal_coverage(system, manifest.start_timeline).await?;
+    let Some(range) = covered
+        .iter()
+        .find(|range| range.start <= start && stop <= range.end)
+    else {
+        return Err(PhysicalError::Refused {
+            message: format!(
+                "backup {} can't be recovered: its WAL from {start} to {stop} is not all there any more",
+                manifest.id
+            ),
+            hint: "restore from another one: 'pgkeep list'".to_owned(),
+        });
+    };
+    let id = &manifest.id;
+    match target {
+        RecoveryTarget::BackupEnd | RecoveryTarget::End => {}
+        RecoveryTarget::Lsn(lsn) if lsn < stop => {
+            return Err(PhysicalError::Refused {
+                message: format!(
+                    "{lsn} lies before the end of backup {id}, which is consistent from {stop} on"
+                ),
+                hint: format!("the nearest point is --to-lsn {stop}; an earlier one takes an earlier backup"),
+            });
+        }
+        RecoveryTarget::Lsn(lsn) if lsn > range.end => {
+            let later = covered.iter().find(|later| later.start > range.end);
+            let gap = later.map(|later| format!("; there is a gap from there to {}", later.start));
+            return Err(PhysicalError::Refused {
+                message: format!(
+                    "{lsn} lies behind the WAL that follows backup {id}: that ends at {}{}",
+                    range.end,
+                    gap.unwrap_or_default()
+                ),
+                hint: format!("the nearest point is --to-lsn {}, which is --to-end", range.end),
+            });
+        }
+        RecoveryTarget::Lsn(_) => {}
+        RecoveryTarget::Time(time) => {
+            let earliest = earliest(repository, manifest).await?;
+            if time < earliest {
+                return Err(PhysicalError::Refused {
+                    message: format!(
+                        "{time} lies before the end of backup {id}, which is consistent from {earliest} on"
+                    ),
+                    hint: format!(
+                        "the nearest point is --to-time {earliest}; an earlier one takes an earlier backup"
+                    ),
+                });
+            }
+        }
+    }
+    Ok(*range)
+}
+
+/// The earliest time that recovery from a backup can be told: that of the last transaction that ended before the backup did,
+/// or, if none ended since its checkpoint, a second after that, which is told to the second.
+async fn earliest(repository: &Repository, manifest: &BaseManifest) -> Result<Timestamp, PhysicalError> {
+    let (timeline, size) = (manifest.start_timeline, segment_size(manifest)?);
+    let system = system_identifier(manifest)?;
+    let first = SegmentName::holding(timeline, manifest.start_lsn, size);
+    let mut segment = SegmentName::before(timeline, manifest.stop_lsn, size);
+    let mut last = None;
+    while last.is_none() {
+        let fetched = repository
+            .fetch_wal_to(system, &segment, manifest.stop_lsn)
+            .await?;
+        let bytes = fetched.ok_or_else(|| missing(manifest, segment))?;
+        let (start, stop) = (manifest.start_lsn, manifest.stop_lsn);
+        let found = tokio::task::spawn_blocking(move || {
+            let mut last: Option<i64> = None;
+            WalWalker::new().segment(segment, &bytes, |record| {
+                if start <= record.start && record.end <= stop {
+                    last = last.max(record.transaction_end);
+                }
+            });
+            last
+        });
+        last = found.await.map_err(PhysicalError::internal)?;
+        if segment.number() <= first.number() {
+            break;
+        }
+        let before = segment.start().as_u64().saturating_sub(1);
+        segment = SegmentName::holding(timeline, Lsn::new(before), size);
+    }
+    let checkpoint = manifest.checkpoint_at;
+    match last.and_then(time_of) {
+        Some(last) => Ok(last.max(checkpoint)),
+        None => {
+            let after = checkpoint.checked_add(SignedDuration::from_secs(1));
+            after.map_err(PhysicalError::internal)
+        }
+    }
+}
+
+/// A time of PostgreSQL's.
+pub(crate) fn time_of(microseconds: i64) -> Option<Timestamp> {
+    let epoch = Timestamp::from_second(EPOCH_SECONDS).ok()?;
+    epoch.checked_add(SignedDuration::from_micros(microseconds)).ok()
+}
+
+pub(crate) fn missing(manifest: &BaseManifest, segment: SegmentName) -> PhysicalError {
+    PhysicalError::Damaged {
+        id: manifest.id.clone(),
+        reason: format!("segment {segment} of its WAL is gone"),
+    }
+}
+
+/// Refuses a place where something lies.
+fn check_place(place: &Path, what: &str) -> Result<(), PhysicalError> {
+    let shown = place.display();
+    let refused = |message: String| {
+        Err(PhysicalError::Refused {
+            message,
+            hint: "choose a directory that is empty or not there yet".to_owned(),
+        })
+    };
+    let metadata = match std::fs::symlink_metadata(place) {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error).context(|| format!("looking at {shown}")),
+    };
+    if !metadata.is_dir() {
+        return refused(format!("{what} {shown} is no directory"));
+    }
+    let looking = || format!("looking into {shown}");
+    if place.join(MARK).exists() {
+        return Err(PhysicalError::Refused {
+            message: format!("another restore is writing to {shown}, or stopped half-way there"),
+            hint: format!(
+                "if none is running, remove what it left and restore again: find {} -mindepth 1 -delete",
+                quote_for_shell(&shown.to_string())
+            ),
+        });
+    }
+    let mut entries = std::fs::read_dir(place).context(looking)?;
+    match entries.next().transpose().context(looking)? {
+        None => Ok(()),
+        Some(entry) => refused(format!(
+            "{what} {shown} is not empty: it holds {}",
+            entry.file_name().display()
+        )),
+    }
+}
+
+/// Where each root goes.
+fn roots(manifest: &BaseManifest, options: &RestoreOptions) -> Result<BTreeMap<u32, PathBuf>, PhysicalError> {
+    use pgkeep_repository::map::{ROOT_DATA, ROOT_TABLESPACES};
+    let directory = absolute(&options.directory)?;
+    let known = |oid: &u32| manifest.tablespaces.iter().any(|space| space.oid == *oid);
+    if let Some(unknown) = options.tablespaces.keys().find(|oid| !known(oid)) {
+        let oids: Vec<String> = manifest
+            .tablespaces
+            .iter()
+            .map(|space| space.oid.to_string())
+            .collect();
+        return Err(PhysicalError::Usage {
+            message: format!("backup {} has no tablespace {unknown}", manifest.id),
+            hint: match oids.is_empty() {
+                true => "it has none: leave --tablespace out".to_owned(),
+                false => format!("it has {}", oids.join(", ")),
+            },
+        });
+    }
+    let mut roots = BTreeMap::from([(ROOT_DATA, directory)]);
+    for (space, root) in manifest.tablespaces.iter().zip(ROOT_TABLESPACES..) {
+        let Some(place) = options.tablespaces.get(&space.oid) else {
+            return Err(PhysicalError::Usage {
+                message: format!(
+                    "backup {} has a tablespace {}, which was at {}",
+                    manifest.id, space.oid, space.path
+                ),
+                hint: format!("say where it goes: --tablespace {}=DIRECTORY", space.oid),
+            });
+        };
+        check_place(place, "the tablespace's directory")?;
+        let place = absolute(place)?;
+        if let Some(other) = roots
+            .values()
+            .find(|other| other.starts_with(&place) || place.starts_with(other))
+        {
+            return Err(PhysicalError::Usage {
+                message: format!("{} and {} lie in one another", place.display(), other.display()),
+                hint: "give each tablespace a directory of its own, outside the data directory".to_owned(),
+            });
+        }
+        roots.insert(root, place);
+    }
+    Ok(roots)
+}
+
+fn absolute(path: &Path) -> Result<PathBuf, PhysicalError> {
+    std::path::absolute(path).context(|| format!("finding {}", path.display()))
+}
+
+/// Refuses a disk that can't take it, where all goes to one.
+fn check_room(plan: &RestorePlan) -> Result<(), PhysicalError> {
+    if plan.roots.len() > 1 {
+        return Ok(());
+    }
+    let directory = &plan.options.directory;
+    let existing = directory.ancestors().find(|path| path.exists());
+    let Some(room) = existing.and_then(|path| statvfs(path).ok()) else {
+        return Ok(());
+    };
+    let free = room.blocks_available().saturating_mul(room.fragment_size());
+    let needed = plan.bytes();
+    if needed <= free {
+        return Ok(());
+    }
+    Err(PhysicalError::Refused {
+        message: format!(
+            "the backup takes {}, and {} has {} free",
+            ByteCount(needed),
+            directory.display(),
+            ByteCount(free)
+        ),
+        hint: "free some space there, or choose another disk".to_owned(),
+    })
+}

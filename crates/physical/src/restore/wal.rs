@@ -1,0 +1,259 @@
+//! The WAL that the restored server replays, put beside its files before it starts; and what recovery has to be told, which
+//! only the WAL itself knows.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use futures::{StreamExt, TryStreamExt};
+use jiff::Timestamp;
+use pgkeep_base::Progress;
+use pgkeep_pgformat::{Lsn, SegmentName, Timeline, WalFileName, WalRecord, WalWalker};
+use pgkeep_repository::Repository;
+
+use super::place::Place;
+use super::plan::{self, RestorePlan, time_of};
+use super::settings::{COMPLETE_NAME, LIST_NAME, SCRIPT, SCRIPT_NAME, StopAt};
+use super::{RecoveryTarget, STAGING};
+use crate::error::PhysicalError;
+
+/// Segments fetched at once; each is held in memory.
+const SEGMENTS_AT_ONCE: usize = 3;
+/// So large may the segments be that are in memory together, in bytes.
+const SEGMENT_BYTES_AT_ONCE: u64 = 64 << 20;
+
+/// What was staged.
+#[derive(Debug)]
+pub struct Staged {
+    /// What recovery is told.
+    pub stop_at: StopAt,
+    /// Segments.
+    pub segments: u64,
+    /// When the last transaction ended that is in them and before the target, if any.
+    pub last_transaction_at: Option<Timestamp>,
+    /// What needs attention.
+    pub attention: Vec<String>,
+}
+
+/// What walking over the WAL has shown so far.
+struct Scan {
+    walker: WalWalker,
+    target: RecoveryTarget,
+    /// The backup's own range.
+    start: Lsn,
+    stop: Lsn,
+    /// A record at which PostgreSQL will find that it has come to the target.
+    reached: bool,
+    /// It lies before the backup's end.
+    too_early: bool,
+    last_transaction_end: Option<i64>,
+}
+
+impl Scan {
+    fn see(&mut self, record: WalRecord) {
+        // What lies before the backup in its first segment isn't replayed.
+        if self.reached || record.start < self.start {
+            return;
+        }
+        let passes = match self.target {
+            RecoveryTarget::Lsn(lsn) => record.start >= lsn,
+            RecoveryTarget::Time(time) => {
+                // PostgreSQL compares in microseconds.
+                let ended = record.transaction_end;
+                ended.is_some_and(|ended| {
+                    time_of(ended).is_some_and(|ended| ended.as_microsecond() > time.as_microsecond())
+                })
+            }
+            RecoveryTarget::BackupEnd | RecoveryTarget::End => false,
+        };
+        if passes {
+            self.reached = true;
+            self.too_early = record.end <= self.stop && matches!(self.target, RecoveryTarget::Time(_));
+        } else {
+            self.last_transaction_end = record.transaction_end.or(self.last_transaction_end);
+        }
+    }
+}
+
+/// Stages all WAL that the target needs.
+pub async fn stage(
+    repository: &Repository,
+    plan: &RestorePlan,
+    place: &Arc<Place>,
+    progress: &Progress,
+) -> Result<Staged, PhysicalError> {
+    progress.set_phase("fetching WAL");
+    let staging = place.data().join(STAGING);
+    let making = {
+        let (place, staging) = (Arc::clone(place), staging.clone());
+        tokio::task::spawn_blocking(move || {
+            place.directory(&staging, 0o700)?;
+            place.write(&staging.join(SCRIPT_NAME), SCRIPT.as_bytes())
+        })
+    };
+    making.await.map_err(PhysicalError::internal)??;
+    let mut list = String::new();
+    let (scan, segments) = segments(repository, plan, (place, &staging), &mut list, progress).await?;
+    let newer = histories(repository, plan, place, &mut list).await?;
+    let writing = {
+        let place = Arc::clone(place);
+        tokio::task::spawn_blocking(move || {
+            place.write(&staging.join(LIST_NAME), list.as_bytes())?;
+            place.write(&staging.join(COMPLETE_NAME), b"")
+        })
+    };
+    writing.await.map_err(PhysicalError::internal)??;
+    Ok(outcome(plan, &scan, segments, newer))
+}
+
+fn outcome(plan: &RestorePlan, scan: &Scan, segments: u64, newer: Option<Timeline>) -> Staged {
+    let last_transaction_at = scan.last_transaction_end.and_then(time_of);
+    let mut attention = Vec::new();
+    let stop_at = match plan.options.target {
+        RecoveryTarget::BackupEnd => StopAt::Consistent,
+        RecoveryTarget::Lsn(lsn) if scan.reached => StopAt::Lsn(lsn),
+        RecoveryTarget::Time(time) if scan.reached => StopAt::Time(time),
+        RecoveryTarget::Time(time) => {
+            let last = match last_transaction_at {
+                Some(last) => format!("the last one that is stored ended at {last}"),
+                None => "none is stored since the backup".to_owned(),
+            };
+            attention.push(format!(
+                "no transaction that ended after {time} is stored, so recovery goes to the end of the stored WAL, {}: {last}. \
+                 Whether others ended before {time} and never came into the repository can't be told",
+                plan.covered_to
+            ));
+            StopAt::EndOfWal
+        }
+        // Every record before it is there, and none behind it.
+        RecoveryTarget::Lsn(_) | RecoveryTarget::End => StopAt::EndOfWal,
+    };
+    if let (StopAt::EndOfWal, Some(newer)) = (stop_at, newer) {
+        attention.push(format!(
+            "recovery follows timeline {}, on which the backup was taken; the server went on to timeline {newer}, which this \
+             version of pgkeep doesn't follow",
+            plan.manifest.start_timeline
+        ));
+    }
+    Staged {
+        stop_at,
+        segments,
+        last_transaction_at,
+        attention,
+    }
+}
+
+/// Fetches segments and walks over them, until the target is reached or there are no more.
+async fn segments(
+    repository: &Repository,
+    plan: &RestorePlan,
+    (place, staging): (&Arc<Place>, &std::path::Path),
+    list: &mut String,
+    progress: &Progress,
+) -> Result<(Scan, u64), PhysicalError> {
+    let manifest = &plan.manifest;
+    let system = plan::system_identifier(manifest)?;
+    let end = match plan.options.target {
+        RecoveryTarget::BackupEnd => manifest.stop_lsn,
+        _ => plan.covered_to,
+    };
+    let last = SegmentName::before(manifest.start_timeline, end, plan.segment_size);
+    let first = SegmentName::holding(manifest.start_timeline, manifest.start_lsn, plan.segment_size);
+    let names = std::iter::successors(Some(first), |name| name.next());
+    let names = names.take_while(|name| name.number() <= last.number());
+    let at_once = usize::try_from(SEGMENT_BYTES_AT_ONCE / plan.segment_size.bytes()).unwrap_or(1);
+    let fetched = futures::stream::iter(names)
+        .map(|name| async move {
+            let bytes = repository.fetch_wal_to(system, &name, end).await?;
+            Ok::<_, PhysicalError>((name, bytes.ok_or_else(|| plan::missing(manifest, name))?))
+        })
+        .buffered(at_once.clamp(1, SEGMENTS_AT_ONCE));
+    let mut fetched = std::pin::pin!(fetched);
+    let mut scan = Scan {
+        walker: WalWalker::new(),
+        target: plan.options.target,
+        start: manifest.start_lsn,
+        stop: manifest.stop_lsn,
+        reached: false,
+        too_early: false,
+        last_transaction_end: None,
+    };
+    let mut staged = 0;
+    while let Some((name, bytes)) = fetched.try_next().await? {
+        let was_reached = scan.reached;
+        let (place, path) = (Arc::clone(place), staging.join(name.to_string()));
+        let length = bytes.len() as u64;
+        let writing = tokio::task::spawn_blocking(move || {
+            let mut walker = std::mem::take(&mut scan.walker);
+            walker.segment(name, &bytes, |record| scan.see(record));
+            scan.walker = walker;
+            place.write(&path, &bytes)?;
+            Ok::<_, PhysicalError>(scan)
+        });
+        scan = writing.await.map_err(PhysicalError::internal)??;
+        Progress::add(&progress.bytes_done, length);
+        staged += 1;
+        list.push_str(&format!("{name}\n"));
+        check(plan, &scan, name, last)?;
+        // One more than where the target is: a server reads ahead.
+        if was_reached {
+            break;
+        }
+    }
+    Ok((scan, staged))
+}
+
+/// Recovery ends silently at what is no record; so that must be where the WAL ends.
+fn check(plan: &RestorePlan, scan: &Scan, name: SegmentName, last: SegmentName) -> Result<(), PhysicalError> {
+    if scan.walker.has_ended() && name.number() < last.number() && !scan.reached {
+        return Err(PhysicalError::Damaged {
+            id: plan.manifest.id.clone(),
+            reason: format!("the WAL in {name} is damaged, and recovery would end there"),
+        });
+    }
+    if scan.too_early {
+        return Err(PhysicalError::Refused {
+            message: format!(
+                "{} lies before the end of backup {}: a transaction that ended later is part of it",
+                plan.options.target, plan.manifest.id
+            ),
+            hint: "take an earlier backup: 'pgkeep list'".to_owned(),
+        });
+    }
+    Ok(())
+}
+
+/// Stages the histories of later timelines, so that the one which the restored server begins is one that nobody has. Returns
+/// the next one.
+async fn histories(
+    repository: &Repository,
+    plan: &RestorePlan,
+    place: &Arc<Place>,
+    list: &mut String,
+) -> Result<Option<Timeline>, PhysicalError> {
+    let system = plan::system_identifier(&plan.manifest)?;
+    let own = plan.manifest.start_timeline;
+    let mut newer = None;
+    // The server looks for them one after another, too (`findNewestTimeLine`, `access/transam/timeline.c`).
+    let mut timeline = Some(own);
+    while let Some(this) = timeline {
+        let history = repository.fetch_wal_history(system, this).await?;
+        timeline = this.as_u32().checked_add(1).and_then(Timeline::new);
+        match history {
+            Some(history) => {
+                let name = WalFileName::History(this).to_string();
+                let path: PathBuf = place.data().join(STAGING).join(&name);
+                list.push_str(&format!("{name}\n"));
+                let place = Arc::clone(place);
+                let writing = tokio::task::spawn_blocking(move || place.write(&path, &history));
+                writing.await.map_err(PhysicalError::internal)??;
+                if this != own {
+                    newer = newer.or(Some(this));
+                }
+            }
+            // The first of all has none.
+            None if this == own => {}
+            None => break,
+        }
+    }
+    Ok(newer)
+}

@@ -1,0 +1,15 @@
+//! Base backups with real servers of each version.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "helpers of tests are tests"
+)]
+
+mod faults;
+mod points;
+mod reader;
+mod refusals;
+mod rounds;
+mod support;

@@ -1,0 +1,168 @@
+//! The points that can be come to, and those that can't, with what is said of them.
+
+use std::collections::BTreeMap;
+
+use jiff::{SignedDuration, Timestamp};
+use pgkeep_base::Classified;
+use pgkeep_physical::PhysicalError;
+use pgkeep_physical::restore::RecoveryTarget;
+use pgkeep_repository::Repository;
+use pgkeep_testkit::{Cluster, require};
+
+use super::support::{Streaming, backup, contents, lsn, repository, restore, server, session};
+
+async fn restored(
+    repository: &Repository,
+    origin: &Cluster,
+    text: &str,
+    target: RecoveryTarget,
+) -> Result<(Cluster, Vec<String>), PhysicalError> {
+    let mut cluster = Cluster::unmade(origin.pg_bin(), origin.major());
+    let report = restore(repository, text, &cluster, target, BTreeMap::new()).await?;
+    cluster.start_restored();
+    Ok((cluster, report.attention))
+}
+
+async fn refused(
+    repository: &Repository,
+    origin: &Cluster,
+    text: &str,
+    target: RecoveryTarget,
+) -> (String, String) {
+    let cluster = Cluster::unmade(origin.pg_bin(), origin.major());
+    let error = restore(repository, text, &cluster, target, BTreeMap::new())
+        .await
+        .unwrap_err();
+    assert!(matches!(error, PhysicalError::Refused { .. }), "{error}");
+    assert!(!cluster.data_dir().exists(), "something was touched: {error}");
+    (error.to_string(), error.hint().unwrap().to_string())
+}
+
+async fn now(cluster: &Cluster) -> Timestamp {
+    let mut session = session(cluster, "postgres").await;
+    let rows = session
+        .query("SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')")
+        .await
+        .unwrap();
+    let text: String = rows[0].get(0).unwrap();
+    text.parse().unwrap()
+}
+
+/// A time after the last transaction makes PostgreSQL itself fail ("recovery ended before configured recovery target was
+/// reached").
+#[tokio::test(flavor = "multi_thread")]
+async fn a_time_after_the_last_transaction_is_the_end_and_is_told() {
+    let origin = require!(Cluster::start(server(17)));
+    origin.psql("postgres", "CREATE TABLE a AS SELECT generate_series(1, 100) i");
+    let folder = tempfile::tempdir().unwrap();
+    let repository = repository(folder.path(), true, None).await;
+    let streaming = Streaming::start(&repository, &origin).await;
+    let report = backup(&repository, &origin).await.unwrap();
+    origin.psql("postgres", "INSERT INTO a VALUES (101)");
+    let expected = contents(&origin).await;
+    let later = now(&origin)
+        .await
+        .checked_add(SignedDuration::from_secs(5))
+        .unwrap();
+    let end = streaming.end(&origin).await;
+
+    let target = RecoveryTarget::Time(later);
+    let (cluster, attention) = restored(&repository, &origin, "latest", target).await.unwrap();
+    assert_eq!(contents(&cluster).await, expected);
+    let [told] = attention.as_slice() else {
+        panic!("{attention:?}")
+    };
+    assert!(
+        told.contains(&later.to_string()) && told.contains("the last one that is stored"),
+        "{told}"
+    );
+
+    // The very end of the WAL is a position like others: nothing begins there.
+    let target = RecoveryTarget::Lsn(end);
+    let (cluster, attention) = restored(&repository, &origin, "latest", target).await.unwrap();
+    assert_eq!((contents(&cluster).await, attention), (expected, vec![]));
+
+    // Beyond and before, it is refused with the nearest point, and nothing is touched.
+    let system = report.manifest.system_identifier.parse().unwrap();
+    let covered = repository
+        .wal_coverage(system, report.manifest.stop_timeline)
+        .await
+        .unwrap();
+    let covered_to = covered.last().unwrap().end;
+    let beyond = covered_to.checked_add(1).unwrap();
+    let (message, hint) = refused(&repository, &origin, "latest", RecoveryTarget::Lsn(beyond)).await;
+    assert!(
+        message.contains("behind the WAL") && hint.contains(&format!("--to-lsn {covered_to}")),
+        "{message} {hint}"
+    );
+    let before = report.manifest.stop_lsn.as_u64() - 8;
+    let before = RecoveryTarget::Lsn(pgkeep_pgformat::Lsn::new(before));
+    for text in ["latest", &report.id.to_string()] {
+        let (message, hint) = refused(&repository, &origin, text, before).await;
+        let nearest = format!("--to-lsn {}", report.manifest.stop_lsn);
+        assert!(
+            message.contains("before the end") && hint.contains(&nearest),
+            "{message} {hint}"
+        );
+    }
+    let early = report
+        .manifest
+        .checkpoint_at
+        .checked_sub(SignedDuration::from_secs(1))
+        .unwrap();
+    let (message, hint) = refused(&repository, &origin, "latest", RecoveryTarget::Time(early)).await;
+    assert!(
+        message.contains("before the end") && hint.contains("--to-time 20"),
+        "{message} {hint}"
+    );
+}
+
+/// Each backup has the WAL that it needs; what lies between them nobody received.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_is_restored_by_its_own_wal_whatever_gap_follows() {
+    let origin = require!(Cluster::start(server(16)));
+    origin.psql("postgres", "CREATE TABLE a AS SELECT generate_series(1, 100) i");
+    let folder = tempfile::tempdir().unwrap();
+    let repository = repository(folder.path(), false, None).await;
+    let first = backup(&repository, &origin).await.unwrap();
+    let held = contents(&origin).await;
+    // Several segments that nobody receives, and a stop in the middle of one.
+    for _ in 0..3 {
+        origin.psql(
+            "postgres",
+            "INSERT INTO a SELECT generate_series(1, 20000); SELECT pg_switch_wal()",
+        );
+    }
+    let between = lsn(
+        &mut session(&origin, "postgres").await,
+        "pg_current_wal_insert_lsn()",
+    )
+    .await;
+    let between_at = now(&origin).await;
+    let second = backup(&repository, &origin).await.unwrap();
+    assert!(first.manifest.stop_lsn < between && between <= second.manifest.start_lsn);
+
+    for target in [RecoveryTarget::BackupEnd, RecoveryTarget::End] {
+        let id = first.id.to_string();
+        let (cluster, _) = restored(&repository, &origin, &id, target).await.unwrap();
+        assert_eq!(contents(&cluster).await, held, "{target}");
+    }
+    let target = RecoveryTarget::End;
+    let (cluster, _) = restored(&repository, &origin, "latest", target).await.unwrap();
+    assert_eq!(contents(&cluster).await, contents(&origin).await);
+
+    // `latest` is the latest that can come there.
+    let (message, hint) = refused(&repository, &origin, "latest", RecoveryTarget::Lsn(between)).await;
+    assert!(
+        message.contains("there is a gap") && message.contains(&first.id.to_string()),
+        "{message}"
+    );
+    assert!(hint.contains("--to-end"), "{hint}");
+    let time = RecoveryTarget::Time(between_at);
+    let (cluster, attention) = restored(&repository, &origin, "latest", time).await.unwrap();
+    assert_eq!(contents(&cluster).await, held);
+    assert!(
+        attention.iter().any(|told| told.contains("can't be told")),
+        "{attention:?}"
+    );
+}
