@@ -106,7 +106,7 @@ async fn in_one(
         jobs: settings.jobs_in_memory(&context.output, memory::load_jobs_max),
     };
     let mut outcome = Outcome::Done;
-    let mut removed = 0;
+    let (mut removed, mut locked) = (0, 0);
     for id in ids {
         let progress = Arc::new(Progress::default());
         let display = Display::start(context.shown, &progress);
@@ -124,6 +124,12 @@ async fn in_one(
             Err(error) if ids.len() > 1 && error.retry_class() == RetryClass::Permanent => {
                 Failure::from(error).tell(&context.output);
                 Outcome::Failed
+            }
+            // One for another key says nothing of the others. The last of them, if none could be opened, says it for all.
+            Err(error) if error.is_locked() && locked + removed + 1 < ids.len() => {
+                context.output.attention(format!("{id} is not verified: {error}"));
+                locked += 1;
+                Outcome::Attention
             }
             Err(error) if error.is_locked() => {
                 return Err(Failure::from(error).or_else_do(

@@ -10,6 +10,7 @@ use pgkeep_repository::{Repository, RepositoryError};
 use pgkeep_store::{Disk, Store};
 
 use super::{AskedBy, Findings};
+use crate::commands::summaries::{self, Summaries};
 use crate::commands::{bucket, run as scheduler, several};
 use crate::context::{KeyUse, Settings};
 use crate::output::{counted, time};
@@ -273,8 +274,39 @@ async fn backups(settings: &Settings, repository: &Repository, findings: &mut Fi
         AREA,
         format!("{number}, the newest of {}", time(newest.id.started_at())),
     );
+    key(settings, repository, newest, findings).await;
     late(settings, &entries, newest, findings);
     verified(settings, &complete, findings);
+}
+
+/// Whether the key that is here opens what is there. One that is nowhere else opens nothing when it is needed.
+async fn key(settings: &Settings, repository: &Repository, newest: &BackupEntry, findings: &mut Findings) {
+    // What is wrong with the key itself is told among the keys.
+    let Ok(access) = settings.access(KeyUse::IfConfigured) else {
+        return;
+    };
+    if access.identities.is_empty() {
+        return;
+    }
+    let store = repository.store().clone();
+    let summaries = async {
+        let repository = Repository::open(store, repository.cluster(), access).await?;
+        summaries::read(&repository, std::slice::from_ref(&newest.id)).await
+    };
+    if let Ok(Summaries {
+        locked: Some(reason), ..
+    }) = summaries.await
+    {
+        findings.add(
+            AREA,
+            Severity::Warning,
+            format!("the secret key here doesn't open the newest dump, {}", newest.id),
+            reason,
+            Some(
+                "cat OTHER.key >> pgkeep.key   # if its key is at hand: a key file may hold several, a line each".to_owned(),
+            ),
+        );
+    }
 }
 
 /// Dumps that were due and aren't there.
