@@ -156,7 +156,9 @@ impl Classified for CopyError {
     fn hint(&self) -> Option<Hint> {
         match self {
             Self::Source { source, .. } | Self::Destination { source, .. } => source.hint(),
-            Self::SameRepository { .. } => Some(Hint::new("name another repository with --to URL")),
+            Self::SameRepository { .. } => Some(Hint::new(
+                "name another repository with --to URL; a copy of a repository's files is the same repository",
+            )),
             Self::DamagedThere { .. } => Some(Hint::new(
                 "the same with --repair writes anew what is damaged there",
             )),

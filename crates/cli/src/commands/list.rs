@@ -33,7 +33,7 @@ pub async fn run(context: &Context, args: ListArgs) -> Result<Outcome, Failure> 
 }
 
 async fn in_one(context: &Context, settings: &Settings, args: &ListArgs) -> Result<Outcome, Failure> {
-    let repository = context.repository(settings, KeyUse::IfThere).await?;
+    let repository = context.repository_soon(settings, KeyUse::IfThere).await?;
     let mut all = repository.backups(BackupKind::Dump).await?;
     all.extend(repository.backups(BackupKind::Base).await?);
     all.sort_by(|a, b| a.id.cmp(&b.id));
@@ -112,8 +112,23 @@ fn damaged(
         .iter()
         .filter(|entry| entry.has_lost_manifest)
         .map(|entry| manifest_gone(&entry.id, repository.cluster(), repository.store().url()));
+    let by_evidence = entries
+        .iter()
+        .filter(|entry| entry.state == BackupState::Complete && !summaries.damaged.contains_key(&entry.id))
+        .filter(|entry| entry.evidence.as_ref().is_some_and(|evidence| !evidence.passed))
+        .map(|entry| {
+            let id = entry.id.to_string();
+            let mend = settings.repair_command(&id);
+            let mend = mend.map(|mend| format!("; if it is sound there: {mend}"));
+            let verify = settings.command(&format!("verify {id}"));
+            format!(
+                "{id}: its last verification found damage, of which this tells: {verify}{}",
+                mend.unwrap_or_default()
+            )
+        });
     manifests
         .chain(gone)
+        .chain(by_evidence)
         .chain(summaries.damaged.values().cloned())
         .collect()
 }

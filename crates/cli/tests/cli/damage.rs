@@ -73,8 +73,12 @@ fn damage_is_found_named_and_remembered() {
     assert!(half.contains("'other' holds an unfinished restore"), "{half}");
     cluster.psql("postgres", "DROP DATABASE other");
     // The damaged one is the newest, and still the good one before it is kept.
-    let listed = place.run(&["list"]).expect(0).stdout;
-    assert!(listed.contains("DAMAGED"), "{listed}");
+    let listed = place.run(&["list"]).expect(3);
+    assert!(listed.stdout.contains("DAMAGED"), "{listed:?}");
+    assert!(
+        listed.stderr.contains(&format!("pgkeep verify {first}")),
+        "{listed:?}"
+    );
     let second = place.dump();
     let plan = place
         .run(&["prune", "--keep-daily", "1", "--json"])
