@@ -192,6 +192,21 @@ def check_copy(scene, objects):
         raise AssertionError(f"copy ended with {code}\n{said}")
     scene.expect_done("restore", destination, ["verify", "all"])
     print("writer and restore together are enough for a copy's destination")
+    damaged = next(key for key in objects if key.endswith("/d1/000001.sql.zst.age") and ORPHAN not in key)
+    scene.emulator.s3.put_object(Bucket=destination, Key=damaged, Body=b"damaged")
+    repair = ["copy", "all", "--to", f"s3://{destination}/pgkeep", "--repair"]
+    code, said = scene.run("copy", source, policy, repair)
+    if code == 0 or "s3:DeleteObject" not in said:
+        raise AssertionError(f"repair without the right to delete ended with {code}\n{said}")
+    policy = policies.joined(*(scene.policy(role, bucket) for role, bucket in
+                               [("restore", source), ("restore", destination), ("writer", destination), ("prune", destination)]))
+    for statement in policy["Statement"]:
+        del statement["Sid"]
+    code, said = scene.run("copy", source, policy, repair)
+    if code != 0:
+        raise AssertionError(f"repair ended with {code}\n{said}")
+    scene.expect_done("restore", destination, ["verify", "all"])
+    print("with prune they are enough to repair it")
 
 
 def refused(scene, role, bucket, operation, **arguments):

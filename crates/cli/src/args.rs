@@ -172,12 +172,15 @@ pub struct InitArgs {
     /// When 'pgkeep run' dumps [default: 0 2 * * *].
     #[arg(long, value_name = "CRON")]
     pub schedule: Option<String>,
-    /// Ask nothing; without a terminal nothing is asked anyway.
+    /// Ask nothing, and take the only server that runs on this machine; without a terminal nothing is asked anyway.
     #[arg(long, short)]
     pub yes: bool,
     /// Leave the first dump for later.
     #[arg(long)]
     pub no_dump: bool,
+    /// Take over this cluster's name in the repository, by the first dump, although another database cluster had it.
+    #[arg(long, conflicts_with = "no_dump")]
+    pub accept_new_identity: bool,
 }
 
 /// `pgkeep dump`
@@ -372,6 +375,9 @@ pub struct CopyArgs {
     /// Repository to copy to; made if there is none.
     #[arg(long, value_name = "URL")]
     pub to: String,
+    /// Compare what is there already with its hashes, and write anew what is damaged: deletes it first.
+    #[arg(long)]
+    pub repair: bool,
 }
 
 /// `pgkeep export`

@@ -59,6 +59,8 @@ pub struct Settings {
     pub cluster: Cluster,
     /// What the configuration was read from.
     pub loaded: Loaded,
+    /// The cluster's other repositories, where these are the settings for one of several.
+    pub others: Vec<String>,
 }
 
 /// What for the repository is opened.
@@ -95,6 +97,7 @@ impl Context {
             name,
             cluster,
             loaded,
+            others: Vec::new(),
         })
     }
 
@@ -121,6 +124,7 @@ impl Context {
                 name,
                 cluster,
                 loaded: loaded.clone(),
+                others: Vec::new(),
             })
         };
         names.into_iter().map(select).collect()
@@ -146,6 +150,7 @@ impl Context {
             name,
             cluster,
             loaded,
+            others: Vec::new(),
         })
     }
 
@@ -228,13 +233,18 @@ impl Context {
         }
     }
 
-    /// Opens the repository that is read from; none where it isn't made yet.
+    /// Opens the repository that is read from; none where it isn't made yet. One of several isn't waited for as long as
+    /// usual.
     pub async fn repository_if_there(
         &self,
         settings: &Settings,
         keys: KeyUse,
     ) -> Result<Option<Repository>, Failure> {
-        let store = settings.store(settings.repository_url()?).await?;
+        let url = settings.repository_url()?;
+        let store = match settings.others.is_empty() {
+            true => settings.store(url).await?,
+            false => settings.store_soon(url).await?,
+        };
         match Repository::open(store, &settings.name, settings.access(keys)?).await {
             Ok(repository) => Ok(Some(repository)),
             Err(RepositoryError::NotARepository { .. }) => Ok(None),
@@ -272,8 +282,15 @@ impl Settings {
 
     /// The settings as they are for each of the repositories, at least one.
     pub fn in_each_repository(&self) -> Result<Vec<Self>, Failure> {
-        let urls = self.cluster.repositories()?.iter();
-        urls.map(|url| self.in_repository(url)).collect()
+        let urls = self.cluster.repositories()?;
+        let in_one = |url: &String| {
+            let others = urls.iter().filter(|other| *other != url);
+            Ok(Self {
+                others: others.cloned().collect(),
+                ..self.in_repository(url)?
+            })
+        };
+        urls.iter().map(in_one).collect()
     }
 
     /// The settings as they are for a repository, be it one of the cluster's or another.
@@ -282,7 +299,33 @@ impl Settings {
             name: self.name.clone(),
             cluster: self.cluster.in_repository(url)?,
             loaded: self.loaded.clone(),
+            others: Vec::new(),
         })
+    }
+
+    /// A command for the user, which names the cluster where the configuration has several.
+    pub fn command(&self, arguments: &str) -> String {
+        match self.loaded.config.names(None).as_deref() {
+            Ok([_, _, ..]) => format!("pgkeep --cluster {} {arguments}", quote_for_shell(&self.name)),
+            _ => format!("pgkeep {arguments}"),
+        }
+    }
+
+    /// The command that brings to a repository what it lacks.
+    pub fn copy_command(&self, what: &str, to: &str) -> String {
+        self.command(&format!("copy {what} --to {}", quote_for_shell(to)))
+    }
+
+    /// The command that makes a damaged dump of this repository good from another one, where there is one.
+    pub fn repair_command(&self, id: &str) -> Option<String> {
+        let (url, from) = (self.repository_url().ok()?, self.others.first()?);
+        Some(self.repair_from(id, from, url))
+    }
+
+    /// The same from a repository that has it sound.
+    pub fn repair_from(&self, id: &str, from: &str, to: &str) -> String {
+        let [from, to] = [from, to].map(quote_for_shell);
+        self.command(&format!("copy {id} --repository {from} --to {to} --repair"))
     }
 
     /// The same without one of several repositories.
@@ -533,6 +576,7 @@ mod tests {
             name,
             cluster,
             loaded,
+            others: Vec::new(),
         })
     }
 

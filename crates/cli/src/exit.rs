@@ -164,6 +164,15 @@ impl Failure {
         self
     }
 
+    /// The same, of one of several repositories. What names it already is left as it is.
+    #[must_use]
+    pub fn at(mut self, url: &str) -> Self {
+        if !self.text().contains(url.trim_end_matches('/')) {
+            self.message = format!("{url}: {}", self.message);
+        }
+        self
+    }
+
     /// The exit code.
     pub fn code(&self) -> u8 {
         self.code

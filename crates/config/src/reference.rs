@@ -35,7 +35,9 @@ const SEVERAL_REPOSITORIES: &str = "
 them. One that fails or can't be reached is left out of that dump, which says so and ends with 3; `pgkeep copy ID --to URL`
 brings the dump there later, and `pgkeep run` says what a repository lacks. Only when it gets into none of them does a dump fail;
 where one of them belongs to another database, it is refused. The slowest sets the pace: a request that a store doesn't answer is given
-up after five minutes, and the store with it.
+up after five minutes, and the store with it. A repository that isn't there while another one of the cluster's is (its disk
+isn't mounted, say) is made anew by the next dump, which says so and ends with 3, as it does for a second repository that is new:
+`pgkeep copy all --to URL` brings the earlier dumps there.
 
 A repository may be a table with settings of its own for `s3`, `gcs`, `azure`, `keep` and
 `limits.upload_bytes_per_second`, which stand over those of the cluster, variables included; flags stand over both:
@@ -52,9 +54,12 @@ keep = { window = \"7d\" }
 What a repository's table doesn't name is as for the cluster, also within `keep`. A setting can't be unset for one repository: credentials of one that isn't like the others go into each table.
 
 `list`, `verify all`, `prune`, `doctor` go through all of them, and `run` prunes those that got the dump. `restore`, `show` and
-`export` read from the first one in which the dump can be read; for `latest`, the newest of all. `pin`, `unpin` and `verify ID` are
-about every one that has it. One that can't be asked is told, and the command ends with 3 (a pin that isn't everywhere, with 1).
-`--repository URL` chooses one.
+`export` read from the first one in which the dump can be read and no verification found it damaged; for `latest`, the newest of
+all. `pin`, `unpin` and `verify ID` are about every one that has it. One that can't be asked or isn't there is told, and the command
+ends with 3 (a pin that isn't everywhere, with 1). `--repository URL` chooses one.
+
+A dump that is damaged in one of them is mended from another: `pgkeep copy ID --repository SOUND --to DAMAGED --repair` compares
+what is there with its hashes and writes anew what is damaged.
 ";
 
 /// The text of `docs/configuration.md`.

@@ -10,6 +10,7 @@ use crate::settings::{SETTINGS, setting};
 
 /// What may be set for one repository: how it is reached, and what is kept there.
 const OF_ONE: [&str; 5] = ["s3.", "gcs.", "azure.", "keep.", "limits.upload_bytes_per_second"];
+const OF_ONE_IN_WORDS: &str = "s3, gcs, azure, keep and limits.upload_bytes_per_second";
 const SCHEMES: [&str; 6] = ["file", "s3", "gs", "az", "abfss", "memory"];
 
 /// One repository as it was given.
@@ -81,8 +82,7 @@ fn of_one(table: &DeTable<'_>, prefix: &str, own: &mut Vec<(&'static str, Secret
             (None, DeValue::Table(inner)) if is_table(&name) => of_one(inner, &format!("{name}."), own)?,
             (Some(_), _) => {
                 return Err(format!(
-                    "has a table with '{name}', which can't be set for one repository alone; what can: \
-                     s3, gcs, azure, keep and limits.upload_bytes_per_second"
+                    "has a table with '{name}', which can't be set for one repository alone; what can: {OF_ONE_IN_WORDS}"
                 ));
             }
             (None, _) => {
@@ -93,7 +93,9 @@ fn of_one(table: &DeTable<'_>, prefix: &str, own: &mut Vec<(&'static str, Secret
                     .map(|meant| format!("; did you mean '{meant}'?"));
                 return Err(format!(
                     "has a table with '{name}', which is no setting{}",
-                    meant.unwrap_or_default()
+                    meant.unwrap_or_else(|| format!(
+                        "; what can be set for one repository: {OF_ONE_IN_WORDS}"
+                    ))
                 ));
             }
         }
@@ -118,6 +120,11 @@ fn as_text(value: &DeValue<'_>) -> String {
 }
 
 fn check(url: &str) -> Result<(), String> {
+    if url.starts_with(['[', '{', '"']) {
+        return Err("must be URLs and nothing around them where it isn't in the file; several with commas between them: \
+                    s3://bucket/prefix,file:///directory"
+            .to_owned());
+    }
     let did_you_mean = |scheme: &str| {
         let meant = nearest(scheme, SCHEMES).map(|meant| format!("; did you mean '{meant}://'?"));
         meant.unwrap_or_default()

@@ -78,6 +78,9 @@ pub async fn choose(repository: &Repository, text: &str, wanted: &Wanted<'_>) ->
     for id in repository.ids(BackupKind::Dump).await? {
         let state = repository.state(&id).await?;
         if !state.is_there() {
+            if let Some(error) = lost(repository, &id, state).await? {
+                unreadable.push((id, error));
+            }
             continue;
         }
         match judge(repository, &id, state, wanted).await {
@@ -128,7 +131,10 @@ pub async fn find(repository: &Repository, text: &str, command: &str) -> Result<
     for id in repository.ids(BackupKind::Dump).await? {
         let state = repository.state(&id).await?;
         if !state.is_there() {
-            continue;
+            match lost(repository, &id, state).await? {
+                Some(error) => return Err(error),
+                None => continue,
+            }
         }
         let unknown = match know(repository, &id, state).await {
             Ok(known) => match known.lacks(&wanted) {
@@ -145,6 +151,21 @@ pub async fn find(repository: &Repository, text: &str, command: &str) -> Result<
         return Ok(Found { id, skipped, unknown });
     }
     Err(nothing(repository, &skipped, &wanted).await)
+}
+
+/// What is wrong with a dump whose manifest somebody else deleted: it isn't one that never was.
+async fn lost(
+    repository: &Repository,
+    id: &BackupId,
+    state: BackupState,
+) -> Result<Option<DumpError>, DumpError> {
+    if state != BackupState::Incomplete || !repository.has_lost_manifest(id).await? {
+        return Ok(None);
+    }
+    let key = layout::backup_object(repository.cluster(), id, layout::MANIFEST);
+    let reason =
+        "it is gone, and pgkeep did not delete it ('pgkeep list' says how to bring it back)".to_owned();
+    Ok(Some(RepositoryError::Malformed { key, reason }.into()))
 }
 
 async fn nothing(repository: &Repository, skipped: &[Skipped], wanted: &Wanted<'_>) -> DumpError {

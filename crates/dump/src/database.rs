@@ -16,6 +16,7 @@ use crate::data::{self, DataPhase, DataRead};
 use crate::error::{Context, DumpError};
 use crate::excluded;
 use crate::giving_way::{Attempts, LOCK_TIMEOUT};
+use crate::hidden;
 use crate::limits;
 use crate::manifest::{
     DataObject, DatabaseManifest, Excluded, Filters, QualifiedName, Relation, RelationKind, RowFormat,
@@ -35,6 +36,8 @@ pub(crate) struct Dumped {
     pub other_objects: Vec<ObjectRef>,
     /// Patterns of what to leave out that fit nothing in it.
     pub unfit: Vec<Exclusion>,
+    /// What the role may not dump.
+    pub hidden: Vec<String>,
 }
 
 pub(crate) async fn dump(run: &Run<'_>, name: &str, folder: &str) -> Result<Dumped, DumpError> {
@@ -45,6 +48,7 @@ pub(crate) async fn dump(run: &Run<'_>, name: &str, folder: &str) -> Result<Dump
     let timescaledb = inventory(&mut snapshot.session, name).await?;
     let relations = ordered_relations(&mut snapshot, timescaledb.as_ref(), run.options.text_only).await?;
     let unfit = unfit::in_database(&mut snapshot.session, &run.options.filters, name).await?;
+    let hidden = hidden::in_database(&mut snapshot.session, &run.options.filters, name).await?;
     phase("reading the catalog");
     let excluded_relations = excluded.as_ref().map_or(&[][..], |excluded| &excluded.relations);
     let catalog = read_catalog(
@@ -92,6 +96,7 @@ pub(crate) async fn dump(run: &Run<'_>, name: &str, folder: &str) -> Result<Dump
         manifest,
         other_objects,
         unfit,
+        hidden,
     })
 }
 

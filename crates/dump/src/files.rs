@@ -18,6 +18,7 @@ use crate::database::inventory;
 use crate::databases::{self, ChosenDatabases};
 use crate::error::{Context, DumpError};
 use crate::giving_way::Attempts;
+use crate::hidden;
 use crate::indispensable;
 use crate::manifest::Filters;
 use crate::output::{Compression, Output};
@@ -212,6 +213,9 @@ impl Writing<'_> {
         let mut snapshot = snapshot::take(&target, filters, self.options.lock_timeout).await?;
         let unfit = unfit::in_database(&mut snapshot.session, filters, name).await?;
         self.unfit.push(unfit);
+        let hidden = hidden::in_database(&mut snapshot.session, filters, name).await?;
+        self.attention
+            .extend(hidden.iter().map(|omission| not_in_the_dump(omission)));
         unfit::refuse_empty_selection(&mut snapshot.session, filters, name).await?;
         if let Some(inventory) = inventory(&mut snapshot.session, name).await? {
             indispensable::refuse_excluded(name, &inventory, filters)?;

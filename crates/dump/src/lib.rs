@@ -19,6 +19,7 @@ mod files;
 #[doc(hidden)]
 pub mod fuzzing;
 mod giving_way;
+mod hidden;
 mod indispensable;
 mod limits;
 pub mod manifest;

@@ -356,6 +356,7 @@ impl Run<'_> {
             .await?;
         let dumped = self.databases(&chosen.databases, &mut omissions).await?;
         refuse_empty_selection(&dumped, &self.options.filters)?;
+        omissions.extend(dumped.iter().flat_map(|dumped| dumped.hidden.iter().cloned()));
         let attention = unfit::attention(
             dumped
                 .iter()

@@ -383,7 +383,10 @@ impl Repository {
     }
 
     /// Whether it was a backup until somebody else deleted its manifest. Where that may not be read, it may have been.
-    pub(crate) async fn has_lost_manifest(&self, id: &BackupId) -> Result<bool, RepositoryError> {
+    ///
+    /// # Errors
+    /// Whatever the store says.
+    pub async fn has_lost_manifest(&self, id: &BackupId) -> Result<bool, RepositoryError> {
         if self.state(id).await? != BackupState::Incomplete || self.is_empty(id).await? {
             return Ok(false);
         }

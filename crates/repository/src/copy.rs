@@ -8,13 +8,15 @@
 //! committing after somebody else swept its objects is the destination's lease, the tombstone in the manifest's place,
 //! and a last look at the objects after the manifest is there.
 
+mod repair;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use futures::StreamExt;
-use pgkeep_base::{BackupId, Classified, Hint, RetryClass};
+use pgkeep_base::{BackupId, Classified, Hint, RetryClass, quote_for_shell};
 use pgkeep_store::{PutOutcome, StoreErrorKind};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::backups::BackupState;
 use crate::error::RepositoryError;
@@ -22,6 +24,8 @@ use crate::integrity::{Checksum, names};
 use crate::layout;
 use crate::lease::Lease;
 use crate::repo::Repository;
+
+pub use repair::{RepairReport, is_repairable, repair};
 
 /// Objects on their way at once.
 const COPY_CONCURRENCY: usize = 4;
@@ -105,7 +109,15 @@ pub enum CopyError {
         /// The repository.
         url: String,
     },
-    /// An unfinished copy at the destination holds something else.
+    /// What is at the destination can't be read as a backup.
+    #[error("{id} is at {url}, with a damaged manifest")]
+    DamagedThere {
+        /// The repository copied to.
+        url: String,
+        /// The backup.
+        id: String,
+    },
+    /// An unfinished copy at the destination, or a backup that this one refers to, holds something else.
     #[error("{key} is already at {url}, with other contents than here")]
     Differs {
         /// The repository copied to.
@@ -121,7 +133,7 @@ impl CopyError {
         let cause = match self {
             Self::Source { source, .. } | Self::Destination { source, .. } => source.as_ref(),
             Self::SameRepository { .. } => return false,
-            Self::Differs { .. } => return true,
+            Self::Differs { .. } | Self::DamagedThere { .. } => return true,
         };
         cause.is_damage() || matches!(cause, RepositoryError::Removed { .. })
     }
@@ -137,7 +149,7 @@ impl Classified for CopyError {
         match self {
             Self::Source { source, .. } | Self::Destination { source, .. } => source.retry_class(),
             Self::SameRepository { .. } => RetryClass::Usage,
-            Self::Differs { .. } => RetryClass::Permanent,
+            Self::Differs { .. } | Self::DamagedThere { .. } => RetryClass::Permanent,
         }
     }
 
@@ -145,15 +157,20 @@ impl Classified for CopyError {
         match self {
             Self::Source { source, .. } | Self::Destination { source, .. } => source.hint(),
             Self::SameRepository { .. } => Some(Hint::new("name another repository with --to URL")),
+            Self::DamagedThere { .. } => Some(Hint::new(
+                "the same with --repair writes anew what is damaged there",
+            )),
             Self::Differs { url, .. } => Some(Hint::new(format!(
-                "remove the unfinished copy with 'pgkeep prune --repository {url}', then copy again"
+                "remove the unfinished copy with 'pgkeep prune --repository {}', then copy again; if it is a complete backup that \
+                 is damaged there: 'pgkeep copy all --to {0} --repair'",
+                quote_for_shell(url)
             ))),
         }
     }
 }
 
-/// Copies one backup. `lease` is the destination's, so that nobody sweeps there meanwhile; `progress` gets the bytes of
-/// each object that is done with.
+/// Copies one backup. `lease` is the destination's, so that nobody sweeps there meanwhile; `progress` gets 0 before each
+/// object that is written, and the bytes of each that is done with.
 ///
 /// # Errors
 /// The store's on either side; an object that isn't what `checksums.b3` says. The destination then has no such backup,
@@ -181,7 +198,12 @@ pub async fn copy(
         }
         BackupState::Swept => give_back(destination, lease, id).await.map_err(to)?,
         BackupState::Incomplete => {}
-        BackupState::Damaged => return Err(to(no_manifest(destination, id))),
+        BackupState::Damaged => {
+            return Err(CopyError::DamagedThere {
+                url: destination.store().url().to_owned(),
+                id: id.to_string(),
+            });
+        }
     }
     match source.state(id).await.map_err(from)? {
         BackupState::Complete => {}
@@ -191,17 +213,8 @@ pub async fn copy(
         }
     }
     claim_identities(source, destination).await?;
-    let present = destination.stored_sizes(id, names(checksums)).await;
+    let copying = Copying::new(original, destination, lease).await?;
     make_room(destination, checksums).await.map_err(to)?;
-    let copying = Copying {
-        source,
-        destination,
-        lease,
-        id,
-        sizes: &original.sizes,
-        present: present.map_err(to)?,
-        memory: Semaphore::new(COPY_MEMORY_KIB as usize),
-    };
     let mut report = CopyReport::default();
     let objects = checksums
         .iter()
@@ -325,7 +338,39 @@ struct Copying<'a> {
     memory: Semaphore,
 }
 
+impl<'a> Copying<'a> {
+    async fn new(
+        original: &'a Original<'_>,
+        destination: &'a Repository,
+        lease: &'a Lease,
+    ) -> Result<Self, CopyError> {
+        let id = original.id;
+        let present = destination.stored_sizes(id, names(&original.checksums)).await;
+        Ok(Self {
+            source: original.repository,
+            destination,
+            lease,
+            id,
+            sizes: &original.sizes,
+            present: present.map_err(|error| to_destination(destination, error))?,
+            memory: Semaphore::new(COPY_MEMORY_KIB as usize),
+        })
+    }
+}
+
 impl Copying<'_> {
+    /// Waits for the memory of an object of so many bytes.
+    async fn memory_for(&self, bytes: u64) -> Result<SemaphorePermit<'_>, CopyError> {
+        let kib = u32::try_from(bytes.div_ceil(1 << 10))
+            .unwrap_or(u32::MAX)
+            .min(COPY_MEMORY_KIB);
+        let permit = self.memory.acquire_many(kib).await;
+        permit.map_err(|error| {
+            let reason = format!("the copy's memory budget is gone: {error}");
+            to_destination(self.destination, RepositoryError::Internal(reason))
+        })
+    }
+
     fn source_key(&self, name: &str) -> String {
         layout::backup_object(self.source.cluster(), self.id, name)
     }
@@ -374,16 +419,11 @@ impl Copying<'_> {
             progress(bytes);
             return Ok(Done { copied: false, bytes });
         }
-        let kib = u32::try_from(bytes.div_ceil(1 << 10))
-            .unwrap_or(u32::MAX)
-            .min(COPY_MEMORY_KIB);
-        let _memory = self.memory.acquire_many(kib).await.map_err(|error| {
-            to(RepositoryError::Internal(format!(
-                "the copy's memory budget is gone: {error}"
-            )))
-        })?;
+        let _memory = self.memory_for(bytes).await?;
         let body = self.read(&checksum.name, Some(checksum)).await?;
         let length = body.len() as u64;
+        // From here on something of it may be there, even if the copy is broken off before it hears so.
+        progress(0);
         let put = self
             .destination
             .store()
@@ -431,9 +471,9 @@ impl Copying<'_> {
             .stored_sizes(self.id, names(checksums))
             .await
             .map_err(to)?;
-        let whole = checksums
-            .iter()
-            .all(|checksum| there.get(&checksum.name) == self.sizes.get(&checksum.name));
+        // What was there before was compared by its hash, and may be sound where the source's isn't.
+        let expected = |name: &str| self.present.get(name).or(self.sizes.get(name));
+        let whole = names(checksums).all(|name| there.get(name) == expected(name));
         if whole {
             return Ok(());
         }

@@ -56,6 +56,8 @@ pub struct Destinations {
     state: Mutex<State>,
     /// No further lease is to be taken.
     stopping: AtomicBool,
+    /// Some couldn't be opened.
+    has_unopened: bool,
 }
 
 impl From<Repository> for Destinations {
@@ -119,6 +121,7 @@ impl Destinations {
         Self {
             all: [first].into_iter().chain(others).map(destination).collect(),
             sealing,
+            has_unopened: !unopened.is_empty(),
             state: Mutex::new(State {
                 left_out: unopened,
                 ..State::default()
@@ -158,6 +161,19 @@ impl Destinations {
         all.filter(|(place, _)| !state.failed.contains(place))
             .map(|(place, destination)| (place, &destination.repository))
             .collect()
+    }
+
+    /// The URLs of those that were made by opening them, unless all are new. One that couldn't be opened may have been there.
+    pub fn made_beside_others(&self) -> Vec<&str> {
+        let is_new = |destination: &&Destination| destination.repository.is_new();
+        let made: Vec<&str> = self
+            .all
+            .iter()
+            .filter(is_new)
+            .map(|destination| destination.url.as_str())
+            .collect();
+        let were_there = made.len() < self.all.len() || self.has_unopened;
+        if were_there { made } else { Vec::new() }
     }
 
     /// The URL of one, as it was given.

@@ -310,16 +310,9 @@ fn decrypt<R: BufRead>(input: R, options: &OpenOptions<'_>) -> Result<StreamRead
 }
 
 fn no_matching_key(options: &OpenOptions<'_>) -> EncryptionError {
+    // An X25519 stanza doesn't say whom it is for: it may be another key's, or damaged, also where this key is one of those
+    // that are configured now.
     let tried: Vec<Recipient> = options.identities.iter().map(Identity::to_recipient).collect();
-    // An X25519 stanza doesn't say whom it is for. With the right key at hand, it is the stanza that is wrong.
-    if let Some(right) = tried
-        .iter()
-        .find(|recipient| options.recipients.contains(recipient))
-    {
-        let reason =
-            format!("its age header doesn't open with the key of {right}, which is one of the repository's");
-        return EncryptionError::Corrupt(reason);
-    }
     EncryptionError::WrongKey {
         tried,
         recipients: options.recipients.to_vec(),

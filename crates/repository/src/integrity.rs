@@ -191,7 +191,7 @@ impl Repository {
         Ok(damages)
     }
 
-    async fn hash_stored(
+    pub(crate) async fn hash_stored(
         &self,
         id: &BackupId,
         name: &str,

@@ -186,6 +186,34 @@ pub struct Contents {
     key: String,
     /// `None` marks the end: a channel that closes without it means that the stage before died.
     blocks: mpsc::Receiver<Result<Option<Bytes>, RepositoryError>>,
+    /// Of an object whose hash wasn't known beforehand: where it is looked up.
+    unchecked: Option<Unchecked>,
+}
+
+struct Unchecked {
+    repository: Repository,
+    id: BackupId,
+    name: String,
+}
+
+impl Unchecked {
+    /// Why no key opens it: where its bytes aren't what was written, that is why, and else it was written for another key.
+    async fn explain(&self, error: RepositoryError) -> RepositoryError {
+        let Ok(checksums) = self.repository.checksums(&self.id).await else {
+            return error;
+        };
+        let Some(checksum) = checksums.into_iter().find(|checksum| checksum.name == self.name) else {
+            return error;
+        };
+        match self.repository.hash_stored(&self.id, &self.name, |_| {}).await {
+            Ok(found) if found.to_hex().as_str() != checksum.hash => RepositoryError::HashMismatch {
+                key: layout::backup_object(self.repository.cluster(), &self.id, &self.name),
+                found: found.to_hex().to_string(),
+                expected: checksum.hash,
+            },
+            _ => error,
+        }
+    }
 }
 
 impl Contents {
@@ -200,6 +228,7 @@ impl Contents {
         Self {
             key: String::new(),
             blocks: receiver,
+            unchecked: None,
         }
     }
 
@@ -210,6 +239,10 @@ impl Contents {
     /// Whatever the store, age, zstd or the hash say.
     pub async fn next(&mut self) -> Result<Option<Bytes>, RepositoryError> {
         match self.blocks.recv().await {
+            Some(Err(error)) => match self.unchecked.take().filter(|_| is_of_another_key(&error)) {
+                Some(unchecked) => Err(unchecked.explain(error).await),
+                None => Err(error),
+            },
             Some(next) => next,
             None => Err(RepositoryError::Internal(
                 "the thread that opens an object died".to_owned(),
@@ -289,7 +322,13 @@ impl Repository {
         name: &str,
         bytes_max: u64,
     ) -> Result<Contents, RepositoryError> {
-        self.open_contents(id, name, bytes_max, None).await
+        let mut contents = self.open_contents(id, name, bytes_max, None).await?;
+        contents.unchecked = Some(Unchecked {
+            repository: self.clone(),
+            id: id.clone(),
+            name: name.to_owned(),
+        });
+        Ok(contents)
     }
 
     async fn open_contents(
@@ -358,8 +397,19 @@ impl Repository {
         Contents {
             key,
             blocks: plain_receiver,
+            unchecked: None,
         }
     }
+}
+
+fn is_of_another_key(error: &RepositoryError) -> bool {
+    matches!(
+        error,
+        RepositoryError::Open {
+            source: EncryptionError::WrongKey { .. },
+            ..
+        }
+    )
 }
 
 /// The stored bytes as a blocking reader that hashes what it hands on.

@@ -164,6 +164,15 @@ impl Repository {
         self.newest_of(&layout::evidence_prefix(&self.cluster)).await
     }
 
+    /// The newest evidence of one backup.
+    ///
+    /// # Errors
+    /// Whatever the store says.
+    pub async fn evidence_of(&self, id: &BackupId) -> Result<Option<Evidence>, RepositoryError> {
+        let prefix = layout::backup_evidence_prefix(&self.cluster, id);
+        Ok(self.newest::<Evidence>(&prefix).await?.1)
+    }
+
     /// Records what a verification found.
     ///
     /// # Errors

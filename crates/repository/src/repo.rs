@@ -61,6 +61,7 @@ pub struct Repository {
     pub(crate) access: Arc<Access>,
     pub(crate) clock: Arc<dyn Clock>,
     marker: RepositoryMarker,
+    is_new: bool,
 }
 
 impl Repository {
@@ -74,7 +75,7 @@ impl Repository {
             .ok_or_else(|| RepositoryError::NotARepository {
                 url: store.url().to_owned(),
             })?;
-        Ok(Self::assemble(store, cluster, access, marker))
+        Ok(Self::assemble(store, cluster, access, marker, false))
     }
 
     /// Opens a repository for writing, making it where there is none.
@@ -92,7 +93,7 @@ impl Repository {
             return Err(RepositoryError::NoRecipients);
         }
         if let Some(marker) = read_marker(&store).await? {
-            return Ok(Self::assemble(store, cluster, access, marker));
+            return Ok(Self::assemble(store, cluster, access, marker, false));
         }
         let mut random = [0_u8; 16];
         getrandom::fill(&mut random)?;
@@ -112,16 +113,17 @@ impl Repository {
                     })?
             }
         };
-        Ok(Self::assemble(store, cluster, access, marker))
+        Ok(Self::assemble(store, cluster, access, marker, true))
     }
 
-    fn assemble(store: Store, cluster: &str, access: Access, marker: RepositoryMarker) -> Self {
+    fn assemble(store: Store, cluster: &str, access: Access, marker: RepositoryMarker, is_new: bool) -> Self {
         Self {
             store,
             cluster: cluster.to_owned(),
             access: Arc::new(access),
             clock: Arc::new(SystemClock),
             marker,
+            is_new,
         }
     }
 
@@ -155,6 +157,11 @@ impl Repository {
     /// Format version, name and age of the repository.
     pub fn marker(&self) -> &RepositoryMarker {
         &self.marker
+    }
+
+    /// Whether there was none where this was opened.
+    pub fn is_new(&self) -> bool {
+        self.is_new
     }
 
     /// The present moment, as this repository's clock has it.

@@ -159,6 +159,8 @@ pub enum Reason {
     Future,
     /// Kept: it was a backup, and somebody else deleted its manifest.
     ManifestGone,
+    /// No reason to keep it: what is kept for another one, and isn't good.
+    Damaged,
     /// Removed: no rule keeps it.
     Expired {
         /// The window it is older than.
@@ -182,6 +184,7 @@ impl Reason {
             Self::Newest { rule, .. } => rule.name(),
             Self::Future => "future",
             Self::ManifestGone => "manifest_gone",
+            Self::Damaged => "damaged",
             Self::Expired { .. } => "expired",
         }
     }
@@ -222,6 +225,7 @@ impl fmt::Display for Reason {
                 f.write_str("started after the present moment: a clock is wrong, so its age is unknown")
             }
             Self::ManifestGone => f.write_str("its manifest is gone, which no prune deleted"),
+            Self::Damaged => f.write_str("DAMAGED, so it counts for nothing else"),
             Self::Expired {
                 window,
                 rules,
@@ -341,7 +345,10 @@ pub fn plan(policy: &Policy, candidates: &[Candidate], now: Timestamp) -> Plan {
         Some(reasons) => Decision {
             id: candidate.id.clone(),
             keep: true,
-            reasons: reasons.clone(),
+            reasons: match candidate.verified {
+                Some(false) => [reasons.as_slice(), &[Reason::Damaged]].concat(),
+                _ => reasons.clone(),
+            },
         },
         None => {
             let rules = policy.counts().into_iter().map(|(rule, _)| rule).collect();

@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use pgkeep_base::{BackupId, BackupKind, Classified, RetryClass};
 use pgkeep_repository::backups::BackupState;
-use pgkeep_repository::copy::{self, CopyError, CopyReport, Original};
+use pgkeep_repository::copy::{self, CopyError, CopyReport, Original, RepairReport};
 use pgkeep_repository::lease::Lease;
+use pgkeep_repository::records::Evidence;
 use pgkeep_repository::references::References;
 use pgkeep_repository::{Repository, RepositoryError};
 use support::{Folder, backup, day, incremental, is_whole, record};
@@ -19,15 +20,32 @@ const OBJECTS: usize = 12;
 const ALL_OBJECTS: u64 = OBJECTS as u64 + 2;
 
 async fn run(source: &Repository, destination: &Repository, id: &BackupId) -> Result<CopyReport, CopyError> {
-    let lease = Lease::acquire(destination, "pgkeep copy", Duration::from_secs(60))
-        .await
-        .unwrap();
+    let lease = lease(destination).await;
     let report = match Original::read(source, id).await {
         Ok(original) => copy::copy(&original, destination, &lease, |_| {}).await,
         Err(error) => Err(error),
     };
     lease.release().await.unwrap();
     report
+}
+
+async fn repair(
+    source: &Repository,
+    destination: &Repository,
+    id: &BackupId,
+) -> Result<RepairReport, CopyError> {
+    let lease = lease(destination).await;
+    let report = match Original::read(source, id).await {
+        Ok(original) => copy::repair(&original, destination, &lease, |_| {}).await,
+        Err(error) => Err(error),
+    };
+    lease.release().await.unwrap();
+    report
+}
+
+async fn lease(destination: &Repository) -> Lease {
+    let lease = Lease::acquire(destination, "pgkeep copy", Duration::from_secs(60)).await;
+    lease.unwrap()
 }
 
 /// Long after it was made: a copy has no deadline.
@@ -68,8 +86,8 @@ async fn a_copy_that_broke_off_is_taken_up_where_it_stopped() {
         let (source, destination, id) = two().await;
         let stop = tokio::sync::Notify::new();
         let done = AtomicUsize::new(0);
-        let progress = |_| {
-            if done.fetch_add(1, Ordering::Relaxed) + 1 == stop_after {
+        let progress = |bytes| {
+            if bytes > 0 && done.fetch_add(1, Ordering::Relaxed) + 1 == stop_after {
                 stop.notify_one();
             }
         };
@@ -164,8 +182,8 @@ async fn a_copy_that_was_swept_can_be_made_again() {
 async fn a_copy_whose_objects_went_before_its_manifest_came_is_none() {
     let (source, destination, id) = two().await;
     let done = AtomicUsize::new(0);
-    let progress = |_| {
-        if done.fetch_add(1, Ordering::Relaxed) + 1 == OBJECTS {
+    let progress = |bytes| {
+        if bytes > 0 && done.fetch_add(1, Ordering::Relaxed) + 1 == OBJECTS {
             std::fs::remove_file(destination.file(&id, "d1/000003.sql.zst")).unwrap();
         }
     };
@@ -229,8 +247,8 @@ async fn a_backup_that_is_removed_while_it_is_copied_is_gone_and_not_damaged() {
         .await
         .unwrap();
     let removed = AtomicUsize::new(0);
-    let progress = |_| {
-        if removed.fetch_add(1, Ordering::Relaxed) == 0 {
+    let progress = |bytes| {
+        if bytes > 0 && removed.fetch_add(1, Ordering::Relaxed) == 0 {
             // As a prune does it: the manifest first.
             std::fs::remove_file(source.file(&id, "manifest")).unwrap();
             std::fs::remove_dir_all(source.file(&id, "d1")).unwrap();
@@ -267,9 +285,137 @@ async fn a_damaged_manifest_is_neither_copied_nor_taken_for_a_copy() {
         .await
         .unwrap_err();
     assert!(
-        matches!(error, CopyError::Destination { .. }) && error.concerns_one_backup(),
+        matches!(error, CopyError::DamagedThere { .. }) && error.concerns_one_backup(),
         "{error}"
     );
+}
+
+#[tokio::test]
+async fn what_is_damaged_at_the_destination_is_written_anew_if_that_is_asked_for() {
+    let (source, destination, id) = two().await;
+    let (from, to) = (&source.repository, &destination.repository);
+    run(from, to, &id).await.unwrap();
+    let file = |name: &str| destination.file(&id, name);
+    std::fs::write(file("d1/000003.sql.zst"), "").unwrap();
+    std::fs::write(file("d1/000004.sql.zst"), "something else").unwrap();
+    std::fs::remove_file(file("d1/000005.sql.zst")).unwrap();
+    std::fs::write(file("checksums.b3"), "damaged").unwrap();
+    assert!(run(from, to, &id).await.unwrap().was_complete);
+    let report = repair(from, to, &id).await.unwrap();
+    assert_eq!(
+        (report.objects_repaired, report.objects_sound),
+        (4, ALL_OBJECTS - 4)
+    );
+    assert!(is_whole(to, &id).await && !report.evidence_remains);
+    for damage in ["", "1 no manifest", "age-encryption.org/v1\nof another"] {
+        std::fs::write(file("manifest"), damage).unwrap();
+        let report = repair(from, to, &id).await.unwrap();
+        assert_eq!(report.objects_repaired, 1, "{damage}");
+        assert!(is_whole(to, &id).await);
+    }
+    assert_eq!(repair(from, to, &id).await.unwrap().objects_repaired, 0);
+    // A verification that read contents knows more than a repair, which compares hashes.
+    let failed = Evidence {
+        at: to.now(),
+        depth: "contents".to_owned(),
+        objects: ALL_OBJECTS - 1,
+        objects_total: ALL_OBJECTS - 1,
+        passed: false,
+        failures: vec!["x".to_owned()],
+    };
+    to.record_evidence(&id, &failed).await.unwrap();
+    assert!(repair(from, to, &id).await.unwrap().evidence_remains);
+}
+
+/// What is damaged at both stays as it is, and keeps nothing else from being repaired.
+#[tokio::test]
+async fn a_repair_mends_what_it_can_and_says_what_it_cannot() {
+    let (source, destination, id) = two().await;
+    let (from, to) = (&source.repository, &destination.repository);
+    run(from, to, &id).await.unwrap();
+    for name in ["d1/000001.sql.zst", "d1/000011.sql.zst", "manifest"] {
+        std::fs::write(destination.file(&id, name), "1 damaged").unwrap();
+    }
+    let whole = std::fs::read(source.file(&id, "d1/000001.sql.zst")).unwrap();
+    std::fs::write(source.file(&id, "d1/000001.sql.zst"), "damaged too").unwrap();
+    let error = repair(from, to, &id).await.unwrap_err();
+    assert!(matches!(error, CopyError::Source { .. }), "{error}");
+    assert_eq!(
+        std::fs::read(destination.file(&id, "d1/000001.sql.zst")).unwrap(),
+        b"1 damaged"
+    );
+    assert!(!to.evidence_of(&id).await.unwrap().unwrap().passed);
+    std::fs::write(source.file(&id, "d1/000001.sql.zst"), whole).unwrap();
+    // The other one is repaired already.
+    assert_eq!(repair(from, to, &id).await.unwrap().objects_repaired, 2);
+    assert!(to.evidence_of(&id).await.unwrap().unwrap().passed);
+}
+
+/// A repair in the wrong direction.
+#[tokio::test]
+async fn a_repair_takes_nothing_from_a_sound_backup() {
+    for damage in ["", "1 damaged"] {
+        for name in ["d1/000003.sql.zst", "checksums.b3", "manifest"] {
+            let (source, destination, id) = two().await;
+            let (from, to) = (&source.repository, &destination.repository);
+            run(from, to, &id).await.unwrap();
+            std::fs::write(source.file(&id, name), damage).unwrap();
+            let _ = repair(from, to, &id).await;
+            assert!(is_whole(to, &id).await, "{name}: '{damage}'");
+            assert!(
+                to.evidence_of(&id)
+                    .await
+                    .unwrap()
+                    .is_none_or(|evidence| evidence.passed)
+            );
+        }
+    }
+    // One digit of the list is another one.
+    let (source, destination, id) = two().await;
+    let (from, to) = (&source.repository, &destination.repository);
+    run(from, to, &id).await.unwrap();
+    let list = std::fs::read_to_string(source.file(&id, "checksums.b3")).unwrap();
+    for line in 0..list.lines().count() {
+        let flip = |(number, text): (usize, &str)| match number == line {
+            true => format!(
+                "{}{}\n",
+                if text.starts_with('0') { '1' } else { '0' },
+                &text[1..]
+            ),
+            false => format!("{text}\n"),
+        };
+        let flipped: String = list.lines().enumerate().map(flip).collect();
+        std::fs::write(source.file(&id, "checksums.b3"), flipped).unwrap();
+        repair(from, to, &id).await.unwrap_err();
+        assert!(is_whole(to, &id).await, "{line}");
+    }
+}
+
+/// Between a manifest that is deleted and the one that is put in its place.
+#[tokio::test]
+async fn a_repair_that_breaks_off_leaves_a_damaged_backup_and_no_orphan() {
+    let (source, destination, id) = two().await;
+    let (from, to) = (&source.repository, &destination.repository);
+    run(from, to, &id).await.unwrap();
+    std::fs::write(destination.file(&id, "manifest"), "1 damaged").unwrap();
+    let lease = lease(to).await;
+    let original = Original::read(from, &id).await.unwrap();
+    let gone = async {
+        while destination.file(&id, "manifest").exists() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::select! {
+        biased;
+        () = gone => {}
+        // It was quicker: then there is nothing to break off.
+        report = copy::repair(&original, to, &lease, |_| {}) => { report.unwrap(); }
+    }
+    lease.release().await.unwrap();
+    to.sweep(BackupKind::Dump).await.unwrap();
+    assert!(destination.file(&id, "d1/000003.sql.zst").exists());
+    repair(from, to, &id).await.unwrap();
+    assert!(is_whole(to, &id).await);
 }
 
 /// What another backup needs of it may come before its manifest comes back.

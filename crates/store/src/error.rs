@@ -1,10 +1,11 @@
 use std::fmt;
 use std::time::Duration;
 
-use pgkeep_base::{Classified, Hint, RetryClass};
+use pgkeep_base::{Classified, Hint, RetryClass, quote_for_shell};
 
 use crate::counts::Request;
 use crate::permission::{self, Permission};
+use crate::store_url::StoreUrl;
 
 /// Where S3's static credentials come from; the names are those of pgkeep.toml and of AWS.
 const S3_CREDENTIALS: &str = "s3.access_key_id and s3.secret_access_key (or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the \
@@ -254,6 +255,12 @@ impl Classified for StoreError {
                 "run it again later, or with fewer --jobs".to_owned()
             }
             StoreErrorKind::NoSpace => format!("free space under {url}, or raise its quota"),
+            StoreErrorKind::Other if let Ok(StoreUrl::File { path }) = StoreUrl::parse(url) => {
+                let path = quote_for_shell(&path.display().to_string());
+                format!(
+                    "see what is there, and whether its disk is mounted: ls -ld {path}; findmnt -T {path}"
+                )
+            }
             _ => return None,
         };
         Some(Hint::new(text))

@@ -262,8 +262,11 @@ fn make_directory(directory: &FilePath, root: &FilePath) -> io::Result<()> {
         builder.mode(DIRECTORY_MODE);
     }
     match builder.create(directory) {
-        Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
-        _ => {}
+        Ok(()) => {}
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+        // What is above it was removed again, by somebody's delete: the caller tries anew.
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
     }
     match sync_directory(above) {
         // Removed again by somebody's delete: the caller tries anew.

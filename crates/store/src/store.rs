@@ -21,7 +21,7 @@ use crate::throttle::Throttle;
 
 /// A place for objects, by URL. Cheap to clone; clones share connections, counts and the bandwidth limit.
 ///
-/// Objects are written once and never replaced. Names are relative to the URL, their parts separated by `/`: ASCII
+/// Objects are written once and never replaced in place. Names are relative to the URL, their parts separated by `/`: ASCII
 /// letters, digits and `-_.+=,@:`.
 #[derive(Clone)]
 pub struct Store {

@@ -58,8 +58,12 @@ pub struct ParseStoreUrlError {
     problem: String,
 }
 
-/// Longest URL that's looked at. S3 keys end at 1024 bytes, paths at 4096.
+/// Longest URL that's looked at. S3 keys end at 1024 bytes.
 const URL_LENGTH_MAX: usize = 4096;
+/// Paths end at 4096 bytes (`PATH_MAX`).
+const PATH_LENGTH_MAX: usize = 4096;
+/// As a URL has them, each byte may take three.
+const FILE_URL_LENGTH_MAX: usize = 3 * PATH_LENGTH_MAX + "file://".len();
 
 impl StoreUrl {
     /// Parses a repository's URL. Pure: it looks at nothing but the text.
@@ -77,8 +81,12 @@ impl StoreUrl {
 fn parse(text: &str) -> Result<StoreUrl, String> {
     const FORMS: &str =
         "write file:///directory, s3://bucket/prefix, gs://bucket/prefix or az://container/prefix";
-    if text.len() > URL_LENGTH_MAX {
-        return Err(format!("it's longer than {URL_LENGTH_MAX} characters"));
+    let length_max = match text.starts_with("file:") {
+        true => FILE_URL_LENGTH_MAX,
+        false => URL_LENGTH_MAX,
+    };
+    if text.len() > length_max {
+        return Err(format!("it's longer than {length_max} characters"));
     }
     if text.trim() != text || text.chars().any(char::is_control) {
         return Err("there are blanks or control characters around or in it".to_owned());
@@ -169,6 +177,9 @@ fn parse_file(text: &str, rest: &str) -> Result<StoreUrl, String> {
     };
     if path_text.contains("/../") || path_text.ends_with("/..") || path_text.chars().any(char::is_control) {
         return Err("'..' and control characters are not allowed in it".to_owned());
+    }
+    if path_text.len() > PATH_LENGTH_MAX {
+        return Err(format!("its path is longer than {PATH_LENGTH_MAX} bytes"));
     }
     if path_text.trim_end_matches('/').is_empty() {
         return Err("the root directory can't be a repository; name a directory below it".to_owned());

@@ -16,6 +16,7 @@ use pgkeep_repository::{Access, Repository, RepositoryError, layout};
 use pgkeep_store::Store;
 use serde_json::{Value, json};
 
+use super::several;
 use crate::args::{DumpArgs, Format};
 use crate::context::{Context, KeyUse, LEASE_DURATION, Settings};
 use crate::exit::{Failure, Outcome};
@@ -105,12 +106,34 @@ pub async fn into_repository(
     access.encryption.check_writable()?;
     let destinations = context.cancellation.or(destinations(settings, &access)).await?;
     let destinations = Arc::new(destinations);
+    let made = destinations.made_beside_others().into_iter();
+    let made: Vec<String> = made.map(|url| made_anew(settings, url)).collect();
     let progress = Arc::new(Progress::default());
     let display = Display::start(context.shown, &progress);
     let cancelled = context.cancellation.cancelled();
     let report = pgkeep_dump::dump(&destinations, &target, &options, &progress, cancelled).await;
     drop(display);
-    Ok(report?)
+    match report {
+        Ok(mut report) => {
+            report.attention.extend(made);
+            Ok(report)
+        }
+        Err(error) => {
+            // Nobody would hear of it any more: the next dump finds it there.
+            made.iter().for_each(|line| tracing::warn!("{line}"));
+            Err(error.into())
+        }
+    }
+}
+
+/// What is said of a repository that was made although another one of the cluster's had been there.
+fn made_anew(settings: &Settings, url: &str) -> String {
+    format!(
+        "there was no repository at {url}, so it was made anew, and has no earlier dump; {}; this brings those of another \
+         repository there: {}",
+        several::WHERE_IS_IT,
+        settings.copy_command("all", url)
+    )
 }
 
 /// Opens all repositories at once, or makes them.
@@ -145,9 +168,11 @@ pub fn attention(report: &DumpReport) -> Vec<String> {
                 format!("{id} is not in {url}: {error}\nbring it there: {copy}")
             }
             _ => {
-                let hint = error.hint().map(|hint| format!("{hint}; then "));
-                let first = hint.unwrap_or_default();
-                format!("{id} is not in {url}: {error}\n{first}bring it there: {copy}")
+                let mend = match error.hint() {
+                    Some(hint) => format!("{hint}; then bring the dump there: {copy}"),
+                    None => format!("when that is mended, bring the dump there: {copy}"),
+                };
+                format!("{id} is not in {url}: {error}\n{mend}")
             }
         }
     });
@@ -414,8 +439,8 @@ fn tell(context: &Context, report: &DumpReport) -> Outcome {
     if !report.swept.backups.is_empty() {
         let number = report.swept.backups.len();
         output.note(format!(
-            "cleaned up after {} unfinished",
-            counted(number as u64, "dump", "dumps")
+            "cleaned up after {}",
+            counted(number as u64, "unfinished dump", "unfinished dumps")
         ));
     }
     super::attention(context, &attention(report))

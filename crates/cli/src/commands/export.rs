@@ -5,12 +5,13 @@ use std::sync::Arc;
 use pgkeep_base::{BackupId, ByteCount};
 use pgkeep_config::Overrides;
 use pgkeep_dump::manifest::DumpManifest;
-use pgkeep_dump::{ExportFormat, ExportOptions, Progress, Wanted};
+use pgkeep_dump::{DumpError, ExportFormat, ExportOptions, Progress, Wanted};
 use pgkeep_repository::Repository;
 use pgkeep_repository::encryption::Encryption;
 use serde_json::json;
 
-use super::{base, latest, several};
+use super::several::{self, Choice};
+use super::{base, latest};
 use crate::args::{ExportArgs, ExportAs};
 use crate::context::Context;
 use crate::exit::{Failure, Outcome};
@@ -37,7 +38,12 @@ pub async fn run(context: &Context, args: ExportArgs) -> Result<Outcome, Failure
         tables: &[],
     };
     let choosing = several::choose(context, &settings, &args.backup, &wanted);
-    let (repository, chosen, outcome) = context.cancellation.or(choosing).await?;
+    let Choice {
+        repository,
+        chosen,
+        outcome,
+        elsewhere,
+    } = context.cancellation.or(choosing).await?;
     latest::tell_omissions(&context.output, &chosen.manifest.omissions);
     let encryption = match format {
         ExportFormat::Files => Encryption::None,
@@ -51,7 +57,8 @@ pub async fn run(context: &Context, args: ExportArgs) -> Result<Outcome, Failure
         store: settings.store_options(),
         programs: settings.programs(),
     };
-    let written = write(context, &repository, &chosen.id, &chosen.manifest, &options).await?;
+    let written = write(context, &repository, &chosen.id, &chosen.manifest, &options).await;
+    let written = written.map_err(|error| several::failed_to_read(error, &chosen.id, &elsewhere))?;
     Ok(outcome.and(written))
 }
 
@@ -62,7 +69,7 @@ pub async fn write(
     id: &BackupId,
     manifest: &DumpManifest,
     options: &ExportOptions,
-) -> Result<Outcome, Failure> {
+) -> Result<Outcome, DumpError> {
     let progress = Arc::new(Progress::default());
     let display = Display::start(context.shown, &progress);
     let cancelled = context.cancellation.cancelled();

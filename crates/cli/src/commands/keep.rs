@@ -1,6 +1,6 @@
 //! `pgkeep pin` and `pgkeep unpin`.
 
-use pgkeep_base::BackupId;
+use pgkeep_base::{BackupId, quote_for_shell};
 use serde_json::json;
 
 use super::base;
@@ -37,10 +37,20 @@ async fn set(context: &Context, backup: &str, pinned: bool, reason: &str) -> Res
         changed |= repository.set_pin(&id, pinned, reason).await?;
     }
     tell(context, &id, pinned, reason, changed);
-    // In a repository that wasn't asked it isn't.
     Ok(match asked {
         Outcome::Done => Outcome::Done,
-        _ => Outcome::Failed,
+        // What is done in some of them only isn't done.
+        _ => {
+            let reason = match reason {
+                "" => String::new(),
+                reason => format!(" --reason {}", quote_for_shell(reason)),
+            };
+            let again = settings.command(&format!("{command} {id}{reason}"));
+            let text =
+                format!("where it was left out nothing is changed; once more when it is back: {again}");
+            context.output.attention(text);
+            Outcome::Failed
+        }
     })
 }
 

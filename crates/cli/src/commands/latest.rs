@@ -5,8 +5,9 @@ use pgkeep_dump::{Found, Skipped};
 use pgkeep_repository::Repository;
 use serde_json::{Value, json};
 
+use super::list;
 use crate::context::Context;
-use crate::exit::Failure;
+use crate::exit::{Failure, Outcome};
 use crate::output::Output;
 
 /// Says of the one that was found what should be known before it is used.
@@ -24,13 +25,24 @@ pub fn tell_found(context: &Context, found: &Found) {
     }
 }
 
-/// All that are there: at least one, so that whoever goes through them has done something.
-pub async fn all(repository: &Repository) -> Result<Vec<BackupId>, Failure> {
-    let ids = all_of(repository, BackupKind::Dump).await?;
+/// All that are there: at least one, so that whoever goes through them has done something. One that has lost its manifest is
+/// told, and is a failure.
+pub async fn all(context: &Context, repository: &Repository) -> Result<(Vec<BackupId>, Outcome), Failure> {
+    let entries = repository.backups(BackupKind::Dump).await?;
+    let mut outcome = Outcome::Done;
+    for entry in entries.iter().filter(|entry| entry.has_lost_manifest) {
+        let (cluster, url) = (repository.cluster(), repository.store().url());
+        context
+            .output
+            .error(&list::manifest_gone(&entry.id, cluster, url), &[], None);
+        outcome = Outcome::Failed;
+    }
+    let there = entries.into_iter().filter(|entry| entry.state.is_there());
+    let ids: Vec<BackupId> = there.map(|entry| entry.id).collect();
     if ids.is_empty() {
         return Err(repository.no_backup().into());
     }
-    Ok(ids)
+    Ok((ids, outcome))
 }
 
 /// All of a kind that are there; there may be none.

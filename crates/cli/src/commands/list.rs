@@ -80,7 +80,7 @@ async fn in_one(context: &Context, settings: &Settings, args: &ListArgs) -> Resu
                 _ => format!("some databases and sizes are not shown: {locked}"),
             });
     }
-    let damaged = damaged(&entries, &summaries, &repository);
+    let damaged = damaged(settings, &entries, &summaries, &repository);
     damaged
         .iter()
         .for_each(|damaged| context.output.attention(damaged));
@@ -92,15 +92,21 @@ async fn in_one(context: &Context, settings: &Settings, args: &ListArgs) -> Resu
 }
 
 /// What keeps a listed dump from being read.
-fn damaged(entries: &[&BackupEntry], summaries: &Summaries, repository: &Repository) -> Vec<String> {
+fn damaged(
+    settings: &Settings,
+    entries: &[&BackupEntry],
+    summaries: &Summaries,
+    repository: &Repository,
+) -> Vec<String> {
     let manifests = entries
         .iter()
         .filter(|entry| entry.state == BackupState::Damaged)
         .map(|entry| {
-            format!(
-                "{}: its manifest is damaged: nothing can be restored from it",
-                entry.id
-            )
+            let id = &entry.id;
+            let mend = settings.repair_command(&id.to_string());
+            let mend = mend.map(|mend| format!("; if it is sound there: {mend}"));
+            let mend = mend.unwrap_or_default();
+            format!("{id}: its manifest is damaged: nothing can be restored from it{mend}")
         });
     let gone = entries
         .iter()

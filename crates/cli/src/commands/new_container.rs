@@ -43,7 +43,7 @@ pub async fn restore(
     }
     let report = match restore::restore(context, work, server.target()).await {
         Ok(report) => report,
-        Err(error) => return Err(given_up(context, &server, error).await),
+        Err(error) => return Err(given_up(context, work, &server, error).await),
     };
     server.hand_over().await?;
     let name = server.name();
@@ -152,7 +152,7 @@ async fn start(
 }
 
 /// What the user stopped goes away; what failed stays, so that it can be gone on with.
-async fn given_up(context: &Context, server: &ServerContainer, error: DumpError) -> Failure {
+async fn given_up(context: &Context, work: &Work, server: &ServerContainer, error: DumpError) -> Failure {
     if context.cancellation.is_cancelled() {
         server.remove().await;
         return Failure::interrupted();
@@ -165,5 +165,5 @@ async fn given_up(context: &Context, server: &ServerContainer, error: DumpError)
         "the container {name} and its volume stay; {go_on}: docker rm --force {name} && docker volume rm {name}",
         name = server.name()
     ));
-    error.into()
+    work.failed(error)
 }

@@ -178,7 +178,7 @@ async fn input(repository: &Repository) -> Result<PruneInput, Failure> {
             Ok(_) => {}
             Err(error) if error.is_removed() => {}
             // A dump whose manifest can't be opened restores nothing, nor does one without its rows.
-            Err(error) if error.is_of_one_dump() && !error.is_locked() => {
+            Err(error) if error.is_damage() => {
                 damaged.insert(id.clone());
             }
             // Whether it is good can't be told just now: nothing may be removed for its sake, nor in its stead.

@@ -102,6 +102,8 @@ pub(super) struct Work {
     pub(super) skipped: Vec<Skipped>,
     /// What came of asking the repositories.
     asked: Outcome,
+    /// The other repositories that have the dump.
+    elsewhere: Vec<String>,
     pub options: RestoreOptions,
     pub(super) plan: RestorePlan,
 }
@@ -110,6 +112,11 @@ impl Work {
     /// What a dry run that looks into no target says that needs attention.
     pub(super) fn foreseen(&self, context: &Context) -> Outcome {
         super::attention(context, &self.plan.attention)
+    }
+
+    /// A failure of the restore, on its way to the user.
+    pub(super) fn failed(&self, error: DumpError) -> Failure {
+        several::failed_to_read(error, &self.id, &self.elsewhere)
     }
 }
 
@@ -174,7 +181,8 @@ async fn carry_out(
                 store: work.settings.store_options(),
                 programs: work.settings.programs(),
             };
-            export::write(context, &work.repository, &work.id, &work.manifest, &options).await
+            let written = export::write(context, &work.repository, &work.id, &work.manifest, &options).await;
+            written.map_err(|error| work.failed(error))
         }
         Some(Into::Server(target)) if args.dry_run => check(context, work, &target).await,
         Some(Into::NewServer(path)) if args.dry_run => {
@@ -185,7 +193,8 @@ async fn carry_out(
             Ok(work.foreseen(context))
         }
         Some(Into::Server(target)) => {
-            let report = restore(context, work, &target).await?;
+            let restored = restore(context, work, &target).await;
+            let report = restored.map_err(|error| work.failed(error))?;
             Ok(tell(
                 context,
                 work,
@@ -212,21 +221,22 @@ async fn prepare(context: &Context, args: &RestoreArgs) -> Result<Work, Failure>
         databases: &args.databases,
         tables: &tables,
     };
-    let (repository, chosen, asked) = several::choose(context, &settings, &args.backup, &wanted).await?;
+    let choice = several::choose(context, &settings, &args.backup, &wanted).await?;
     let Chosen {
         id,
         manifest,
         skipped,
-    } = chosen;
+    } = choice.chosen;
     let options = options(context, &settings, args, hypertable);
     let plan = restore::plan(&id, &manifest, &options)?;
     Ok(Work {
         settings,
-        repository,
+        repository: choice.repository,
         id,
         manifest,
         skipped,
-        asked,
+        asked: choice.outcome,
+        elsewhere: choice.elsewhere,
         options,
         plan,
     })
@@ -315,7 +325,7 @@ async fn into_new_server(
                     quote_for_shell(&path.display().to_string())
                 ));
             }
-            return Err(error.into());
+            return Err(work.failed(error));
         }
     };
     let outcome = tell(context, work, &report, &format!("in {}", path.display()), None);

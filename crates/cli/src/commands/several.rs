@@ -1,7 +1,7 @@
 //! A cluster with several repositories: what goes through all of them, and which one has a dump.
 
 use futures::future::join_all;
-use pgkeep_base::BackupId;
+use pgkeep_base::{BackupId, quote_for_shell};
 use pgkeep_dump::{Chosen, DumpError, Wanted};
 use pgkeep_repository::{Repository, RepositoryError};
 
@@ -19,13 +19,13 @@ pub struct Opened {
 }
 
 impl Opened {
-    fn url(&self) -> &str {
+    /// Its URL.
+    pub fn url(&self) -> &str {
         self.repository.store().url()
     }
 }
 
-/// Does the work in each repository. One that fails doesn't keep the others from it; one that isn't made yet has nothing to
-/// work on.
+/// Does the work in each repository. One that fails, or can't be reached, doesn't keep the others from it.
 pub async fn in_each(
     context: &Context,
     settings: &Settings,
@@ -35,42 +35,90 @@ pub async fn in_each(
     if let [only] = all.as_slice() {
         return work(only).await;
     }
-    let mut outcome = None;
-    let mut untold: Option<Failure> = None;
+    let mut each = Each::default();
     for (number, settings) in all.iter().enumerate() {
         let gap = if number == 0 { "" } else { "\n" };
-        let url = styled(BOLD, settings.repository_url()?);
-        context.output.summary(format!("{gap}{url}"));
-        let done = match context.repository_if_there(settings, KeyUse::None).await {
-            Ok(Some(_)) => work(settings).await,
-            Ok(None) => {
-                context
-                    .output
-                    .summary("There is no repository yet: the next dump makes it.");
-                Ok(Outcome::Done)
-            }
-            Err(failure) => Err(failure),
-        };
-        match done {
-            Ok(of_one) => outcome = Some(outcome.unwrap_or(Outcome::Done).and(of_one)),
+        let url = settings.repository_url()?;
+        context.output.summary(format!("{gap}{}", styled(BOLD, url)));
+        let looking = context.repository_if_there(settings, KeyUse::None);
+        match context.cancellation.or(looking).await {
+            Ok(Some(_)) => match work(settings).await {
+                Ok(outcome) => each.outcome = Some(each.outcome.unwrap_or(Outcome::Done).and(outcome)),
+                Err(failure) if context.cancellation.is_cancelled() => return Err(failure),
+                Err(failure) => each.failed(context, failure.at(url)),
+            },
+            Ok(None) => each.missing.push(settings),
             Err(failure) if context.cancellation.is_cancelled() => return Err(failure),
-            Err(failure) => {
-                if let Some(before) = untold.replace(failure) {
-                    before.tell(&context.output);
-                }
-            }
+            Err(failure) => each.unreachable(context, failure.at(url)),
         }
     }
-    match (outcome, untold) {
-        (Some(outcome), None) => Ok(outcome),
-        (Some(_), Some(failure)) => {
-            failure.tell(&context.output);
-            Ok(Outcome::Failed)
+    each.end(context)
+}
+
+/// What came of each repository.
+#[derive(Default)]
+struct Each<'a> {
+    /// Of the work, where it was done.
+    outcome: Option<Outcome>,
+    /// Where there is no repository.
+    missing: Vec<&'a Settings>,
+    /// The last failure, which isn't told yet.
+    untold: Option<Failure>,
+    has_failed: bool,
+}
+
+impl Each<'_> {
+    fn failed(&mut self, context: &Context, failure: Failure) {
+        self.has_failed = true;
+        self.unreachable(context, failure);
+    }
+
+    fn unreachable(&mut self, context: &Context, failure: Failure) {
+        if let Some(before) = self.untold.replace(failure) {
+            before.tell(&context.output);
         }
-        (None, Some(failure)) => Err(failure),
-        (None, None) => Ok(Outcome::Done),
+    }
+
+    fn end(self, context: &Context) -> Result<Outcome, Failure> {
+        let Some(mut outcome) = self.outcome else {
+            let missing = self
+                .missing
+                .iter()
+                .filter_map(|settings| settings.repository_url().ok());
+            let mut missing =
+                missing.map(|url| Failure::from(RepositoryError::NotARepository { url: url.to_owned() }));
+            let last = self.untold.or_else(|| missing.next());
+            missing.for_each(|failure| failure.tell(&context.output));
+            return last.map_or(Ok(Outcome::Done), Err);
+        };
+        for settings in &self.missing {
+            context.output.attention(missing(settings));
+            outcome = outcome.and(Outcome::Attention);
+        }
+        if let Some(failure) = self.untold {
+            failure.tell(&context.output);
+            outcome = outcome.and(match self.has_failed {
+                true => Outcome::Failed,
+                false => Outcome::Attention,
+            });
+        }
+        Ok(outcome)
     }
 }
+
+/// What is said of a repository that isn't there while another one of the cluster's is.
+fn missing(settings: &Settings) -> String {
+    let url = settings.repository_url().unwrap_or_default();
+    format!(
+        "there is no repository at {url}, and another one of the cluster's is there; {WHERE_IS_IT}; the next dump makes it anew, \
+         and this brings the earlier ones there: {}",
+        settings.copy_command("all", url)
+    )
+}
+
+/// What to do about a repository that should be there.
+pub const WHERE_IS_IT: &str =
+    "if it should be, see whether its disk is mounted or its bucket is the right one";
 
 /// The repositories that answered, and those that didn't.
 struct Asked<T> {
@@ -124,7 +172,10 @@ async fn ask<T>(
     let failure = match asked.none.into_iter().next() {
         Some(none) => Some(none),
         None if asked.failures.is_empty() => None,
-        None => Some(asked.failures.remove(0).1),
+        None => {
+            let (url, failure) = asked.failures.remove(0);
+            Some(if several { failure.at(&url) } else { failure })
+        }
     };
     tell_failures(context, &asked.failures);
     Err(failure.unwrap_or_else(|| Failure::usage("there is no repository", "set repository")))
@@ -142,6 +193,7 @@ fn is_none(error: &DumpError) -> bool {
 fn tell_failures(context: &Context, failures: &[(String, Failure)]) -> Outcome {
     for (url, failure) in failures {
         let text = failure.text();
+        let text = text.strip_prefix(&format!("{url}: ")).unwrap_or(&text);
         context.output.attention(format!("{url} is left out: {text}"));
     }
     match failures {
@@ -165,13 +217,43 @@ fn newest<'a>(text: &str, ids: impl Iterator<Item = &'a BackupId>) -> Result<Opt
     }
 }
 
-/// The dump that is meant, to read from it, from the first repository in which it can be read.
+/// A dump to read from.
+pub struct Choice {
+    /// Where it is read.
+    pub repository: Repository,
+    /// The dump.
+    pub chosen: Chosen,
+    /// What came of asking the repositories.
+    pub outcome: Outcome,
+    /// The other repositories that have it.
+    pub elsewhere: Vec<String>,
+}
+
+/// A failure of reading a dump in one repository. What is damaged there may be sound in another one that has it.
+pub fn failed_to_read(error: DumpError, id: &BackupId, elsewhere: &[String]) -> Failure {
+    let is_damage = error.is_damage();
+    // What was begun in the target has to go first.
+    let overwrite = match error {
+        DumpError::Unfinished { .. } => " and --overwrite",
+        _ => "",
+    };
+    let failure = Failure::from(error);
+    match elsewhere.first() {
+        Some(url) if is_damage => failure.or_else_do(&format!(
+            "{id} is at {url} too: the same command with --repository {}{overwrite}",
+            quote_for_shell(url)
+        )),
+        _ => failure,
+    }
+}
+
+/// The dump that is meant, to read from it, from the first repository in which it can be read and isn't known to be damaged.
 pub async fn choose(
     context: &Context,
     settings: &Settings,
     text: &str,
     wanted: &Wanted<'_>,
-) -> Result<(Repository, Chosen, Outcome), Failure> {
+) -> Result<Choice, Failure> {
     let asked = ask(context, settings, KeyUse::Needed, async |repository| {
         match pgkeep_dump::choose(repository, text, wanted).await {
             // The newest may be readable elsewhere.
@@ -187,15 +269,10 @@ pub async fn choose(
     let newest = newest(text, chosen_ids.map(|chosen| &chosen.id))?;
     let mut outcome = tell_failures(context, &asked.failures);
     let several = asked.answers.len() + asked.failures.len() + asked.none.len() > 1;
-    let mut found = None;
+    let mut having = Vec::new();
     for (opened, answer) in asked.answers {
         match answer {
-            Ok(chosen) if found.is_none() && Some(&chosen.id) == newest.as_ref() => {
-                if several {
-                    context.output.note(format!("reading from {}", opened.url()));
-                }
-                found = Some((opened.repository, chosen));
-            }
+            Ok(chosen) if Some(&chosen.id) == newest.as_ref() => having.push((opened, chosen)),
             Ok(_) => {}
             Err(DumpError::NewerUnreadable { unreadable, .. })
                 if newest
@@ -212,16 +289,70 @@ pub async fn choose(
             Err(error) => return Err(error.into()),
         }
     }
-    match found {
-        Some((repository, chosen)) => {
-            latest::tell_skipped(&context.output, &chosen.skipped);
-            Ok((repository, chosen, outcome))
+    let place = match first_not_damaged(context, settings, &having).await {
+        // Damaged or not, there is no other.
+        None => 0,
+        Some(place) => {
+            if place > 0 {
+                outcome = Outcome::Attention;
+            }
+            place
         }
-        None => Err(Failure::usage(
+    };
+    // Those before it are known to be damaged.
+    let mut having = having.into_iter().skip(place);
+    let Some((opened, chosen)) = having.next() else {
+        return Err(Failure::usage(
             "no dump could be chosen",
             "'pgkeep list' shows them all",
-        )),
+        ));
+    };
+    if several {
+        context.output.note(format!("reading from {}", opened.url()));
     }
+    latest::tell_skipped(&context.output, &chosen.skipped);
+    Ok(Choice {
+        repository: opened.repository,
+        chosen,
+        outcome,
+        elsewhere: having.map(|(opened, _)| opened.url().to_owned()).collect(),
+    })
+}
+
+/// The first in which no verification found the dump damaged; those before it are told.
+async fn first_not_damaged(
+    context: &Context,
+    settings: &Settings,
+    having: &[(Opened, Chosen)],
+) -> Option<usize> {
+    let mut damaged: Vec<&(Opened, Chosen)> = Vec::new();
+    for (place, candidate) in having.iter().enumerate() {
+        let (opened, chosen) = candidate;
+        let evidence = match having {
+            [_] => None,
+            // What isn't known to be damaged may be read.
+            _ => opened.repository.evidence_of(&chosen.id).await.ok().flatten(),
+        };
+        if evidence.is_none_or(|evidence| evidence.passed) {
+            for (damaged, chosen) in damaged {
+                tell_damaged(context, settings, damaged.url(), &chosen.id, Some(opened.url()));
+            }
+            return Some(place);
+        }
+        damaged.push(candidate);
+    }
+    None
+}
+
+/// Says that a dump is damaged in a repository, with what mends it: the same dump from another one that has it sound.
+pub fn tell_damaged(context: &Context, settings: &Settings, url: &str, id: &BackupId, sound: Option<&str>) {
+    let mend = match sound {
+        None => String::new(),
+        Some(sound) => format!(": {}", settings.repair_from(&id.to_string(), sound, url)),
+    };
+    context
+        .output
+        .attention(format!("{url}: verification found {id} damaged there{mend}"));
 }
 
 /// The dump that is named, for `command`, which takes it as a whole, and every repository that has it; and what came of asking

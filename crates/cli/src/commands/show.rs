@@ -7,7 +7,8 @@ use pgkeep_dump::{Chosen, Wanted};
 use pgkeep_repository::backups::BackupEntry;
 use serde_json::{Value, json};
 
-use super::{base, latest, list, several};
+use super::several::{self, Choice};
+use super::{base, latest, list};
 use crate::args::ShowArgs;
 use crate::context::Context;
 use crate::exit::{Failure, Outcome};
@@ -24,8 +25,13 @@ pub async fn run(context: &Context, args: ShowArgs) -> Result<Outcome, Failure> 
         command: "show",
         ..Wanted::default()
     };
-    let (repository, chosen, outcome) = several::choose(context, &settings, &args.backup, &wanted).await?;
-    let Chosen { id, manifest, .. } = chosen;
+    let choosing = several::choose(context, &settings, &args.backup, &wanted);
+    let Choice {
+        repository,
+        chosen: Chosen { id, manifest, .. },
+        outcome,
+        ..
+    } = choosing.await?;
     let entries = repository.backups(BackupKind::Dump).await?;
     let entry = entries.into_iter().find(|entry| entry.id == id);
     context.output.json(&json!({

@@ -37,8 +37,11 @@ pub async fn run(context: &Context, args: VerifyArgs) -> Result<Outcome, Failure
         return several::in_each(context, &settings, async |settings| {
             let repository = context.repository(settings, keys).await?;
             let others = latest::all_of(&repository, BackupKind::Base).await?;
-            let dumps = match latest::all(&repository).await {
-                Ok(ids) => in_one(context, settings, &repository, &ids, &args).await?,
+            let dumps = match latest::all(context, &repository).await {
+                Ok((ids, outcome)) => {
+                    let of_those = in_one(context, settings, &repository, &ids, &args, false).await?;
+                    outcome.and(of_those)
+                }
                 Err(failure) if others.is_empty() => return Err(failure),
                 Err(_) => Outcome::Done,
             };
@@ -53,15 +56,28 @@ pub async fn run(context: &Context, args: VerifyArgs) -> Result<Outcome, Failure
         .await;
     }
     let (id, having, mut outcome) = several::find(context, &settings, keys, &args.backup, "verify").await?;
-    for Opened { settings, repository } in &having {
+    let (mut sound, mut damaged) = (None, Vec::new());
+    for opened in &having {
+        let Opened { settings, repository } = opened;
         let ids = std::slice::from_ref(&id);
-        match in_one(context, settings, repository, ids, &args).await {
-            Ok(of_one) => outcome = outcome.and(of_one),
+        match in_one(context, settings, repository, ids, &args, having.len() > 1).await {
+            Ok(of_one) => {
+                match of_one {
+                    Outcome::Failed => damaged.push(opened),
+                    _ => sound = sound.or(Some(opened.url())),
+                }
+                outcome = outcome.and(of_one);
+            }
             Err(failure) if having.len() == 1 => return Err(failure),
             Err(failure) => {
-                failure.tell(&context.output);
+                failure.at(opened.url()).tell(&context.output);
                 outcome = Outcome::Failed;
             }
+        }
+    }
+    if having.len() > 1 {
+        for opened in damaged {
+            several::tell_damaged(context, &settings, opened.url(), &id, sound);
         }
     }
     Ok(outcome)
@@ -73,6 +89,7 @@ async fn in_one(
     repository: &Repository,
     ids: &[BackupId],
     args: &VerifyArgs,
+    names_repository: bool,
 ) -> Result<Outcome, Failure> {
     let depth = if args.stored_only {
         VerifyDepth::Stored
@@ -89,14 +106,14 @@ async fn in_one(
         jobs: settings.jobs_in_memory(&context.output, memory::load_jobs_max),
     };
     let mut outcome = Outcome::Done;
-    let mut removed = 0;
+    let (mut removed, mut locked) = (0, 0);
     for id in ids {
         let progress = Arc::new(Progress::default());
         let display = Display::start(context.shown, &progress);
         let report = verify(repository, id, &options, &progress).await;
         drop(display);
         outcome = outcome.and(match report {
-            Ok(report) => tell(context, &report, sample, repository.store().url()),
+            Ok(report) => tell(context, &report, sample, repository.store().url(), names_repository),
             // All that are there: this one isn't any more.
             Err(error) if ids.len() > 1 && error.is_removed() => {
                 context.output.note(error.to_string());
@@ -107,6 +124,12 @@ async fn in_one(
             Err(error) if ids.len() > 1 && error.retry_class() == RetryClass::Permanent => {
                 Failure::from(error).tell(&context.output);
                 Outcome::Failed
+            }
+            // One for another key says nothing of the others. The last of them, if none could be opened, says it for all.
+            Err(error) if error.is_locked() && locked + removed + 1 < ids.len() => {
+                context.output.attention(format!("{id} is not verified: {error}"));
+                locked += 1;
+                Outcome::Attention
             }
             Err(error) if error.is_locked() => {
                 return Err(Failure::from(error).or_else_do(
@@ -122,14 +145,24 @@ async fn in_one(
     Ok(outcome)
 }
 
-fn tell(context: &Context, report: &VerifyReport, sample: Option<Sample>, url: &str) -> Outcome {
+fn tell(
+    context: &Context,
+    report: &VerifyReport,
+    sample: Option<Sample>,
+    url: &str,
+    names_repository: bool,
+) -> Outcome {
     let output = &context.output;
     output.json(&report_json(report, sample, url));
     let id = styled(ACCENT, &report.id);
+    let place = match names_repository {
+        true => format!(" at {url}"),
+        false => String::new(),
+    };
     if report.passed() {
-        output.prose_summary(format!("{id} is good: {}", what_was_read(report)));
+        output.prose_summary(format!("{id}{place} is good: {}", what_was_read(report)));
     } else {
-        output.prose(format!("{id} is damaged: {}", what_was_read(report)));
+        output.prose(format!("{id}{place} is damaged: {}", what_was_read(report)));
         for failure in &report.failures {
             output.line(format!("  {}", printable::one_line(failure)));
         }

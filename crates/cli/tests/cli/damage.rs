@@ -504,3 +504,59 @@ fn a_dump_whose_manifest_is_gone_is_told_and_not_swept() {
     place.run(&["list"]).expect(0);
     place.run(&["verify", &id]).expect(0);
 }
+
+/// Keys come and go: what was written before one came is another key's, and sound.
+#[test]
+fn what_another_key_opens_is_not_damaged() {
+    let cluster = server();
+    let place = Place::with(&cluster, None);
+    let old = place.dump();
+    let first_key = fs::read_to_string(place.path("pgkeep.key")).unwrap();
+    let earlier = place.recipient();
+    fs::rename(place.path("pgkeep.key"), place.path("old.key")).unwrap();
+    place.run(&["key", "new", "--output", "pgkeep.key"]).expect(0);
+    let both = format!("recipients = [\"{earlier}\", \"{}\"]", place.recipient());
+    place.configure(&cluster, &place.repository_url(), Some(&both));
+    // As long as the newest is the other key's, the doctor says so.
+    let doctor = place.run(&["doctor"]).stdout;
+    assert!(
+        doctor.contains(&format!("doesn't open the newest dump, {old}")),
+        "{doctor}"
+    );
+    let new = place.dump();
+    let verified = place.run(&["verify", "all"]).expect(3);
+    assert!(
+        verified.stdout.contains(&format!("{new} is good")),
+        "{verified:?}"
+    );
+    assert!(
+        verified.stderr.contains(&format!("{old} is not verified")) && !verified.stdout.contains("damaged"),
+        "{verified:?}"
+    );
+    let told = place.run(&["verify", &old]).expect(2).stderr;
+    assert!(told.contains("written for others"), "{told}");
+    let listed = place.run(&["list"]).expect(0).stdout;
+    assert!(!listed.contains("DAMAGED"), "{listed}");
+    // Nothing goes for its sake, nor in its stead, where it can't be opened.
+    place.run(&["prune", "--keep-window", "1s"]).expect(2);
+    let keys = format!(
+        "{first_key}{}",
+        fs::read_to_string(place.path("pgkeep.key")).unwrap()
+    );
+    fs::write(place.path("pgkeep.key"), keys).unwrap();
+    place.run(&["verify", "all"]).expect(0);
+
+    // A header that is damaged is damage all the same: its hash says so.
+    let manifest = place.path("repository/main/dump").join(&new).join("manifest");
+    let mut bytes = fs::read(&manifest).unwrap();
+    let stanza = b"-> X25519 ";
+    for at in 0..bytes.len() - stanza.len() {
+        if bytes[at..].starts_with(stanza) {
+            let at = at + stanza.len();
+            bytes[at] = if bytes[at] == b'A' { b'B' } else { b'A' };
+        }
+    }
+    fs::write(&manifest, bytes).unwrap();
+    let verified = place.run(&["verify", &new]).expect(1).stdout;
+    assert!(verified.contains(&format!("{new} is damaged")), "{verified}");
+}

@@ -256,6 +256,38 @@ fn what_has_to_be_mended_first_is_told_and_nothing_is_left() {
 }
 
 #[test]
+fn a_name_that_another_server_had_is_taken_over_only_if_that_is_said() {
+    let place = empty();
+    let url = place.repository_url();
+    let init = |cluster: &Cluster, more: &[&str]| {
+        let connection = cluster.tcp_conninfo("postgres");
+        let set = pg_bin(cluster);
+        let args = [
+            "init",
+            "--repository",
+            &url,
+            "--connection",
+            &connection,
+            "--set",
+            &set,
+        ];
+        place.run(&[&args[..], more].concat())
+    };
+    init(&server(), &["--config", "first.toml"]).expect(0);
+    let other = server();
+    let refused = init(&other, &[]).expect(1);
+    for says in [
+        "another database cluster",
+        "pgkeep init --cluster NAME",
+        "--accept-new-identity",
+    ] {
+        assert!(refused.stdout.contains(says), "{says}: {}", refused.stdout);
+    }
+    init(&other, &["--config", "second.toml", "--cluster", "other"]).expect(0);
+    init(&other, &["--config", "third.toml", "--accept-new-identity"]).expect(0);
+}
+
+#[test]
 fn an_interrupt_while_it_looks_leaves_nothing() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -438,6 +470,12 @@ fn the_server_of_the_folders_compose_project_is_found() {
         let args = ["init", "--container", name, "--config", file, "--no-dump"];
         place.run(&[&args[..], &common].concat()).expect(0);
     }
+    // From another folder it is just one of this machine's, and nobody says that it is meant.
+    let apart = empty();
+    let args = ["init", "--repository", &url];
+    let unnamed = apart.run(&args).expect(2);
+    assert!(unnamed.stderr.contains(&container.0), "{}", unnamed.stderr);
+    assert_eq!(left(&apart), Vec::<String>::new());
     let args = ["init", "--container", "nothing", "--config", "none.toml"];
     let none = place.run(&[&args[..], &common].concat()).expect(2);
     assert!(none.stderr.contains(&container.0), "{}", none.stderr);

@@ -153,6 +153,23 @@ fn a_newer_dump_that_cannot_be_read_is_not_passed_over() {
         let verified = place.run(&["verify"]).expect(1).stdout;
         assert!(verified.contains(&format!("{new} is damaged")), "{verified}");
     }
+    // Gone, by whatever hand: there is evidence that it was there.
+    fs::remove_file(&manifest).unwrap();
+    for command in [&["restore", "--dry-run"][..], &["show"]] {
+        let told = place.run(command).expect(4).stderr;
+        assert!(
+            told.contains(&format!("dump {new} is newer than {old}")),
+            "{told}"
+        );
+    }
+    for command in [&["verify"][..], &["verify", "all"], &["pin", "latest"]] {
+        let told = place.run(command).expect(1).stderr;
+        assert!(
+            told.contains(&new) && told.contains("gone"),
+            "{command:?}: {told}"
+        );
+    }
+    fs::write(&manifest, "").unwrap();
     // Without a sound one, there is only the damage.
     fs::rename(object(&place, &old, "manifest"), place.path("moved")).unwrap();
     let told = place.run(&["restore", "--dry-run"]).expect(1).stderr;

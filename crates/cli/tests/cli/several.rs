@@ -87,7 +87,7 @@ fn a_dump_goes_into_both_and_one_that_is_away_gets_it_later() {
     let mend = format!("pgkeep copy {newer} --to {second}");
     assert!(done.stderr.contains(&mend), "{}", done.stderr);
     // What is there is shown, what can't be asked is told.
-    let listed = place.run(&["list"]).expect(1);
+    let listed = place.run(&["list"]).expect(3);
     assert!(
         listed.stdout.contains(&newer) && listed.stderr.contains("second"),
         "{listed:?}"
@@ -106,7 +106,11 @@ fn a_dump_goes_into_both_and_one_that_is_away_gets_it_later() {
         mistyped.stderr
     );
     // A pin that isn't everywhere isn't one.
-    place.run(&["pin", &first]).expect(1);
+    let pinned = place.run(&["pin", &first, "--reason", "a b"]).expect(1).stderr;
+    assert!(
+        pinned.contains(&format!("pgkeep pin {first} --reason 'a b'")),
+        "{pinned}"
+    );
     place.run(&["unpin", &first]).expect(1);
     place.run(&["verify", &newer]).expect(3);
 
@@ -191,6 +195,112 @@ fn what_is_wrong_in_one_repository_is_no_reason_to_take_an_older_dump_silently()
 }
 
 #[test]
+fn a_dump_that_is_damaged_in_one_repository_is_read_from_the_other_and_mended_by_it() {
+    let cluster = server();
+    let place = Place::with(&cluster, None);
+    let (first, second) = (url(&place, "repository"), url(&place, "second"));
+    with_two(&place, &format!("\"{second}\""));
+    let id = place.dump();
+    let object = place.object("d2/000001.sql.zst.age");
+    let mut bytes = fs::read(&object).unwrap();
+    *bytes.last_mut().unwrap() ^= 0x40;
+    fs::write(&object, bytes).unwrap();
+    // As long as nobody knows, it is read, and where else it is is said.
+    let into = cluster.tcp_conninfo("postgres");
+    let restore = [
+        "restore",
+        "--into",
+        &into,
+        "-d",
+        "app",
+        "--target-database",
+        "again",
+        "--overwrite",
+    ];
+    let failed = place.run(&restore[..restore.len() - 1]).expect(1).stderr;
+    let mend = format!("--repository {second} and --overwrite");
+    assert!(failed.contains(&mend), "{failed}");
+    let verified = place.run(&["verify"]).expect(1);
+    let mend = format!("pgkeep copy {id} --repository {second} --to {first} --repair");
+    assert!(
+        verified.stdout.contains(&format!("at {first} is damaged"))
+            && verified.stdout.contains(&format!("at {second} is good"))
+            && verified.stderr.contains(&mend),
+        "{verified:?}"
+    );
+    let restored = place.run(&restore).expect(3);
+    assert!(restored.stderr.contains(&mend), "{restored:?}");
+    assert!(
+        restored.stderr.contains(&format!("reading from {second}")),
+        "{restored:?}"
+    );
+    let pruned = place.run(&["prune", "--dry-run"]).expect(0).stdout;
+    assert!(pruned.contains("DAMAGED"), "{pruned}");
+    // A copy finds it there; as it says, it repairs it.
+    let copy = ["copy", &id, "--repository", &second, "--to", &first];
+    let copied = place.run(&copy).expect(3);
+    assert!(copied.stderr.contains("--repair"), "{copied:?}");
+    // What a verification of the contents has found, only another one takes back.
+    let repaired = place.run(&[&copy[..], &["--repair"]].concat()).expect(3);
+    let verify = format!("pgkeep verify {id} --repository {first}");
+    assert!(
+        repaired.stdout.contains("1 written anew") && repaired.stderr.contains(&verify),
+        "{repaired:?}"
+    );
+    place.run(&["verify", &id, "--repository", &first]).expect(0);
+    let restored = place.run(&restore).expect(0);
+    assert!(
+        restored.stderr.contains(&format!("reading from {first}")),
+        "{restored:?}"
+    );
+}
+
+/// A disk that isn't mounted looks like a repository that was never made.
+#[test]
+fn a_repository_that_is_gone_while_another_is_there_is_told() {
+    let cluster = server();
+    let place = Place::with(&cluster, None);
+    let second = url(&place, "second");
+    with_two(&place, &format!("\"{second}\""));
+    place.dump();
+    fs::rename(place.path("second"), place.path("elsewhere")).unwrap();
+    let doctor = place.run(&["doctor"]).expect(3).stdout;
+    assert!(
+        doctor.contains(&format!("{second}: empty")) && doctor.contains("mounted"),
+        "{doctor}"
+    );
+    for args in [&["list"][..], &["prune"], &["verify", "all"]] {
+        let told = place.run(args).expect(3).stderr;
+        assert!(
+            told.contains(&format!("there is no repository at {second}")),
+            "{told}"
+        );
+    }
+    assert!(!place.path("second").exists());
+    let dumped = place.run(&["dump"]).expect(3).stderr;
+    let mend = format!("pgkeep copy all --to {second}");
+    assert!(dumped.contains("made anew") && dumped.contains(&mend), "{dumped}");
+    place.run(&["copy", "all", "--to", &second]).expect(0);
+    assert_eq!(dumps(&place, "second"), dumps(&place, "repository"));
+    place.run(&["dump"]).expect(0);
+    // It is told even by a dump that fails, because the next one finds it there.
+    fs::rename(place.path("second"), place.path("aside")).unwrap();
+    cluster.psql("postgres", "DROP DATABASE app");
+    let failed = place.run(&["dump", "--database", "app"]);
+    assert!(
+        failed.code != 0 && failed.stderr.contains("made anew"),
+        "{failed:?}"
+    );
+    // All of them gone is no success.
+    for repository in ["repository", "second"] {
+        fs::rename(place.path(repository), place.path(&format!("{repository} away"))).unwrap();
+    }
+    for args in [&["list"][..], &["prune"], &["verify", "all", "--quiet"]] {
+        place.run(args).expect(2);
+    }
+}
+
+#[test]
 fn another_server_is_refused_by_all_if_it_is_by_one() {
     let cluster = server();
     let place = Place::with(&cluster, None);
@@ -267,7 +377,7 @@ fn the_scheduler_dumps_into_both_and_prunes_each() {
     assert!(told.stderr.contains("pgkeep copy"), "{told:?}");
     back(&place, "second");
     // What it lacks is told, and what it has isn't pruned.
-    let told = run_once(&place);
+    let told = run_once(&place).expect(3);
     assert!(
         told.stderr.contains("lacks what another repository has"),
         "{told:?}"
@@ -287,6 +397,10 @@ fn what_is_wrong_with_a_repository_of_its_own_is_named() {
     refused(
         "[{ url = \"file:///a\", kep = 1 }]",
         "'kep', which is no setting; did you mean 'keep'",
+    );
+    refused(
+        "[{ url = \"file:///a\", zzzzzzzz = 1 }]",
+        "no setting; what can be set for one repository: s3, gcs, azure, keep",
     );
     refused(
         "[{ url = \"file:///a\", dump = { jobs = 3 } }]",

@@ -454,3 +454,56 @@ fn a_dump_and_its_restore_count_the_same_rows() {
     assert_eq!(restored["databases"][0]["rows"], rows);
     assert_eq!(said(&restore("two", &[]).stdout), Some(text));
 }
+
+/// pg_dump leaves subscriptions out with a warning, and what it may not see without a word.
+#[test]
+fn what_only_a_superuser_may_dump_is_told() {
+    let cluster = server();
+    cluster.psql(
+        "app",
+        "CREATE ROLE reader LOGIN IN ROLE pg_read_all_data;
+         CREATE SUBSCRIPTION \"from afar\" CONNECTION 'host=nowhere' PUBLICATION p WITH (connect = false);
+         CREATE FOREIGN DATA WRAPPER w; CREATE SERVER elsewhere FOREIGN DATA WRAPPER w;
+         CREATE USER MAPPING FOR PUBLIC SERVER elsewhere OPTIONS (password 'x');
+         CREATE USER MAPPING FOR reader SERVER elsewhere; GRANT USAGE ON FOREIGN SERVER elsewhere TO reader",
+    );
+    let place = Place::with(&cluster, None);
+    let reader = format!("{} user=reader", cluster.tcp_conninfo("postgres"));
+    let omitted = [
+        "subscriptions from afar in app: dumping them takes a superuser",
+        "of user mappings for PUBLIC on server elsewhere in app",
+    ];
+    let script = place.path("app.sql").display().to_string();
+    for args in [
+        &["dump", "--connection", &reader][..],
+        &[
+            "dump",
+            "--connection",
+            &reader,
+            "--format",
+            "plain",
+            "--database",
+            "app",
+            "--output",
+            &script,
+        ],
+    ] {
+        let told = place.run(args).expect(3).stderr;
+        assert!(omitted.iter().all(|omitted| told.contains(omitted)), "{told}");
+    }
+    let shown = place.run(&["show"]).expect(0).stderr;
+    assert!(omitted.iter().all(|omitted| shown.contains(omitted)), "{shown}");
+    // A superuser's has them, and one of chosen tables isn't asked for them.
+    let all = place.run(&["dump"]).expect(0).stderr;
+    assert!(!all.contains("subscriptions"), "{all}");
+    let part = place.run(&[
+        "dump",
+        "--connection",
+        &reader,
+        "--database",
+        "app",
+        "--table",
+        "players",
+    ]);
+    assert!(!part.stderr.contains("subscriptions"), "{part:?}");
+}

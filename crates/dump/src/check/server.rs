@@ -147,13 +147,14 @@ fn role(limits: &Limits, mender: &Mender, report: &mut CheckReport) {
         return;
     }
     let mend = format!(
-        "{}   # or set the passwords anew after a restore",
+        "{}   # or make those anew after a restore",
         mender.anywhere(&[&format!("ALTER ROLE {} SUPERUSER", mender.role())])
     );
     report.add(
         Severity::Info,
         format!("'{}' is no superuser", mender.target.user()),
-        "the dump holds no passwords of roles, and says so",
+        "passwords of roles are in the dump only with pg_read_all_data, and subscriptions and the options of others' user mappings not \
+         at all; the dump says what it lacks",
         Some(mend),
     );
 }

@@ -32,7 +32,7 @@ pub enum EncryptionError {
     },
     /// None of the keys given opens the object. (age headers don't tell whom they are for.)
     #[error("none of the identities given opens the object: they belong to {}{}", list(.tried),
-        for_recipients(.recipients))]
+        written_for(.tried, .recipients))]
     WrongKey {
         /// The public halves of the keys tried.
         tried: Vec<Recipient>,
@@ -104,8 +104,8 @@ impl Classified for EncryptionError {
                  identity_file in pgkeep.toml",
             )),
             Self::WrongKey { .. } => Some(Hint::new(
-                "give the key file whose '# public key:' line is among the repository's recipients: --identity FILE or \
-                 PGKEEP_IDENTITY_FILE=FILE",
+                "give the key file whose '# public key:' line is among the recipients that it was written for: --identity FILE or \
+                 PGKEEP_IDENTITY_FILE=FILE; one file may hold several keys, a line each",
             )),
             Self::Truncated(_) | Self::Corrupt(_) => Some(Hint::new(
                 "find out what else is damaged with `pgkeep verify all`; restore from another backup",
@@ -128,4 +128,13 @@ fn for_recipients(recipients: &[Recipient]) -> String {
         return String::new();
     }
     format!("; the repository encrypts to {}", list(recipients))
+}
+
+fn written_for(tried: &[Recipient], recipients: &[Recipient]) -> String {
+    match tried.iter().any(|recipient| recipients.contains(recipient)) {
+        // One of those that are configured now.
+        true => "; it was written for others, before this key was a recipient or by another configuration"
+            .to_owned(),
+        false => for_recipients(recipients),
+    }
 }

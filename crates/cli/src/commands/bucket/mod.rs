@@ -182,7 +182,7 @@ fn one_bucket(all: &[Settings]) -> Result<&Settings, Failure> {
         }
         if other.name == first.name {
             return Err(Failure::usage(
-                format!("cluster '{}' has several buckets", first.name),
+                format!("cluster '{}' has several repositories", first.name),
                 "choose one with --repository URL",
             ));
         }

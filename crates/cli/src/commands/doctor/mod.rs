@@ -26,9 +26,23 @@ struct Finding {
     mend: Option<String>,
 }
 
+/// Who wants to know: what mends something depends on it.
+#[derive(Debug, Clone, Copy, Default)]
+pub enum AskedBy {
+    /// `pgkeep doctor`
+    #[default]
+    Doctor,
+    /// `pgkeep init`, of which nothing stays while something is wrong.
+    Init {
+        /// Whether the cluster's name may go over to this server.
+        accepts_new_identity: bool,
+    },
+}
+
 /// All checks.
 #[derive(Default)]
 pub struct Findings {
+    asked_by: AskedBy,
     all: Vec<Finding>,
     /// What the server is, where it could be reached.
     pub server: Option<ServerFacts>,
@@ -87,7 +101,7 @@ impl Findings {
 /// `pgkeep doctor`
 pub async fn run(context: &Context) -> Result<Outcome, Failure> {
     let settings = context.settings(Overrides::default())?;
-    let findings = examine(&settings).await;
+    let findings = examine(&settings, AskedBy::Doctor).await;
     print::tell(context, &findings);
     Ok(match (findings.errors(), findings.warnings()) {
         (0, 0) => Outcome::Done,
@@ -97,8 +111,11 @@ pub async fn run(context: &Context) -> Result<Outcome, Failure> {
 }
 
 /// Every check.
-pub async fn examine(settings: &Settings) -> Findings {
-    let mut findings = Findings::default();
+pub async fn examine(settings: &Settings, asked_by: AskedBy) -> Findings {
+    let mut findings = Findings {
+        asked_by,
+        ..Findings::default()
+    };
     configuration::check(settings, &mut findings);
     encryption::check(settings, &mut findings);
     server::check(settings, &mut findings).await;

@@ -1,6 +1,6 @@
 //! The store, the repository in it, and the dumps in that.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use jiff::{SignedDuration, Timestamp};
 use pgkeep_base::{BackupKind, ByteCount, Severity, quote_for_shell};
@@ -9,8 +9,9 @@ use pgkeep_repository::bucket::lifecycle_findings;
 use pgkeep_repository::{Repository, RepositoryError};
 use pgkeep_store::{Disk, Store};
 
-use super::Findings;
-use crate::commands::{bucket, run as scheduler};
+use super::{AskedBy, Findings};
+use crate::commands::summaries::{self, Summaries};
+use crate::commands::{bucket, run as scheduler, several};
 use crate::context::{KeyUse, Settings};
 use crate::output::{counted, time};
 
@@ -27,14 +28,34 @@ const FREE_SHARE_MIN: u64 = 20;
 pub(super) async fn check(settings: &Settings, findings: &mut Findings) {
     match settings.in_each_repository() {
         Ok(each) => {
+            let (mut empty, mut made) = (Vec::new(), 0);
             for settings in &each {
                 let before = findings.all.len();
-                check_one(settings, findings).await;
+                let found = check_one(settings, findings).await;
                 if each.len() > 1 {
                     let url = settings.repository_url().unwrap_or_default();
                     for finding in findings.all.iter_mut().skip(before) {
-                        finding.what = format!("{url}: {}", finding.what);
+                        if !finding.what.contains(url.trim_end_matches('/')) {
+                            finding.what = format!("{url}: {}", finding.what);
+                        }
                     }
+                }
+                match found {
+                    Some(Found::Repository) => made += 1,
+                    Some(Found::Empty(place)) => empty.push((settings, place)),
+                    None => {}
+                }
+            }
+            // Of several, one that isn't there may have been lost.
+            for (settings, finding) in empty.into_iter().filter(|_| made > 0) {
+                if let Some(finding) = findings.all.get_mut(finding) {
+                    finding.severity = Severity::Warning;
+                    finding.why = format!(
+                        "another repository of the cluster's is there: {}",
+                        several::WHERE_IS_IT
+                    );
+                    let copy = settings.copy_command("all", settings.repository_url().unwrap_or_default());
+                    finding.mend = Some(format!("{copy}   # brings the earlier dumps to a new one"));
                 }
             }
         }
@@ -42,37 +63,62 @@ pub(super) async fn check(settings: &Settings, findings: &mut Findings) {
     }
 }
 
-async fn check_one(settings: &Settings, findings: &mut Findings) {
+/// What there is at a URL.
+enum Found {
+    Repository,
+    /// None, which is the finding of this number.
+    Empty(usize),
+}
+
+async fn check_one(settings: &Settings, findings: &mut Findings) -> Option<Found> {
     let store = match settings.repository_url() {
         Ok(url) => settings.store_soon(url).await,
         Err(failure) => Err(failure),
     };
     let store = match store {
         Ok(store) => store,
-        Err(failure) => return findings.failure(AREA, &failure),
+        Err(failure) => {
+            findings.failure(AREA, &failure);
+            return None;
+        }
     };
     if let Some(directory) = store.directory() {
         disk(&directory, findings);
     }
-    if !probe(settings, &store, findings).await {
-        return;
+    let missing = store.directory().map(missing_directories).unwrap_or_default();
+    let is_reachable = probe(settings, &store, findings).await;
+    // The probe made them. A disk that isn't mounted would look like one that is.
+    for directory in missing {
+        if std::fs::remove_dir(&directory).is_err() {
+            break;
+        }
     }
-    let access = match settings.access(KeyUse::None) {
-        Ok(access) => access,
-        // Told among the keys.
-        Err(_) => return,
-    };
+    // Keys that can't be read are told among the keys.
+    let access = settings.access(KeyUse::None).ok().filter(|_| is_reachable)?;
     match Repository::open(store, &settings.name, access).await {
         Ok(repository) => {
             identity(&repository, findings).await;
             backups(settings, &repository, findings).await;
+            Some(Found::Repository)
         }
         Err(RepositoryError::NotARepository { .. }) => {
             let what = "empty: the first 'pgkeep dump' makes the repository";
             findings.add(AREA, Severity::Info, what, "", None);
+            Some(Found::Empty(findings.all.len() - 1))
         }
-        Err(error) => findings.error(AREA, &error),
+        Err(error) => {
+            findings.error(AREA, &error);
+            None
+        }
     }
+}
+
+/// Those of a path that aren't there, the innermost first.
+fn missing_directories(path: PathBuf) -> Vec<PathBuf> {
+    let ancestors = path.ancestors().map(Path::to_path_buf);
+    ancestors
+        .take_while(|path| !path.as_os_str().is_empty() && !path.exists())
+        .collect()
 }
 
 fn disk(directory: &Path, findings: &mut Findings) {
@@ -144,7 +190,13 @@ async fn probe(settings: &Settings, store: &Store, findings: &mut Findings) -> b
 async fn identity(repository: &Repository, findings: &mut Findings) {
     let identifier = findings.server.as_ref().and_then(|facts| facts.system_identifier);
     let Some(identifier) = identifier else { return };
-    match repository.check_identity(identifier, false).await {
+    let accept_new = matches!(
+        findings.asked_by,
+        AskedBy::Init {
+            accepts_new_identity: true
+        }
+    );
+    match repository.check_identity(identifier, accept_new).await {
         Ok(_) => {}
         Err(RepositoryError::OtherIdentity { cluster, found, .. }) => findings.add(
             AREA,
@@ -153,11 +205,17 @@ async fn identity(repository: &Repository, findings: &mut Findings) {
                 "the dumps of '{cluster}' are of another database cluster (system identifier {found}, this one has {identifier})"
             ),
             "two clusters under one name would prune each other's dumps",
-            Some(
-                "pgkeep dump --accept-new-identity   # if it is the same data after a restore or pg_upgrade; else rename \
-                 the cluster in the configuration"
-                    .to_owned(),
-            ),
+            Some(match findings.asked_by {
+                AskedBy::Doctor => {
+                    "pgkeep dump --accept-new-identity   # if it is the same data after a restore or pg_upgrade; else rename \
+                     the cluster in the configuration"
+                }
+                AskedBy::Init { .. } => {
+                    "pgkeep init --cluster NAME ...   # the same under another name; or, if it is the same data after a \
+                     restore or pg_upgrade, the same with --accept-new-identity"
+                }
+            }
+            .to_owned()),
         ),
         Err(error) => findings.error(AREA, &error),
     }
@@ -174,7 +232,12 @@ async fn backups(settings: &Settings, repository: &Repository, findings: &mut Fi
             Severity::Error,
             format!("the manifest of {} is damaged", entry.id),
             "it can't be restored",
-            Some("pgkeep dump   # a new one; and find out what happened to the store".to_owned()),
+            Some(match settings.repair_command(&entry.id.to_string()) {
+                Some(repair) => {
+                    format!("{repair}   # if it is sound there; and find out what happened to the store")
+                }
+                None => "pgkeep dump   # a new one; and find out what happened to the store".to_owned(),
+            }),
         );
     }
     for entry in entries.iter().filter(|entry| entry.has_lost_manifest) {
@@ -211,8 +274,39 @@ async fn backups(settings: &Settings, repository: &Repository, findings: &mut Fi
         AREA,
         format!("{number}, the newest of {}", time(newest.id.started_at())),
     );
+    key(settings, repository, newest, findings).await;
     late(settings, &entries, newest, findings);
-    verified(&complete, findings);
+    verified(settings, &complete, findings);
+}
+
+/// Whether the key that is here opens what is there. One that is nowhere else opens nothing when it is needed.
+async fn key(settings: &Settings, repository: &Repository, newest: &BackupEntry, findings: &mut Findings) {
+    // What is wrong with the key itself is told among the keys.
+    let Ok(access) = settings.access(KeyUse::IfConfigured) else {
+        return;
+    };
+    if access.identities.is_empty() {
+        return;
+    }
+    let store = repository.store().clone();
+    let summaries = async {
+        let repository = Repository::open(store, repository.cluster(), access).await?;
+        summaries::read(&repository, std::slice::from_ref(&newest.id)).await
+    };
+    if let Ok(Summaries {
+        locked: Some(reason), ..
+    }) = summaries.await
+    {
+        findings.add(
+            AREA,
+            Severity::Warning,
+            format!("the secret key here doesn't open the newest dump, {}", newest.id),
+            reason,
+            Some(
+                "cat OTHER.key >> pgkeep.key   # if its key is at hand: a key file may hold several, a line each".to_owned(),
+            ),
+        );
+    }
 }
 
 /// Dumps that were due and aren't there.
@@ -256,7 +350,7 @@ fn late(settings: &Settings, entries: &[BackupEntry], newest: &BackupEntry, find
 }
 
 /// Whether anybody has looked at what was written.
-fn verified(complete: &[&BackupEntry], findings: &mut Findings) {
+fn verified(settings: &Settings, complete: &[&BackupEntry], findings: &mut Findings) {
     let failed = complete
         .iter()
         .filter(|entry| entry.evidence.as_ref().is_some_and(|evidence| !evidence.passed));
@@ -266,10 +360,15 @@ fn verified(complete: &[&BackupEntry], findings: &mut Findings) {
             Severity::Error,
             format!("the last verification of {} found damage", entry.id),
             "it may not be restorable",
-            Some(format!(
-                "pgkeep verify {}   # says what is damaged; then take a new one: pgkeep dump",
-                entry.id
-            )),
+            Some(match settings.repair_command(&entry.id.to_string()) {
+                Some(repair) => {
+                    format!("{repair}   # if it is sound there; else take a new one: pgkeep dump")
+                }
+                None => format!(
+                    "pgkeep verify {}   # says what is damaged; then take a new one: pgkeep dump",
+                    entry.id
+                ),
+            }),
         );
     }
     if complete.iter().any(|entry| entry.evidence.is_some()) {

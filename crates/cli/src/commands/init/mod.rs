@@ -17,7 +17,8 @@ use pgkeep_pg::programs::{self, ProgramSearch};
 use pgkeep_schedule::Schedule;
 use serde_json::json;
 
-use super::{doctor, dump};
+use super::doctor::{self, AskedBy};
+use super::dump;
 use crate::args::{DumpArgs, InitArgs};
 use crate::context::{self, CONTAINER_PREFIX, Context, KeyUse, Settings};
 use crate::exit::{Failure, Outcome};
@@ -54,7 +55,7 @@ pub async fn run(context: &Context, args: InitArgs) -> Result<Outcome, Failure> 
     made.keep();
     let first = match args.no_dump {
         true => None,
-        false => Some(first_dump(context, &settings, &plan).await?),
+        false => Some(first_dump(context, &settings, &plan, args.accept_new_identity).await?),
     };
     kit::tell(context, &plan, &settings, first.as_ref());
     Ok(match &first {
@@ -92,7 +93,10 @@ async fn set_up(
         ..Overrides::default()
     };
     let settings = context.settings_of_file(&plan.config, &plan.name, &once)?;
-    let findings = doctor::examine(&settings).await;
+    let asked_by = AskedBy::Init {
+        accepts_new_identity: args.accept_new_identity,
+    };
+    let findings = doctor::examine(&settings, asked_by).await;
     doctor::tell_problems(context, &findings);
     if findings.errors() > 0 {
         context
@@ -227,17 +231,26 @@ async fn first_dump(
     context: &Context,
     settings: &Settings,
     plan: &Plan,
+    accept_new_identity: bool,
 ) -> Result<(DumpReport, VerifyReport), Failure> {
     let interrupted = |failure: Failure| {
         if context.cancellation.is_cancelled() {
+            let accepting = match accept_new_identity {
+                true => " --accept-new-identity",
+                false => "",
+            };
             context.output.note(format!(
-                "{} and the key stay; the first dump is still to be made: pgkeep dump",
+                "{} and the key stay; the first dump is still to be made: pgkeep dump{accepting}",
                 plan.config.display()
             ));
         }
         failure
     };
-    let report = dump::into_repository(context, settings, &DumpArgs::scheduled())
+    let args = DumpArgs {
+        accept_new_identity,
+        ..DumpArgs::scheduled()
+    };
+    let report = dump::into_repository(context, settings, &args)
         .await
         .map_err(interrupted)?;
     context

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use pgkeep_base::Secret;
+use pgkeep_base::{Secret, quote_for_shell};
 use pgkeep_config::Cluster;
 use pgkeep_docker::{Engine, FoundServer};
 use pgkeep_dump::check::ServerFacts;
@@ -38,6 +38,14 @@ enum Candidate {
 }
 
 impl Candidate {
+    /// Whether it is of the Compose project in this folder.
+    fn is_here(&self) -> bool {
+        match self {
+            Self::Container(found) => is_here(found),
+            Self::Socket { .. } => false,
+        }
+    }
+
     fn text(&self) -> String {
         match self {
             Self::Container(found) => format!("container {} ({})", found.name, found.image),
@@ -74,7 +82,15 @@ pub(super) async fn find(
                 hint,
             ));
         }
-        1 => 0,
+        // Whatever runs on this machine isn't what was meant because it is alone.
+        1 if !(candidates.iter().all(Candidate::is_here) || ask.is_interactive() || args.yes) => {
+            let texts: Vec<String> = candidates.iter().map(Candidate::text).collect();
+            return Err(Failure::usage(
+                format!("no server was named; there is one: {}", texts.join("; ")),
+                "say that it is meant with --container NAME or --connection 'host=... port=...', or take it with --yes",
+            ));
+        }
+        1 if !ask.is_interactive() || candidates.iter().all(Candidate::is_here) => 0,
         _ if ask.is_interactive() => {
             let texts: Vec<String> = candidates.iter().map(Candidate::text).collect();
             ask.choice("Which server?", &texts).await?
@@ -131,8 +147,15 @@ async fn named_container(name: &str) -> Result<FoundServer, Failure> {
     Err(Failure::usage(
         format!("no running container '{name}' with a PostgreSQL server"),
         match names.is_empty() {
-            true => "start it: docker compose up -d, or docker start NAME".to_owned(),
-            false => format!("there are: {}", names.join(", ")),
+            true => format!(
+                "start it: docker compose up -d, or docker start {}",
+                quote_for_shell(name)
+            ),
+            false => format!(
+                "running are: {}; or start it: docker compose up -d, or docker start {}",
+                names.join(", "),
+                quote_for_shell(name)
+            ),
         },
     ))
 }

@@ -65,11 +65,11 @@ impl Job<'_> {
             match planner.decide(self.clock.now()) {
                 Action::Tell(missed) => self.events.missed(&missed),
                 Action::ClockWentBack(by) => self.events.clock_went_back(by),
-                Action::Look => {
-                    if !self.look(&mut planner).await && self.once {
-                        return End::Outcome(Outcome::Failed);
-                    }
-                }
+                Action::Look => match self.look(&mut planner).await {
+                    Some(of_look) if self.once => outcome = outcome.and(of_look),
+                    None if self.once => return End::Outcome(Outcome::Failed),
+                    _ => {}
+                },
                 Action::Start(run) => match self.ran(&mut planner, run).await {
                     Ran::Interrupted => return End::Interrupted,
                     Ran::Failed(_) if self.once => return End::Outcome(Outcome::Failed),
@@ -141,34 +141,34 @@ impl Job<'_> {
         tokio::time::sleep(rest.min(CLOCK_INTERVAL)).await;
     }
 
-    /// Looks for the newest dump. Returns whether it could.
-    async fn look(&self, planner: &mut Planner) -> bool {
+    /// Looks for the newest dump. Returns what came of it, if it could.
+    async fn look(&self, planner: &mut Planner) -> Option<Outcome> {
         self.service
             .status(&self.settings.name, "looking for the newest dump".to_owned());
         let newest = tokio::select! {
             newest = self.newest() => newest,
             // The loop ends right after this.
-            () = self.context.cancellation.cancelled() => return true,
+            () = self.context.cancellation.cancelled() => return Some(Outcome::Done),
         };
         let now = self.clock.now();
         match newest {
-            Ok(newest) => {
+            Ok((newest, outcome)) => {
                 planner.looked(now, newest);
-                true
+                Some(outcome)
             }
             Err(failure) => {
                 let again = planner.look_failed(now);
                 let again = (!self.once).then_some(again);
                 self.events
                     .failed("cannot look for the newest dump", &failure, None, again, None);
-                false
+                None
             }
         }
     }
 
-    /// When the newest dump was begun that counts: it is complete and whole, as far as the key tells, and not from the
-    /// future.
-    async fn newest(&self) -> Result<Option<Timestamp>, Failure> {
+    /// When the newest dump was begun that counts (it is complete and whole, as far as the key tells, and not from the
+    /// future), and whether something of the repositories needs attention.
+    async fn newest(&self) -> Result<(Option<Timestamp>, Outcome), Failure> {
         let mut newest: Option<Timestamp> = None;
         let mut failure = None;
         let mut answered = false;
@@ -196,6 +196,10 @@ impl Job<'_> {
         }
         // What one of them has needn't be made again for another's sake; but it is told.
         behind.retain(|(_, found)| *found < newest);
+        let outcome = match failure.is_none() && behind.is_empty() {
+            true => Outcome::Done,
+            false => Outcome::Attention,
+        };
         for (url, found) in behind {
             let has = match found {
                 Some(found) => format!("the newest dump there is of {}", self.events.time(found)),
@@ -208,7 +212,7 @@ impl Job<'_> {
         }
         match failure {
             Some(failure) if !answered => Err(failure),
-            _ => Ok(newest),
+            _ => Ok((newest, outcome)),
         }
     }
 
