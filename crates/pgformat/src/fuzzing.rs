@@ -6,7 +6,7 @@ use pgkeep_base::Classified;
 
 use crate::{
     BackupLabel, ControlFile, Lsn, SegmentName, SegmentSize, TablespaceMap, Timeline, TimelineHistory,
-    WalFileName, WalHeader, verify_page,
+    WalFileName, WalHeader, WalWalker, verify_page,
 };
 
 fn told(error: &impl Classified) {
@@ -64,8 +64,21 @@ pub fn pgformat(data: &[u8]) {
                 }
                 Err(error) => told(&error),
             }
+            walk(data);
         }
     }
+}
+
+/// Records, wherever they are said to lie: each behind the one before, whatever the bytes.
+fn walk(data: &[u8]) {
+    let address = data.get(8..16).and_then(|bytes| bytes.try_into().ok());
+    let start = Lsn::new(address.map_or(0, u64::from_le_bytes) >> 20 << 20);
+    let name = SegmentName::holding(Timeline::FIRST, start, SegmentSize::new(1 << 20).unwrap());
+    let (mut walker, mut last) = (WalWalker::new(), start);
+    walker.segment(name, data, |record| {
+        assert!(last <= record.start && record.start < record.end);
+        last = record.end;
+    });
 }
 
 #[cfg(test)]

@@ -13,6 +13,9 @@
 pub mod backup;
 mod choose;
 mod error;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod manifest;
 pub mod memory;
 mod read;

@@ -31,6 +31,9 @@ mod error;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzzing;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing_packs;
 pub mod integrity;
 pub mod keys;
 pub mod layout;

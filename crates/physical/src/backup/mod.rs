@@ -128,6 +128,24 @@ type Whole<'a> = (
     &'a Arc<Progress>,
 );
 
+/// Cuts an archive into blocks, which come in pieces of some size; for fuzzing.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn collect_archive(archive: &[u8], piece_bytes: usize) -> Result<(), PhysicalError> {
+    const BLOCK_BYTES: u32 = 1024;
+    let bench = pieces::Bench::new(1, [0; 32], BLOCK_BYTES);
+    let mut collector = collect::Collector::new(&bench, BLOCK_BYTES);
+    let mut splitter = tar::TarSplitter::new();
+    for mut piece in archive.chunks(piece_bytes.max(1)) {
+        while let Some(mut event) = splitter.next(&mut piece)? {
+            while let Some(full) = collector.take(&mut event)? {
+                bench.work(full)?;
+            }
+        }
+    }
+    splitter.finish()?;
+    bench.work(collector.rest()).map(drop)
+}
+
 /// All that is done while the lease is held, whatever becomes of it.
 async fn under_lease(
     (repository, destinations, target, options, progress): Whole<'_>,

@@ -157,6 +157,12 @@ fn tablespace_map(plan: &RestorePlan) -> Option<TablespaceMap> {
     (!tablespaces.is_empty()).then_some(TablespaceMap { tablespaces })
 }
 
+/// Settings with those of a restore; for fuzzing.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn settings_for_fuzzing(contents: &str) -> String {
+    settings::with_block(contents, &settings::block(StopAt::EndOfWal))
+}
+
 /// Settings; then, when all is durable, the label, and last the control file, without which no server starts.
 fn finish(
     place: &Place,

@@ -187,3 +187,70 @@ async fn another_backup_or_dump_keeps_it_out() {
     held.release().await.unwrap();
     assert_none_and_another(&repository, &cluster).await;
 }
+
+/// A standby's backup ends in another way, which isn't built yet.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_standby_is_refused() {
+    let mut cluster = require!(Cluster::start(server(17)));
+    cluster.stop(StopMode::Fast);
+    cluster.write_file("standby.signal", "");
+    cluster.start_again();
+    let folder = tempfile::tempdir().unwrap();
+    let repository = repository(folder.path(), false, None).await;
+    let error = backup(&repository, &cluster).await.unwrap_err();
+    assert!(error.to_string().contains("is a standby"), "{error}");
+    cluster.psql("postgres", "SELECT pg_promote()");
+    assert_none_and_another(&repository, &cluster).await;
+}
+
+/// Whoever may replicate, and nothing else, can take a backup.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_role_that_may_only_replicate_is_enough() {
+    let cluster = require!(Cluster::start(server(16)));
+    cluster.psql(
+        "postgres",
+        "CREATE ROLE keeper LOGIN REPLICATION; REVOKE ALL ON DATABASE postgres FROM public",
+    );
+    let folder = tempfile::tempdir().unwrap();
+    let repository = repository(folder.path(), false, None).await;
+    let conninfo = cluster
+        .conninfo("postgres")
+        .replace("user=postgres", "user=keeper");
+    let target = pgkeep_pg::Conninfo::parse(&conninfo)
+        .unwrap()
+        .resolve(&pgkeep_pg::Environment::empty())
+        .unwrap();
+    let progress = Arc::new(Progress::default());
+    let (options, never) = (backup_options(), std::future::pending());
+    let report = pgkeep_physical::backup(&repository, &target, &options, &progress, never)
+        .await
+        .unwrap();
+    assert!(report.attention.is_empty(), "{:?}", report.attention);
+}
+
+/// One that says it is another database cluster under this name is refused before anything is stored.
+#[tokio::test(flavor = "multi_thread")]
+async fn another_cluster_under_the_name_is_refused() {
+    let (first, second) = (
+        require!(Cluster::start(server(15))),
+        require!(Cluster::start(server(15))),
+    );
+    let folder = tempfile::tempdir().unwrap();
+    let repository = repository(folder.path(), false, None).await;
+    let id = backup(&repository, &first).await.unwrap().id;
+    let error = backup(&repository, &second).await.unwrap_err();
+    assert!(
+        error.to_string().contains("belongs to another database cluster"),
+        "{error}"
+    );
+    assert_eq!(repository.find(BackupKind::Base, "latest").await.unwrap(), id);
+    let options = BackupOptions {
+        accept_new_identity: true,
+        ..backup_options()
+    };
+    let report = backup_with(&repository, &second, &options).await.unwrap();
+    assert_ne!(
+        report.manifest.system_identifier,
+        manifest(&repository, &id).await.system_identifier
+    );
+}
