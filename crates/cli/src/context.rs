@@ -1,15 +1,16 @@
 //! From settings to things: the store, the repository, the server.
 
+mod limits;
+
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use pgkeep_base::{ByteCount, Secret, quote_for_shell};
+use pgkeep_base::{Secret, quote_for_shell};
 use pgkeep_config::{Cluster, EncryptionMode, Loaded, Overrides, SETTINGS};
-use pgkeep_dump::memory::MEMORY_DEFAULT;
 use pgkeep_pg::programs::ProgramSearch;
 use pgkeep_pg::{Conninfo, Environment, Target};
-use pgkeep_repository::encryption::{COMPRESSION_LEVEL_DEFAULT, Encryption};
+use pgkeep_repository::encryption::Encryption;
 use pgkeep_repository::keys::{self, Identity};
 use pgkeep_repository::lease::LEASE_DURATION_DEFAULT;
 use pgkeep_repository::{Access, Repository, RepositoryError};
@@ -17,12 +18,9 @@ use pgkeep_store::{AzureOptions, GcsOptions, S3Addressing, S3Options, Store, Sto
 
 use crate::args::GlobalArgs;
 use crate::exit::Failure;
-use crate::output::{Output, counted};
+use crate::output::Output;
 use crate::progress::Shown;
 use crate::signals::Cancellation;
-
-/// More workers than this are worth asking for by name.
-const JOBS_DEFAULT_MAX: usize = 8;
 
 /// How long a store that never answered is asked again, by those who don't wait for it.
 const FIRST_CONTACT_MAX: Duration = Duration::from_secs(10);
@@ -442,18 +440,6 @@ impl Settings {
         }
     }
 
-    /// How much is done at once.
-    pub fn jobs(&self) -> usize {
-        let by_cpus =
-            || std::thread::available_parallelism().map_or(2, |cpus| cpus.get().clamp(2, JOBS_DEFAULT_MAX));
-        self.cluster.dump.jobs.map_or_else(by_cpus, |jobs| jobs as usize)
-    }
-
-    /// How much memory the work may take.
-    pub fn memory_limit(&self) -> ByteCount {
-        self.cluster.limits.memory.unwrap_or(MEMORY_DEFAULT)
-    }
-
     /// Where what can be lost is kept; none on a host where nobody has a home.
     pub fn cache_directory(&self) -> Option<PathBuf> {
         let absolute = |path: PathBuf| path.is_absolute().then_some(path);
@@ -465,35 +451,6 @@ impl Settings {
             .cache_directory
             .clone()
             .or_else(|| Some(caches?.join("pgkeep")))
-    }
-
-    /// The same, as far as `limits.memory` permits; `jobs_max` tells how many jobs fit.
-    pub fn jobs_in_memory(&self, output: &Output, jobs_max: impl Fn(ByteCount) -> usize) -> usize {
-        let memory = self.memory_limit();
-        let (wanted, permitted) = (self.jobs(), jobs_max(memory));
-        if wanted > permitted {
-            output.note(format!(
-                "{} instead of {wanted}, to stay within limits.memory ({memory}); for more: --set limits.memory=1GiB",
-                counted(permitted as u64, "job", "jobs")
-            ));
-        }
-        wanted.min(permitted)
-    }
-
-    /// The settings as they are for base backups: their own number of jobs and level, flags first.
-    pub fn of_base_backups(mut self, jobs: Option<u32>, compression_level: Option<i32>) -> Self {
-        let cluster = &mut self.cluster;
-        cluster.dump.jobs = jobs.or(cluster.backup.jobs);
-        cluster.dump.compression_level = compression_level.or(cluster.backup.compression_level);
-        self
-    }
-
-    /// zstd's level.
-    pub fn compression_level(&self) -> i32 {
-        self.cluster
-            .dump
-            .compression_level
-            .unwrap_or(COMPRESSION_LEVEL_DEFAULT)
     }
 }
 
