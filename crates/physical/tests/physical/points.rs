@@ -138,7 +138,16 @@ async fn a_backup_is_restored_by_its_own_wal_whatever_gap_follows() {
         "pg_current_wal_insert_lsn()",
     )
     .await;
-    let between_at = now(&origin).await;
+    // No transaction ended while it was taken, so nothing tells its end more exactly than its checkpoint, to the second.
+    let told = first
+        .manifest
+        .checkpoint_at
+        .checked_add(SignedDuration::from_secs(1))
+        .unwrap();
+    let mut between_at = now(&origin).await;
+    while between_at < told {
+        between_at = now(&origin).await;
+    }
     let second = backup(&repository, &origin).await.unwrap();
     assert!(first.manifest.stop_lsn < between && between <= second.manifest.start_lsn);
 
