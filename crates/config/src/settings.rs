@@ -198,7 +198,7 @@ pub const SETTINGS: &[Setting] = &[
         "dump.compression_level",
         "1 to 19",
         "3",
-        "zstd's level.",
+        "zstd's level. Where level 1 compresses as well, as it does what hardly repeats, it is used in its stead.",
         |cluster, input| cluster.dump.compression_level = Some(input.compression_level()?)
     ),
     setting!(
