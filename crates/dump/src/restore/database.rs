@@ -379,6 +379,9 @@ impl One<'_> {
         };
         let error = |source| self.timescale_error(source);
         let mut session = connect(&self.target).await?;
+        // Functions of the user that tell the time are called, as the jobs themselves call them.
+        let context = || "looking at what the jobs would delete".to_owned();
+        session.execute("RESET search_path").await.context(context)?;
         let mut held: BTreeSet<i32> = BTreeSet::new();
         for deletion in pgkeep_timescale::pending_deletions(&mut session)
             .await

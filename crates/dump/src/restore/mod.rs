@@ -22,6 +22,7 @@ mod roles;
 pub(crate) mod scratch;
 mod secrets;
 mod selection;
+mod session;
 mod tables;
 mod undo;
 mod unfinished;
@@ -50,6 +51,7 @@ pub(crate) use mark::{MARK_SCHEMA, read as read_mark, refuse as refuse_unfinishe
 pub(crate) use plan::choose_databases;
 pub(crate) use prepare::contents;
 pub(crate) use selection::{Selection, select};
+pub(crate) use session::connect;
 
 use crate::error::{Context, DumpError};
 use crate::limits;
@@ -333,17 +335,6 @@ impl Restore<'_> {
             None => source,
         }
     }
-}
-
-pub(crate) async fn connect(target: &Target) -> Result<Session, DumpError> {
-    let context = || {
-        format!(
-            "connecting to database '{}' at {}",
-            target.database(),
-            target.endpoint()
-        )
-    };
-    Session::connect(target).await.context(context)
 }
 
 fn check_server(session: &Session, manifest: &DumpManifest) -> Result<(), DumpError> {
