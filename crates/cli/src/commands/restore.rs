@@ -400,6 +400,7 @@ pub(super) fn tell(
             output.prose(format!("{ROLES_LEFT_OUT}: {}", report.roles_left_out.join(", ")));
         }
     }
+    report.notes.iter().for_each(|text| output.note(text));
     let databases = report.databases.iter().map(|database| {
         json!({
             "name": database.name,
@@ -416,6 +417,7 @@ pub(super) fn tell(
         "roles_created": report.roles_created,
         "roles_left_out": report.roles_left_out,
         "attention": report.attention,
+        "notes": report.notes,
         "elapsed_seconds": report.elapsed.as_secs_f64(),
         "server": server,
     }));
@@ -438,6 +440,7 @@ mod tests {
             roles_created: Vec::new(),
             roles_left_out: Vec::new(),
             attention: Vec::new(),
+            notes: Vec::new(),
             elapsed: Duration::ZERO,
         };
         let failure = Failure::from(TemporaryServerError::StopDeadline(Duration::from_secs(600)));

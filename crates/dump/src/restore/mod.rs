@@ -26,6 +26,7 @@ mod session;
 mod tables;
 mod undo;
 mod unfinished;
+mod whole;
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -138,14 +139,25 @@ async fn examine(
         planned.roles = roles.create.into_iter().collect();
         planned.roles_left_out = roles.left_out;
     }
+    let completed = whole::completed(&mut session, target, id, &chosen, options).await?;
     for (database, target_name) in &chosen {
+        if completed.contains_key(target_name) {
+            planned.databases.push(TargetDatabase {
+                name: database.name.clone(),
+                target_name: target_name.clone(),
+                does: "is complete, and left as it is".to_owned(),
+                tables: Vec::new(),
+            });
+            continue;
+        }
+        let names = (*database, target_name.as_str());
         if database.filters.selects_a_part() {
-            let part = part::look_for_filtered(&mut session, target, database, target_name, options).await?;
+            let part = part::look_for_filtered(&mut session, target, id, names, options).await?;
             plan_part(&mut session, &part, schemas.as_ref(), target, &mut planned).await?;
             continue;
         }
         check_timescaledb(&mut session, database, options.roles).await?;
-        let way = prepare::state(&mut session, target, id, database, target_name, options).await?;
+        let way = prepare::state(&mut session, target, id, &chosen, names, options).await?;
         planned.databases.push(TargetDatabase {
             name: database.name.clone(),
             target_name: target_name.clone(),
@@ -217,6 +229,7 @@ pub async fn restore(
         roles_created: Vec::new(),
         roles_left_out: Vec::new(),
         attention: Vec::new(),
+        notes: Vec::new(),
         elapsed: begun.elapsed(),
     };
     let restored = tokio::select! {
@@ -270,24 +283,43 @@ async fn everything(
         .progress
         .bytes_total
         .store(bytes, std::sync::atomic::Ordering::Relaxed);
-    for (database, target_name) in &chosen {
+    every_database(restore, session, &chosen, report).await
+}
+
+/// One after the other, and then all of them are complete.
+async fn every_database(
+    restore: &Restore<'_>,
+    session: &mut Session,
+    chosen: &whole::Chosen<'_>,
+    report: &mut RestoreReport,
+) -> Result<(), DumpError> {
+    let (target, options) = (restore.target, restore.options);
+    let completed = whole::completed(session, target, restore.id, chosen, options).await?;
+    let mut marked: Vec<String> = Vec::new();
+    for (database, target_name) in chosen {
+        if let Some(has_mark) = completed.get(target_name) {
+            report.notes.push(whole::note(target_name));
+            marked.extend(has_mark.then(|| target_name.clone()));
+            continue;
+        }
         let attention = &mut report.attention;
         if database.filters.selects_a_part() {
-            let target = restore.target;
-            let part = part::look_for_filtered(session, target, database, target_name, options).await?;
+            let names = (*database, target_name.as_str());
+            let part = part::look_for_filtered(session, target, restore.id, names, options).await?;
             let restored = part::restore(restore, session, part, attention).await;
             let restored = restored.map_err(|source| restore.unfinished_tables(source))?;
             report.databases.push(restored);
-            continue;
+        } else {
+            restore.set_current(Some(target_name));
+            let restored = database::restore(restore, session, database, target_name, attention).await;
+            let restored = restored.map_err(|source| restore.unfinished(source))?;
+            report.databases.push(restored);
+            restore.set_current(None);
         }
-        restore.set_current(Some(target_name));
-        let restored = database::restore(restore, session, database, target_name, attention).await;
-        report
-            .databases
-            .push(restored.map_err(|source| restore.unfinished(source))?);
-        restore.set_current(None);
+        marked.push(target_name.clone());
     }
-    Ok(())
+    let finished = whole::finish(target, chosen, &marked, |name| restore.set_current(Some(name))).await;
+    finished.map_err(|source| restore.unfinished(source))
 }
 
 impl Restore<'_> {
@@ -318,7 +350,8 @@ impl Restore<'_> {
     /// An error with how to go on, when tables were begun.
     fn unfinished_tables(&self, source: DumpError) -> DumpError {
         match self.undo().tables {
-            Some(made) => unfinished::of_tables(self.id, &made.database, source),
+            Some(made) if self.options.is_partial() => unfinished::of_tables(self.id, &made.database, source),
+            Some(made) => unfinished::of_database(self.id, &made.database, source),
             None => source,
         }
     }

@@ -8,7 +8,8 @@ use crate::error::{Context, DumpError};
 use crate::manifest::{DatabaseManifest, DatabaseProperties, Relation, RelationKind};
 use crate::restore::mark::{self, Mark, Step};
 use crate::restore::options::RestoreOptions;
-use crate::restore::{Restore, connect, properties};
+use crate::restore::whole::{self, Chosen};
+use crate::restore::{Restore, connect, plan, properties};
 use crate::{catalog, sql};
 
 /// TimescaleDB's scheduler may reconnect between the kill and the drop.
@@ -64,8 +65,8 @@ pub async fn state(
     session: &mut Session,
     target: &Target,
     id: &BackupId,
-    database: &DatabaseManifest,
-    target_name: &str,
+    chosen: &Chosen<'_>,
+    (database, target_name): (&DatabaseManifest, &str),
     options: &RestoreOptions,
 ) -> Result<Way, DumpError> {
     match openness(session, target_name).await? {
@@ -94,8 +95,10 @@ pub async fn state(
                 "database '{target_name}' is there already and holds {}",
                 holds.unwrap_or_default()
             ),
-            hint: "restore beside it with --target-database NAME, or give --overwrite to drop and replace it"
-                .to_owned(),
+            hint: match options.resume {
+                true => whole::without(id, chosen, target_name),
+                false => "restore beside it with --target-database NAME, or give --overwrite to drop and replace it".to_owned(),
+            },
         }),
     }
 }
@@ -122,9 +125,13 @@ fn marked(
         });
     }
     if !options.resume {
+        let does = match mark.is_complete() {
+            true => "belongs to",
+            false => "holds",
+        };
         return Err(DumpError::Refused {
             message: format!(
-                "database '{target_name}' holds an unfinished restore of dump {}",
+                "database '{target_name}' {does} an unfinished restore of dump {}",
                 mark.dump
             ),
             hint: "go on with --resume, or start over with --overwrite".to_owned(),
@@ -239,13 +246,15 @@ pub async fn prepare(
     target_name: &str,
     attention: &mut Vec<String>,
 ) -> Result<Mark, DumpError> {
+    let (target, options) = (restore.target, restore.options);
+    let chosen = plan::choose(restore.manifest, options)?;
     let way = state(
         session,
-        restore.target,
+        target,
         restore.id,
-        database,
-        target_name,
-        restore.options,
+        &chosen,
+        (database, target_name),
+        options,
     )
     .await?;
     match way {
