@@ -18,6 +18,7 @@ mod plan;
 mod prepare;
 mod properties;
 mod range;
+mod replace;
 mod roles;
 pub(crate) mod scratch;
 mod secrets;
@@ -62,6 +63,9 @@ use crate::progress::Progress;
 use tables::SchemaReader;
 use undo::Undo;
 
+/// `invalid_catalog_name`
+const SQLSTATE_NO_DATABASE: &str = "3D000";
+
 /// Everything the steps share.
 pub(crate) struct Restore<'a> {
     pub repository: &'a Repository,
@@ -103,8 +107,8 @@ async fn examine(
     foresees: bool,
 ) -> Result<TargetPlan, DumpError> {
     let chosen = plan::choose(manifest, options)?;
-    let outside = outside(manifest, target, options)?;
-    let mut session = connect(&outside).await?;
+    let mut planned = TargetPlan::default();
+    let mut session = outside(manifest, target, options, &mut planned.notes).await?;
     check_server(&session, manifest)?;
     // Before anything is dropped or made.
     for (database, _) in &chosen {
@@ -114,7 +118,6 @@ async fn examine(
             .await
             .context(context)?;
     }
-    let mut planned = TargetPlan::default();
     let schemas = foresees.then(|| SchemaReader {
         repository,
         id,
@@ -210,8 +213,9 @@ pub async fn restore(
     let begun = Instant::now();
     progress.set_phase("checking the target");
     examine(repository, id, manifest, target, options, false).await?;
-    let outside = outside(manifest, target, options)?;
-    let mut session = connect(&outside).await?;
+    let mut notes = Vec::new();
+    let mut session = outside(manifest, target, options, &mut notes).await?;
+    let outside = session.target().clone();
     let restore = Restore {
         repository,
         id,
@@ -229,7 +233,7 @@ pub async fn restore(
         roles_created: Vec::new(),
         roles_left_out: Vec::new(),
         attention: Vec::new(),
-        notes: Vec::new(),
+        notes,
         elapsed: begun.elapsed(),
     };
     let restored = tokio::select! {
@@ -242,17 +246,33 @@ pub async fn restore(
     Ok(report)
 }
 
-/// A database to stand in that isn't about to be dropped.
-fn outside(manifest: &DumpManifest, target: &Target, options: &RestoreOptions) -> Result<Target, DumpError> {
+/// Connects to a database that isn't about to be dropped. One that this restore makes, or `postgres`, may be missing: a server
+/// without it takes a restore like any other, and is told.
+async fn outside(
+    manifest: &DumpManifest,
+    target: &Target,
+    options: &RestoreOptions,
+    notes: &mut Vec<String>,
+) -> Result<Session, DumpError> {
     let chosen = plan::choose(manifest, options)?;
-    let replaced =
-        |name: &str| options.overwrite && chosen.iter().any(|(_, target_name)| target_name == name);
-    let names = [target.database(), "postgres", "template1"];
-    let name = names
-        .into_iter()
-        .find(|name| !replaced(name))
-        .unwrap_or("template1");
-    Ok(target.with_database(name))
+    let is_chosen = |name: &str| chosen.iter().any(|(_, target_name)| target_name == name);
+    // The mere beginning of a restore is replaced by one that goes on.
+    let replaces = options.overwrite || options.resume;
+    let names = [target.database(), "postgres"].into_iter();
+    for name in names.filter(|name| !(replaces && is_chosen(name))) {
+        match connect(&target.with_database(name)).await {
+            Err(error)
+                if error.sqlstate() == Some(SQLSTATE_NO_DATABASE)
+                    && (name == "postgres" || is_chosen(name)) =>
+            {
+                notes.push(format!(
+                    "the server has no database '{name}' to connect to, so another one is used for that"
+                ));
+            }
+            connected => return connected,
+        }
+    }
+    connect(&target.with_database("template1")).await
 }
 
 async fn everything(
