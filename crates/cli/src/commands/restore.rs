@@ -15,10 +15,9 @@ use pgkeep_repository::Repository;
 use pgkeep_repository::encryption::Encryption;
 use serde_json::{Value, json};
 
-use super::new_container;
-use super::new_server::NewServer;
+use super::new_server::{self, NewServer};
 use super::restore_plan::{ROLES_LEFT_OUT, tell_plan, tell_target_plan};
-use super::{export, latest, several};
+use super::{export, in_container, latest, new_container, several};
 use crate::args::RestoreArgs;
 use crate::context::{self, Context, Settings};
 use crate::exit::{Failure, Outcome};
@@ -154,6 +153,7 @@ async fn carry_out(
 ) -> Result<Outcome, Failure> {
     // With a server to look into, there is more to say.
     let into_server = matches!(into, Some(Into::Server(_)));
+    let work = &with_programs(context, work, into.as_ref()).await?;
     tell_plan(context, work, args.dry_run && !into_server);
     if !args.dry_run {
         // The restore says it again at its end; here it can still be stopped.
@@ -185,6 +185,7 @@ async fn carry_out(
         }
         Some(Into::Server(target)) if args.dry_run => check(context, work, &target).await,
         Some(Into::NewServer(path)) if args.dry_run => {
+            new_server::programs(&work.settings, &work.manifest).await?;
             context.output.summary(format!(
                 "\nA new server would be made in {}. Nothing was done.",
                 path.display()
@@ -205,6 +206,17 @@ async fn carry_out(
         Some(Into::NewServer(path)) => into_new_server(context, work, &path, args.resume).await,
         Some(Into::Image(image)) => new_container::restore(context, work, image, &args).await,
     }
+}
+
+/// With programs that reach the server it goes into.
+async fn with_programs(context: &Context, work: &Work, into: Option<&Into>) -> Result<Work, Failure> {
+    let mut work = work.clone();
+    if let Some(Into::Server(target)) = into {
+        let major_min = work.manifest.server_version_num / 10_000;
+        let finding = in_container::programs_for(context, &work.settings, major_min, target);
+        work.options.programs = context.cancellation.or(finding).await?;
+    }
+    Ok(work)
 }
 
 async fn prepare(context: &Context, args: &RestoreArgs) -> Result<Work, Failure> {
@@ -305,7 +317,10 @@ async fn into_new_server(
     path: &Path,
     resume: bool,
 ) -> Result<Outcome, Failure> {
-    let programs = work.settings.programs();
+    let mut work = work.clone();
+    let programs = new_server::programs(&work.settings, &work.manifest).await?;
+    work.options.programs = programs.clone();
+    let work = &work;
     let starting = NewServer::start(path, &work.manifest, &programs, resume);
     let server = context.cancellation.or(starting).await?;
     let restored = restore(context, work, &server.target()).await;
