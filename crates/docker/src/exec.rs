@@ -65,9 +65,7 @@ impl Engine {
             command.first().map_or("a program", String::as_str)
         );
         let failed = |error: io::Error| DockerError::here(&error, &doing);
-        let state = self.container(container).await?.filter(|state| state.running);
-        let state = state.ok_or_else(|| DockerError::NotRunning(container.clone()))?;
-        let variables = of_the_containers_own(container, &state, variables)?;
+        let variables = self.inside(container, variables).await?;
         let files: Vec<&Path> = command.iter().filter_map(|text| file_named(text)).collect();
         for path in &files {
             self.upload(container, path).await?;
@@ -115,6 +113,29 @@ impl Engine {
         ended
             .exit_code
             .ok_or_else(|| failed(io::Error::other("its exit code is not known")))
+    }
+
+    /// Whether the container runs, and the server that the variables name is its own, so that its programs reach it.
+    ///
+    /// # Errors
+    /// [`DockerError::NotRunning`], [`DockerError::OtherServer`]; the engine's.
+    pub async fn require_own_server(
+        &self,
+        container: &str,
+        variables: &[(String, Secret)],
+    ) -> Result<(), DockerError> {
+        self.inside(container, variables).await.map(drop)
+    }
+
+    /// The variables as they have to be in the container.
+    async fn inside(
+        &self,
+        container: &str,
+        variables: &[(String, Secret)],
+    ) -> Result<Vec<(String, Secret)>, DockerError> {
+        let state = self.container(container).await?.filter(|state| state.running);
+        let state = state.ok_or_else(|| DockerError::NotRunning(container.to_owned()))?;
+        of_the_containers_own(container, &state, variables)
     }
 
     /// Copies a file of this machine to the same path in the container.

@@ -15,10 +15,9 @@ use pgkeep_repository::Repository;
 use pgkeep_repository::encryption::Encryption;
 use serde_json::{Value, json};
 
-use super::new_container;
-use super::new_server::NewServer;
+use super::new_server::{self, NewServer};
 use super::restore_plan::{ROLES_LEFT_OUT, tell_plan, tell_target_plan};
-use super::{export, latest, restore_base, several};
+use super::{export, in_container, latest, new_container, restore_base, several};
 use crate::args::RestoreArgs;
 use crate::context::{self, Context, Settings};
 use crate::exit::{Failure, Outcome};
@@ -155,6 +154,7 @@ async fn carry_out(
 ) -> Result<Outcome, Failure> {
     // With a server to look into, there is more to say.
     let into_server = matches!(into, Some(Into::Server(_)));
+    let work = &with_programs(context, work, into.as_ref()).await?;
     tell_plan(context, work, args.dry_run && !into_server);
     if !args.dry_run {
         // The restore says it again at its end; here it can still be stopped.
@@ -186,6 +186,7 @@ async fn carry_out(
         }
         Some(Into::Server(target)) if args.dry_run => check(context, work, &target).await,
         Some(Into::NewServer(path)) if args.dry_run => {
+            new_server::programs(&work.settings, &work.manifest).await?;
             context.output.summary(format!(
                 "\nA new server would be made in {}. Nothing was done.",
                 path.display()
@@ -206,6 +207,17 @@ async fn carry_out(
         Some(Into::NewServer(path)) => into_new_server(context, work, &path, args.resume).await,
         Some(Into::Image(image)) => new_container::restore(context, work, image, &args).await,
     }
+}
+
+/// With programs that reach the server it goes into.
+async fn with_programs(context: &Context, work: &Work, into: Option<&Into>) -> Result<Work, Failure> {
+    let mut work = work.clone();
+    if let Some(Into::Server(target)) = into {
+        let major_min = work.manifest.server_version_num / 10_000;
+        let finding = in_container::programs_for(context, &work.settings, major_min, target);
+        work.options.programs = context.cancellation.or(finding).await?;
+    }
+    Ok(work)
 }
 
 async fn prepare(context: &Context, args: &RestoreArgs) -> Result<Work, Failure> {
@@ -306,7 +318,10 @@ async fn into_new_server(
     path: &Path,
     resume: bool,
 ) -> Result<Outcome, Failure> {
-    let programs = work.settings.programs();
+    let mut work = work.clone();
+    let programs = new_server::programs(&work.settings, &work.manifest).await?;
+    work.options.programs = programs.clone();
+    let work = &work;
     let starting = NewServer::start(path, &work.manifest, &programs, resume);
     let server = context.cancellation.or(starting).await?;
     let restored = restore(context, work, &server.target()).await;
@@ -401,6 +416,7 @@ pub(super) fn tell(
             output.prose(format!("{ROLES_LEFT_OUT}: {}", report.roles_left_out.join(", ")));
         }
     }
+    report.notes.iter().for_each(|text| output.note(text));
     let databases = report.databases.iter().map(|database| {
         json!({
             "name": database.name,
@@ -417,6 +433,7 @@ pub(super) fn tell(
         "roles_created": report.roles_created,
         "roles_left_out": report.roles_left_out,
         "attention": report.attention,
+        "notes": report.notes,
         "elapsed_seconds": report.elapsed.as_secs_f64(),
         "server": server,
     }));
@@ -439,6 +456,7 @@ mod tests {
             roles_created: Vec::new(),
             roles_left_out: Vec::new(),
             attention: Vec::new(),
+            notes: Vec::new(),
             elapsed: Duration::ZERO,
         };
         let failure = Failure::from(TemporaryServerError::StopDeadline(Duration::from_secs(600)));

@@ -1,11 +1,12 @@
 //! A restore into a server that is made from an image.
 
+use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use pgkeep_testkit::{Cluster, poll_until, require, requirements};
+use pgkeep_testkit::{Cluster, ClusterOptions, poll_until, require, requirements};
 
-use crate::support::{Place, server};
+use crate::support::{Place, server, server_with};
 
 const LIMIT: Duration = Duration::from_secs(120);
 
@@ -196,4 +197,132 @@ fn what_belongs_to_containers_is_refused_elsewhere() {
         "{}",
         nowhere.stderr
     );
+}
+
+/// The folder of a server in a container: `init` writes so where this machine has no programs that will do.
+fn use_programs_of(place: &Place, container: &Container) {
+    let path = place.path("pgkeep.toml");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let lines = text.lines().filter(|line| !line.starts_with("pg_bin"));
+    let text = lines.collect::<Vec<_>>().join("\n");
+    std::fs::write(path, format!("{text}\npg_bin = \"container:{}\"\n", container.0)).unwrap();
+}
+
+/// Whether packages installed it, of that version or a later one.
+fn machine_has(program: &str, major: u32) -> bool {
+    let entries = std::fs::read_dir("/usr/lib/postgresql")
+        .into_iter()
+        .flatten()
+        .flatten();
+    let suitable = entries.filter(|entry| {
+        let found: Option<u32> = entry.file_name().to_str().and_then(|name| name.parse().ok());
+        found.is_some_and(|found| found >= major)
+    });
+    suitable
+        .into_iter()
+        .any(|entry| entry.path().join("bin").join(program).exists())
+}
+
+#[test]
+fn the_programs_of_a_container_are_used_for_its_own_server_only() {
+    let image = format!("image:{}", require!(requirements::image("postgresql")));
+    let place = dumped(&server());
+    let own = Container::new("own");
+    let args = ["restore", "--into", &image, "--container", &own.0, "--json"];
+    let made = place.run(&args).expect(0).json();
+    use_programs_of(&place, &own);
+
+    let other = Container::new("other");
+    let args = ["restore", "--into", &image, "--container", &other.0];
+    let done = place.run(&args).expect(0);
+    assert!(!done.stderr.contains("own server"), "{}", done.stderr);
+    assert_eq!(other.psql("app", "SELECT count(*) FROM scores"), "5000");
+
+    let password = made["server"]["password_command"].as_str().unwrap();
+    let password = docker(&password.split(' ').skip(1).collect::<Vec<_>>());
+    let port = &made["server"]["port"];
+    let itself = format!("host=127.0.0.1 port={port} user=postgres password={password} dbname=postgres");
+    let args = [
+        "restore",
+        "--into",
+        &itself,
+        "--database",
+        "app",
+        "--target-database",
+        "copy",
+    ];
+    place.run(&args).expect(0);
+    assert_eq!(own.psql("copy", "SELECT count(*) FROM scores"), "5000");
+
+    if machine_has("pg_restore", 17) {
+        // They will do everywhere.
+        return;
+    }
+    let elsewhere = Cluster::start(ClusterOptions::default()).unwrap();
+    let into = elsewhere.tcp_conninfo("postgres");
+    let directory = place.path("new");
+    let new = format!("server:{}", directory.display());
+    for into in [&into, &new] {
+        for dry_run in [true, false] {
+            let mut args = vec!["restore", "--into", into];
+            args.extend(dry_run.then_some("--dry-run"));
+            let refused = place.run(&args).expect(2);
+            assert!(
+                refused.stderr.contains("--pg-bin DIRECTORY") && refused.stderr.contains(&own.0),
+                "{}",
+                refused.stderr
+            );
+            assert!(!refused.stderr.contains("pgkeep failed"), "{}", refused.stderr);
+        }
+    }
+    assert!(!directory.exists());
+    assert_eq!(
+        elsewhere.psql(
+            "postgres",
+            "SELECT count(*) FROM pg_database WHERE datname = 'app'"
+        ),
+        "0"
+    );
+}
+
+/// Where this machine has programs of its own that will do, they do.
+#[test]
+fn a_server_elsewhere_gets_the_programs_of_this_machine() {
+    require!(requirements::postgresql(15));
+    let image = format!("image:{}", require!(requirements::image("postgresql")));
+    if !machine_has("pg_restore", 15) {
+        return;
+    }
+    let cluster = server_with(ClusterOptions::new(15));
+    let place = dumped(&cluster);
+    let own = Container::new("elsewhere");
+    place
+        .run(&["restore", "--into", &image, "--container", &own.0])
+        .expect(0);
+    use_programs_of(&place, &own);
+    let into = cluster.tcp_conninfo("postgres");
+    let args = [
+        "restore",
+        "--into",
+        &into,
+        "--database",
+        "app",
+        "--target-database",
+        "copy",
+    ];
+    let done = place.run(&args).expect(0);
+    assert!(
+        done.stderr.contains("this machine's own programs are used"),
+        "{}",
+        done.stderr
+    );
+    assert_eq!(cluster.psql("copy", "SELECT count(*) FROM scores"), "5000");
+    let directory = place.path("new");
+    let new = format!("server:{}", directory.display());
+    // The server's user has to get there.
+    std::fs::set_permissions(place.folder.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    let made = place.run(&["restore", "--into", &new]);
+    let has_server = machine_has("initdb", 15);
+    assert_eq!(made.code, if has_server { 0 } else { 2 }, "{}", made.stderr);
+    assert_eq!(directory.join("PG_VERSION").exists(), has_server);
 }

@@ -244,6 +244,37 @@ fn a_new_server_is_made_for_a_restore() {
     assert!(place.path("data/PG_VERSION").exists() && !place.path("data/postmaster.pid").exists());
     let again = place.run(&["restore", "--into", &into]).expect(4);
     assert!(again.stderr.contains("is not empty"), "{}", again.stderr);
+
+    // It is started as the summary says, by whoever made it.
+    let auto = place.path("data/postgresql.auto.conf");
+    let text = std::fs::read_to_string(&auto).unwrap();
+    let private = format!(
+        "{text}\nlisten_addresses = ''\nunix_socket_directories = '{}'\nlogging_collector = on\n",
+        place.path("data").display()
+    );
+    std::fs::write(&auto, private).unwrap();
+    let lines = done.stdout.lines();
+    let command = lines
+        .filter_map(|line| line.strip_prefix("Start it with"))
+        .next()
+        .unwrap()
+        .trim();
+    let typed = |command: &str| {
+        let mut shell = std::process::Command::new("sh");
+        shell.args(["-c", command]).current_dir("/");
+        let quiet = std::process::Stdio::null;
+        shell
+            .stdin(quiet())
+            .stdout(quiet())
+            .stderr(quiet())
+            .status()
+            .unwrap()
+            .success()
+    };
+    let started = typed(command);
+    let running = place.path("data/postmaster.pid").exists();
+    typed(&command.replacen(" start -D ", " stop -m immediate -D ", 1));
+    assert!(started && running, "{command}");
 }
 
 /// What can't be captured is said, and the exit code says that something was.

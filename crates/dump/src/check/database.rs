@@ -169,6 +169,10 @@ async fn restores(
         return Ok(true);
     };
     let mend = match mark.whole {
+        _ if mark.is_complete() => format!(
+            "pgkeep restore {} --resume --into ...   # finishes it; this database itself is complete",
+            mark.dump
+        ),
         true => format!(
             "{}   # or finish it: pgkeep restore {} --resume --into ...",
             mender.in_database(

@@ -18,7 +18,7 @@ use tokio::process::Command;
 use crate::claim::{ARCHIVE_NAME, LIST_PREFIX, WorkDirectory};
 use crate::error::{Context, DumpError};
 use crate::output::Output;
-use crate::restore::complaints;
+use crate::restore::{complaints, session};
 use crate::{schema, sql};
 
 /// An archive's table of contents; 50,000 tables make some 30 MB.
@@ -270,7 +270,9 @@ impl Archive {
             return Ok(Ok(()));
         };
         let mut command: Command = self.program.command(Some(target));
-        command.env("PGOPTIONS", session_options(target, &self.session_settings));
+        let mut settings = session::settings_of_programs(target).await?;
+        settings.extend_from_slice(&self.session_settings);
+        command.env("PGOPTIONS", session_options(target, &settings));
         command
             .arg(format!("--dbname={}", sql::quote_conninfo(target.database())))
             .arg("--no-password");
@@ -327,7 +329,7 @@ fn session_options(target: &Target, settings: &[String]) -> String {
     settings
         .iter()
         .fold(given.unwrap_or_default(), |options, setting| {
-            format!("{options} -c {setting}")
+            format!("{options} {}", session::as_option(setting))
         })
 }
 

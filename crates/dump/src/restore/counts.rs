@@ -10,6 +10,7 @@ use tokio::task::JoinSet;
 
 use crate::error::{Context, DumpError};
 use crate::manifest::{DatabaseManifest, QualifiedName, RelationKind};
+use crate::restore::connect;
 
 /// Tables counted in one statement.
 const BATCH: usize = 100;
@@ -43,11 +44,10 @@ pub async fn compare(
     for _ in 0..jobs {
         let (queue, target) = (Arc::clone(&queue), target.clone());
         workers.spawn(async move {
-            let context = || format!("connecting to database '{}'", target.database());
-            let mut session = Session::connect(&target).await.context(context)?;
-            // A planner without statistics must not be led astray, and nothing may hide rows.
-            let settings = "SET search_path = ''; SET row_security = off; SET statement_timeout = 0";
-            session.execute(settings).await.context(context)?;
+            let context = || format!("preparing to count in database '{}'", target.database());
+            let mut session = connect(&target).await?;
+            // Nothing may hide rows.
+            session.execute("SET row_security = off").await.context(context)?;
             loop {
                 let next = queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
                 let Some(batch) = next else {

@@ -97,10 +97,11 @@ impl One<'_> {
         left_out::drop_hypertables(self.database, &self.target, attention).await?;
         properties::apply(self.restore, outside, self.database, self.target_name, attention).await?;
         self.jobs(attention).await?;
-        let mut session = connect(&self.target).await?;
-        mark::remove(&mut session).await?;
-        session.close().await;
         self.update_extensions(attention).await?;
+        // The mark itself goes when all databases are done.
+        let mut session = connect(&self.target).await?;
+        mark::note(&mut session, Step::Complete).await?;
+        session.close().await;
         Ok(RestoredDatabase {
             name: self.database.name.clone(),
             target_name: self.target_name.to_owned(),
@@ -379,6 +380,9 @@ impl One<'_> {
         };
         let error = |source| self.timescale_error(source);
         let mut session = connect(&self.target).await?;
+        // Functions of the user that tell the time are called, as the jobs themselves call them.
+        let context = || "looking at what the jobs would delete".to_owned();
+        session.execute("RESET search_path").await.context(context)?;
         let mut held: BTreeSet<i32> = BTreeSet::new();
         for deletion in pgkeep_timescale::pending_deletions(&mut session)
             .await

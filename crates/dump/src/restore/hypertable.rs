@@ -49,7 +49,7 @@ pub(crate) async fn restore(
         range: Range::of(hypertable, name, restore.options.hypertable.as_ref())?,
         fills: plan.filled.contains(name),
     };
-    let scratch = scratch::make(restore, outside, database).await?;
+    let scratch = scratch::make(restore, outside, database, None).await?;
     let result = one.run(&restore.target.with_database(&scratch), attention).await;
     // The scratch database goes in any case; what went wrong before matters more than a failure to drop it.
     let dropped = scratch::remove(restore, outside, &scratch).await;

@@ -12,8 +12,8 @@ use tokio::task::JoinSet;
 use crate::blocks::{BlockReader, Piece, around_rows, copy_in_statement};
 use crate::error::{Context, DumpError};
 use crate::manifest::{DataObject, DatabaseManifest, RelationKind};
-use crate::restore::mark;
 use crate::restore::plan::{LoadTask, load_tasks};
+use crate::restore::{connect, mark};
 use pgkeep_base::Progress;
 
 /// From this size on, a table's own transaction with TRUNCATE and FREEZE is worth its cost, in bytes of text.
@@ -63,14 +63,8 @@ impl LoadPhase {
 /// # Errors
 /// PostgreSQL's.
 pub async fn loading_session(target: &Target, client_encoding: &str) -> Result<Session, DumpError> {
-    let context = || {
-        format!(
-            "connecting to database '{}' at {}",
-            target.database(),
-            target.endpoint()
-        )
-    };
-    let mut session = Session::connect(target).await.context(context)?;
+    let context = || format!("preparing to load into database '{}'", target.database());
+    let mut session = connect(target).await?;
     let encoding = quote_literal(client_encoding);
     session
         .execute(&format!("SET client_encoding = {encoding}; {LOAD_SETTINGS}"))

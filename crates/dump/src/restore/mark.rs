@@ -1,9 +1,10 @@
-//! The mark of an unfinished restore: a schema in the target database that says what is done. It goes when all is.
+//! The mark of an unfinished restore: a schema in the target database that says what is done. It goes when all is, in every
+//! database of the restore (`whole.rs`).
 
 use std::collections::BTreeSet;
 
 use pgkeep_base::{quote_identifier, quote_literal};
-use pgkeep_pg::Session;
+use pgkeep_pg::{PgError, Session};
 
 use crate::error::{Context, DumpError};
 use crate::manifest::QualifiedName;
@@ -28,6 +29,8 @@ pub enum Step {
     PostData,
     /// Large objects are there.
     LargeObjects,
+    /// The database is complete; others of the same restore may not be.
+    Complete,
 }
 
 impl Step {
@@ -40,6 +43,7 @@ impl Step {
             Self::PostDataBegun => "post-data begun",
             Self::PostData => "post-data",
             Self::LargeObjects => "large objects",
+            Self::Complete => "complete",
         }
     }
 }
@@ -58,12 +62,20 @@ pub struct Mark {
     pub relations: BTreeSet<u32>,
     /// Tables that a restore of single tables has made, or was about to; none of them was there before.
     pub made: BTreeSet<QualifiedName>,
+    /// Databases that are complete, by their names in the dump and in the target: of the restore whose marks are being taken
+    /// away, which some of them have lost already.
+    pub completed: BTreeSet<(String, String)>,
 }
 
 impl Mark {
     /// Whether a step is done.
     pub fn has(&self, step: Step) -> bool {
         self.steps.contains(step.name())
+    }
+
+    /// Whether only others of the same restore are unfinished.
+    pub fn is_complete(&self) -> bool {
+        self.has(Step::Complete)
     }
 }
 
@@ -128,15 +140,7 @@ pub async fn make_for_tables(
 /// PostgreSQL's.
 pub async fn read(session: &mut Session) -> Result<Option<Mark>, DumpError> {
     let context = || "looking for the mark of an unfinished restore".to_owned();
-    let exists = format!("SELECT pg_catalog.to_regclass('{MARK_SCHEMA}.restore') IS NOT NULL");
-    let rows = session.query(&exists).await.context(context)?;
-    if rows
-        .first()
-        .map(|row| row.get::<bool>(0))
-        .transpose()
-        .context(context)?
-        != Some(true)
-    {
+    if !has_table(session, "restore").await.context(context)? {
         return Ok(None);
     }
     let mut mark = Mark::default();
@@ -160,10 +164,7 @@ pub async fn read(session: &mut Session) -> Result<Option<Mark>, DumpError> {
     {
         mark.relations.insert(row.get(0).context(context)?);
     }
-    let exists = format!("SELECT pg_catalog.to_regclass('{MARK_SCHEMA}.made') IS NOT NULL");
-    let rows = session.query(&exists).await.context(context)?;
-    let names_tables: Option<bool> = rows.first().map(|row| row.get(0)).transpose().context(context)?;
-    if names_tables == Some(true) {
+    if has_table(session, "made").await.context(context)? {
         let made = format!("SELECT schema, name FROM {MARK_SCHEMA}.made");
         for row in session.query(&made).await.context(context)? {
             mark.made.insert(QualifiedName {
@@ -172,7 +173,21 @@ pub async fn read(session: &mut Session) -> Result<Option<Mark>, DumpError> {
             });
         }
     }
+    if has_table(session, "completed").await.context(context)? {
+        let completed = format!("SELECT database, target FROM {MARK_SCHEMA}.completed");
+        for row in session.query(&completed).await.context(context)? {
+            let names = (row.get(0).context(context)?, row.get(1).context(context)?);
+            mark.completed.insert(names);
+        }
+    }
     Ok(Some(mark))
+}
+
+async fn has_table(session: &mut Session, name: &str) -> Result<bool, PgError> {
+    let exists = format!("SELECT pg_catalog.to_regclass('{MARK_SCHEMA}.{name}') IS NOT NULL");
+    let rows = session.query(&exists).await?;
+    let found: Option<bool> = rows.first().map(|row| row.get(0)).transpose()?;
+    Ok(found == Some(true))
 }
 
 /// Refuses to dump a database that is being restored, or that a restore left half-way: by its mark, or by TimescaleDB's
@@ -182,6 +197,17 @@ pub async fn read(session: &mut Session) -> Result<Option<Mark>, DumpError> {
 /// [`DumpError::HalfRestored`]; PostgreSQL's.
 pub async fn refuse(session: &mut Session, database: &str) -> Result<(), DumpError> {
     if let Some(mark) = read(session).await? {
+        if mark.is_complete() {
+            return Err(DumpError::HalfRestored {
+                database: database.to_owned(),
+                what: format!("belongs to an unfinished restore of dump {}", mark.dump),
+                mend: format!(
+                    "finish it with 'pgkeep restore {} --resume ...'; or, as this database itself is complete, take its mark \
+                     away: DROP SCHEMA {MARK_SCHEMA} CASCADE",
+                    mark.dump
+                ),
+            });
+        }
         let mend = match mark.whole {
             true => format!(
                 "finish it with 'pgkeep restore {} --resume ...', or drop it: DROP DATABASE {}",
@@ -232,6 +258,50 @@ pub async fn note(session: &mut Session, step: Step) -> Result<(), DumpError> {
 /// Notes, in the same transaction, that rows of a relation were loaded.
 pub fn relation_done_statement(place: u32, rows: u64) -> String {
     format!("INSERT INTO {MARK_SCHEMA}.relation VALUES ({place}, {rows})")
+}
+
+/// Notes that a part of a database is complete, in its mark, or in one that is made for that.
+///
+/// # Errors
+/// PostgreSQL's.
+pub async fn note_part(
+    session: &mut Session,
+    dump: &str,
+    database: &str,
+    is_marked: bool,
+) -> Result<(), DumpError> {
+    let context = || "noting that the tables are complete".to_owned();
+    session.execute("BEGIN").await.context(context)?;
+    if !is_marked {
+        make(session, dump, database, false).await?;
+    }
+    note(session, Step::Complete).await?;
+    session.execute("COMMIT").await.context(context)?;
+    Ok(())
+}
+
+/// Notes that all databases of the restore are complete, given by their names in the dump and in the target.
+///
+/// # Errors
+/// PostgreSQL's.
+pub async fn note_completed<'a>(
+    session: &mut Session,
+    names: impl Iterator<Item = (&'a str, &'a str)>,
+) -> Result<(), DumpError> {
+    let values: Vec<String> = names
+        .map(|(database, target)| format!("({}, {})", quote_literal(database), quote_literal(target)))
+        .collect();
+    let sql = format!(
+        "DROP TABLE IF EXISTS {MARK_SCHEMA}.completed;
+         CREATE TABLE {MARK_SCHEMA}.completed (database text NOT NULL, target text NOT NULL);
+         INSERT INTO {MARK_SCHEMA}.completed VALUES {}",
+        values.join(", ")
+    );
+    session
+        .execute(&sql)
+        .await
+        .context(|| "noting that all databases are complete".to_owned())?;
+    Ok(())
 }
 
 /// Takes the mark away: the restore is complete.

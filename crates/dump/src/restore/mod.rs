@@ -18,13 +18,16 @@ mod plan;
 mod prepare;
 mod properties;
 mod range;
+mod replace;
 mod roles;
 pub(crate) mod scratch;
 mod secrets;
 mod selection;
+mod session;
 mod tables;
 mod undo;
 mod unfinished;
+mod whole;
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -50,6 +53,7 @@ pub(crate) use mark::{MARK_SCHEMA, read as read_mark, refuse as refuse_unfinishe
 pub(crate) use plan::choose_databases;
 pub(crate) use prepare::contents;
 pub(crate) use selection::{Selection, select};
+pub(crate) use session::connect;
 
 use crate::error::{Context, DumpError};
 use crate::limits;
@@ -58,6 +62,9 @@ use crate::presence;
 use pgkeep_base::Progress;
 use tables::SchemaReader;
 use undo::Undo;
+
+/// `invalid_catalog_name`
+const SQLSTATE_NO_DATABASE: &str = "3D000";
 
 /// Everything the steps share.
 pub(crate) struct Restore<'a> {
@@ -100,8 +107,8 @@ async fn examine(
     foresees: bool,
 ) -> Result<TargetPlan, DumpError> {
     let chosen = plan::choose(manifest, options)?;
-    let outside = outside(manifest, target, options)?;
-    let mut session = connect(&outside).await?;
+    let mut planned = TargetPlan::default();
+    let mut session = outside(manifest, target, options, &mut planned.notes).await?;
     check_server(&session, manifest)?;
     // Before anything is dropped or made.
     for (database, _) in &chosen {
@@ -111,7 +118,6 @@ async fn examine(
             .await
             .context(context)?;
     }
-    let mut planned = TargetPlan::default();
     let schemas = foresees.then(|| SchemaReader {
         repository,
         id,
@@ -136,14 +142,25 @@ async fn examine(
         planned.roles = roles.create.into_iter().collect();
         planned.roles_left_out = roles.left_out;
     }
+    let completed = whole::completed(&mut session, target, id, &chosen, options).await?;
     for (database, target_name) in &chosen {
+        if completed.contains_key(target_name) {
+            planned.databases.push(TargetDatabase {
+                name: database.name.clone(),
+                target_name: target_name.clone(),
+                does: "is complete, and left as it is".to_owned(),
+                tables: Vec::new(),
+            });
+            continue;
+        }
+        let names = (*database, target_name.as_str());
         if database.filters.selects_a_part() {
-            let part = part::look_for_filtered(&mut session, target, database, target_name, options).await?;
+            let part = part::look_for_filtered(&mut session, target, id, names, options).await?;
             plan_part(&mut session, &part, schemas.as_ref(), target, &mut planned).await?;
             continue;
         }
         check_timescaledb(&mut session, database, options.roles).await?;
-        let way = prepare::state(&mut session, target, id, database, target_name, options).await?;
+        let way = prepare::state(&mut session, target, id, &chosen, names, options).await?;
         planned.databases.push(TargetDatabase {
             name: database.name.clone(),
             target_name: target_name.clone(),
@@ -196,8 +213,9 @@ pub async fn restore(
     let begun = Instant::now();
     progress.set_phase("checking the target");
     examine(repository, id, manifest, target, options, false).await?;
-    let outside = outside(manifest, target, options)?;
-    let mut session = connect(&outside).await?;
+    let mut notes = Vec::new();
+    let mut session = outside(manifest, target, options, &mut notes).await?;
+    let outside = session.target().clone();
     let restore = Restore {
         repository,
         id,
@@ -215,6 +233,7 @@ pub async fn restore(
         roles_created: Vec::new(),
         roles_left_out: Vec::new(),
         attention: Vec::new(),
+        notes,
         elapsed: begun.elapsed(),
     };
     let restored = tokio::select! {
@@ -227,17 +246,33 @@ pub async fn restore(
     Ok(report)
 }
 
-/// A database to stand in that isn't about to be dropped.
-fn outside(manifest: &DumpManifest, target: &Target, options: &RestoreOptions) -> Result<Target, DumpError> {
+/// Connects to a database that isn't about to be dropped. One that this restore makes, or `postgres`, may be missing: a server
+/// without it takes a restore like any other, and is told.
+async fn outside(
+    manifest: &DumpManifest,
+    target: &Target,
+    options: &RestoreOptions,
+    notes: &mut Vec<String>,
+) -> Result<Session, DumpError> {
     let chosen = plan::choose(manifest, options)?;
-    let replaced =
-        |name: &str| options.overwrite && chosen.iter().any(|(_, target_name)| target_name == name);
-    let names = [target.database(), "postgres", "template1"];
-    let name = names
-        .into_iter()
-        .find(|name| !replaced(name))
-        .unwrap_or("template1");
-    Ok(target.with_database(name))
+    let is_chosen = |name: &str| chosen.iter().any(|(_, target_name)| target_name == name);
+    // The mere beginning of a restore is replaced by one that goes on.
+    let replaces = options.overwrite || options.resume;
+    let names = [target.database(), "postgres"].into_iter();
+    for name in names.filter(|name| !(replaces && is_chosen(name))) {
+        match connect(&target.with_database(name)).await {
+            Err(error)
+                if error.sqlstate() == Some(SQLSTATE_NO_DATABASE)
+                    && (name == "postgres" || is_chosen(name)) =>
+            {
+                notes.push(format!(
+                    "the server has no database '{name}' to connect to, so another one is used for that"
+                ));
+            }
+            connected => return connected,
+        }
+    }
+    connect(&target.with_database("template1")).await
 }
 
 async fn everything(
@@ -268,24 +303,43 @@ async fn everything(
         .progress
         .bytes_total
         .store(bytes, std::sync::atomic::Ordering::Relaxed);
-    for (database, target_name) in &chosen {
+    every_database(restore, session, &chosen, report).await
+}
+
+/// One after the other, and then all of them are complete.
+async fn every_database(
+    restore: &Restore<'_>,
+    session: &mut Session,
+    chosen: &whole::Chosen<'_>,
+    report: &mut RestoreReport,
+) -> Result<(), DumpError> {
+    let (target, options) = (restore.target, restore.options);
+    let completed = whole::completed(session, target, restore.id, chosen, options).await?;
+    let mut marked: Vec<String> = Vec::new();
+    for (database, target_name) in chosen {
+        if let Some(has_mark) = completed.get(target_name) {
+            report.notes.push(whole::note(target_name));
+            marked.extend(has_mark.then(|| target_name.clone()));
+            continue;
+        }
         let attention = &mut report.attention;
         if database.filters.selects_a_part() {
-            let target = restore.target;
-            let part = part::look_for_filtered(session, target, database, target_name, options).await?;
+            let names = (*database, target_name.as_str());
+            let part = part::look_for_filtered(session, target, restore.id, names, options).await?;
             let restored = part::restore(restore, session, part, attention).await;
             let restored = restored.map_err(|source| restore.unfinished_tables(source))?;
             report.databases.push(restored);
-            continue;
+        } else {
+            restore.set_current(Some(target_name));
+            let restored = database::restore(restore, session, database, target_name, attention).await;
+            let restored = restored.map_err(|source| restore.unfinished(source))?;
+            report.databases.push(restored);
+            restore.set_current(None);
         }
-        restore.set_current(Some(target_name));
-        let restored = database::restore(restore, session, database, target_name, attention).await;
-        report
-            .databases
-            .push(restored.map_err(|source| restore.unfinished(source))?);
-        restore.set_current(None);
+        marked.push(target_name.clone());
     }
-    Ok(())
+    let finished = whole::finish(target, chosen, &marked, |name| restore.set_current(Some(name))).await;
+    finished.map_err(|source| restore.unfinished(source))
 }
 
 impl Restore<'_> {
@@ -316,7 +370,8 @@ impl Restore<'_> {
     /// An error with how to go on, when tables were begun.
     fn unfinished_tables(&self, source: DumpError) -> DumpError {
         match self.undo().tables {
-            Some(made) => unfinished::of_tables(self.id, &made.database, source),
+            Some(made) if self.options.is_partial() => unfinished::of_tables(self.id, &made.database, source),
+            Some(made) => unfinished::of_database(self.id, &made.database, source),
             None => source,
         }
     }
@@ -333,17 +388,6 @@ impl Restore<'_> {
             None => source,
         }
     }
-}
-
-pub(crate) async fn connect(target: &Target) -> Result<Session, DumpError> {
-    let context = || {
-        format!(
-            "connecting to database '{}' at {}",
-            target.database(),
-            target.endpoint()
-        )
-    };
-    Session::connect(target).await.context(context)
 }
 
 fn check_server(session: &Session, manifest: &DumpManifest) -> Result<(), DumpError> {

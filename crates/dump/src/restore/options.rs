@@ -66,7 +66,7 @@ pub struct HypertableRange {
 pub struct RestoreReport {
     /// The dump.
     pub id: BackupId,
-    /// What became of each database.
+    /// What became of each database, but for those that an earlier attempt had completed.
     pub databases: Vec<RestoredDatabase>,
     /// Roles that were made.
     pub roles_created: Vec<String>,
@@ -74,6 +74,8 @@ pub struct RestoreReport {
     pub roles_left_out: Vec<String>,
     /// What needs attention, in plain words.
     pub attention: Vec<String>,
+    /// What else is worth knowing.
+    pub notes: Vec<String>,
     /// How long it took.
     pub elapsed: Duration,
 }

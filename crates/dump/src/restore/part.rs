@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use pgkeep_base::quote_literal;
+use pgkeep_base::{BackupId, quote_literal};
 use pgkeep_pg::{Session, Target};
 
 use crate::error::{Context, DumpError};
@@ -73,7 +73,7 @@ pub(crate) async fn look_for_chosen<'a>(
 ) -> Result<PartPlan<'a>, DumpError> {
     let (database, selection) = choose(manifest, options)?;
     let target_name = options.target_database.as_deref().unwrap_or(&database.name);
-    look(outside, target, database, target_name, selection, options).await
+    look(outside, target, (database, target_name), selection, None, options).await
 }
 
 /// The same for a database of which only a part was dumped: what the dump holds, and no empty shells of the rest.
@@ -83,24 +83,33 @@ pub(crate) async fn look_for_chosen<'a>(
 pub(crate) async fn look_for_filtered<'a>(
     outside: &mut Session,
     target: &Target,
-    database: &'a DatabaseManifest,
-    target_name: &str,
+    id: &BackupId,
+    (database, target_name): (&'a DatabaseManifest, &str),
     options: &RestoreOptions,
 ) -> Result<PartPlan<'a>, DumpError> {
     let selection = Selection::of_filtered(database)?;
-    look(outside, target, database, target_name, selection, options).await
+    let again = options.resume.then_some(id);
+    look(
+        outside,
+        target,
+        (database, target_name),
+        selection,
+        again,
+        options,
+    )
+    .await
 }
 
-/// Finds out what is in the way.
+/// Finds out what is in the way. The unfinished restore of the dump `again` may be started over.
 ///
 /// # Errors
 /// [`DumpError::Refused`]: something is and the user didn't give it up, or it isn't the user's to give up.
 async fn look<'a>(
     outside: &mut Session,
     target: &Target,
-    database: &'a DatabaseManifest,
-    target_name: &str,
+    (database, target_name): (&'a DatabaseManifest, &str),
     selection: Selection,
+    again: Option<&BackupId>,
     options: &RestoreOptions,
 ) -> Result<PartPlan<'a>, DumpError> {
     let mut part = PartPlan {
@@ -128,7 +137,9 @@ async fn look<'a>(
         let mark = mark::read(inside).await?;
         let mut leftover = Mark::default();
         if let Some(mark) = mark {
-            refuse_mark(&mark, target_name, options.overwrite)?;
+            let is_same =
+                again.is_some_and(|id| mark.dump == id.to_string() && mark.database == database.name);
+            refuse_mark(&mark, target_name, options.overwrite || is_same)?;
             part.removes_mark = true;
             leftover = mark;
         }
@@ -139,7 +150,8 @@ async fn look<'a>(
         part.replaces = part.dropped.difference(&leftover.made).next().is_some();
         part.filled = existing.difference(&part.dropped).cloned().collect();
         let in_the_way: Vec<String> = part.dropped.iter().map(QualifiedName::quoted).collect();
-        if !in_the_way.is_empty() && !options.overwrite {
+        // What such a restore made was nobody else's.
+        if !in_the_way.is_empty() && !options.overwrite && (again.is_none() || part.replaces) {
             return Err(DumpError::Refused {
                 message: format!("database '{target_name}' has {} already", in_the_way.join(", ")),
                 hint: "restore into another database with --target-database NAME, or give --overwrite to drop and replace them"
@@ -356,15 +368,26 @@ pub(crate) async fn restore(
     for name in &part.selection.hypertables {
         add(hypertable::restore(restore, outside, &part, name, attention).await?);
     }
-    if !made.is_empty() {
+    if part.makes_database {
+        properties::apply(restore, outside, database, target_name, attention).await?;
+    }
+    if !restore.options.is_partial() {
+        // The mark itself goes when all databases are done.
+        mark::note_part(
+            &mut session,
+            &restore.id.to_string(),
+            &database.name,
+            !made.is_empty(),
+        )
+        .await?;
+    } else if !made.is_empty() {
         mark::remove(&mut session).await?;
     }
     session.close().await;
-    restore.note_undo(|undo| undo.tables = None);
-    if part.makes_database {
-        properties::apply(restore, outside, database, target_name, attention).await?;
-        restore.note_undo(|undo| undo.database = None);
-    }
+    restore.note_undo(|undo| {
+        undo.tables = None;
+        undo.database = None;
+    });
     Ok(restored)
 }
 

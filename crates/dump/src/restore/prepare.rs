@@ -8,15 +8,16 @@ use crate::error::{Context, DumpError};
 use crate::manifest::{DatabaseManifest, DatabaseProperties, Relation, RelationKind};
 use crate::restore::mark::{self, Mark, Step};
 use crate::restore::options::RestoreOptions;
-use crate::restore::{Restore, connect, properties};
+use crate::restore::whole::{self, Chosen};
+use crate::restore::{Restore, connect, plan, properties, replace};
 use crate::{catalog, sql};
 
 /// TimescaleDB's scheduler may reconnect between the kill and the drop.
-const DROP_ATTEMPTS_MAX: u32 = 10;
-const DROP_PAUSE: std::time::Duration = std::time::Duration::from_millis(300);
+pub(crate) const DROP_ATTEMPTS_MAX: u32 = 10;
+pub(crate) const DROP_PAUSE: std::time::Duration = std::time::Duration::from_millis(300);
 
 /// `object_in_use`
-const SQLSTATE_OBJECT_IN_USE: &str = "55006";
+pub(crate) const SQLSTATE_OBJECT_IN_USE: &str = "55006";
 
 /// What is to be done with the database's name in the target.
 #[derive(Debug)]
@@ -64,8 +65,8 @@ pub async fn state(
     session: &mut Session,
     target: &Target,
     id: &BackupId,
-    database: &DatabaseManifest,
-    target_name: &str,
+    chosen: &Chosen<'_>,
+    (database, target_name): (&DatabaseManifest, &str),
     options: &RestoreOptions,
 ) -> Result<Way, DumpError> {
     match openness(session, target_name).await? {
@@ -94,8 +95,10 @@ pub async fn state(
                 "database '{target_name}' is there already and holds {}",
                 holds.unwrap_or_default()
             ),
-            hint: "restore beside it with --target-database NAME, or give --overwrite to drop and replace it"
-                .to_owned(),
+            hint: match options.resume {
+                true => whole::without(id, chosen, target_name),
+                false => "restore beside it with --target-database NAME, or give --overwrite to drop and replace it".to_owned(),
+            },
         }),
     }
 }
@@ -122,9 +125,13 @@ fn marked(
         });
     }
     if !options.resume {
+        let does = match mark.is_complete() {
+            true => "belongs to",
+            false => "holds",
+        };
         return Err(DumpError::Refused {
             message: format!(
-                "database '{target_name}' holds an unfinished restore of dump {}",
+                "database '{target_name}' {does} an unfinished restore of dump {}",
                 mark.dump
             ),
             hint: "go on with --resume, or start over with --overwrite".to_owned(),
@@ -239,36 +246,47 @@ pub async fn prepare(
     target_name: &str,
     attention: &mut Vec<String>,
 ) -> Result<Mark, DumpError> {
+    let (target, options) = (restore.target, restore.options);
+    let chosen = plan::choose(restore.manifest, options)?;
     let way = state(
         session,
-        restore.target,
+        target,
         restore.id,
-        database,
-        target_name,
-        restore.options,
+        &chosen,
+        (database, target_name),
+        options,
     )
     .await?;
     match way {
         Way::Resume(mark) => return Ok(mark),
         Way::Create => create(restore, session, database, target_name).await?,
+        Way::Replace(_) if replace::takes_a_place(session, target_name).await? => {
+            replace::replace(restore, session, database, target_name).await?;
+            return Ok(Mark::default());
+        }
         Way::Replace(_) => {
-            // One can't drop the database one is connected to.
-            let outside = if restore.target.database() == target_name {
-                "template1"
-            } else {
-                restore.target.database()
-            };
-            let mut outside = connect(&restore.target.with_database(outside)).await?;
-            drop_database(&mut outside, target_name).await?;
-            create(restore, &mut outside, database, target_name).await?;
-            outside.close().await;
+            drop_database(session, target_name).await?;
+            create(restore, session, database, target_name).await?;
         }
         Way::UseEmpty(differences) => attention.extend(differences),
     }
+    make_mark(restore, database, target_name).await?;
+    Ok(Mark::default())
+}
+
+/// Marks a database as being restored as a whole.
+///
+/// # Errors
+/// PostgreSQL's.
+pub(crate) async fn make_mark(
+    restore: &Restore<'_>,
+    database: &DatabaseManifest,
+    target_name: &str,
+) -> Result<(), DumpError> {
     let mut inside = connect(&restore.target.with_database(target_name)).await?;
     mark::make(&mut inside, &restore.id.to_string(), &database.name, true).await?;
     inside.close().await;
-    Ok(Mark::default())
+    Ok(())
 }
 
 /// Makes the database, with its owner where that role is there.
@@ -281,15 +299,27 @@ pub async fn create(
     database: &DatabaseManifest,
     target_name: &str,
 ) -> Result<(), DumpError> {
-    let roles = crate::restore::roles::existing(session).await?;
-    let owner = Some(database.properties.owner.as_str());
-    let owner = owner.filter(|owner| restore.options.owners && roles.contains(*owner));
+    let owner = owner(restore, session, database).await?;
     let sql = sql::create_database(target_name, &database.properties, owner);
     session
         .execute(&sql)
         .await
         .context(|| format!("creating database '{target_name}'"))?;
     Ok(())
+}
+
+/// The owner that the database is made with.
+///
+/// # Errors
+/// PostgreSQL's.
+pub(crate) async fn owner<'a>(
+    restore: &Restore<'_>,
+    session: &mut Session,
+    database: &'a DatabaseManifest,
+) -> Result<Option<&'a str>, DumpError> {
+    let roles = crate::restore::roles::existing(session).await?;
+    let owner = Some(database.properties.owner.as_str());
+    Ok(owner.filter(|owner| restore.options.owners && roles.contains(*owner)))
 }
 
 /// Drops a scratch database.

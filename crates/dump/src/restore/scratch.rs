@@ -1,4 +1,4 @@
-//! Scratch databases: made for a restore of a hypertable, gone when it ends. One that a killed restore left is known by its
+//! Scratch databases: made for a restore of a hypertable, gone when it ends; or to take the place of one that is replaced. One that a killed restore left is known by its
 //! name and comment, and that nobody lives who uses it by the lock that its restore holds for as long as it is connected.
 
 use std::hash::{BuildHasher, Hasher};
@@ -18,7 +18,7 @@ pub(crate) const COMMENT: &str = "pgkeep: scratch database of a restore";
 /// The first key of the advisory locks; the second is the hash of the name.
 const LOCK_CLASS: u32 = 1_885_828_979;
 
-/// Makes one; `outside` holds its lock.
+/// Makes one, with that owner; `outside` holds its lock.
 ///
 /// # Errors
 /// PostgreSQL's.
@@ -26,6 +26,7 @@ pub(crate) async fn make(
     restore: &Restore<'_>,
     outside: &mut Session,
     database: &DatabaseManifest,
+    owner: Option<&str>,
 ) -> Result<String, DumpError> {
     // Two restores of one dump at the same time don't share theirs.
     let random = std::collections::hash_map::RandomState::new()
@@ -40,7 +41,7 @@ pub(crate) async fn make(
     );
     outside.execute(&lock).await.context(context)?;
     restore.note_undo(|undo| undo.scratch = Some(name.clone()));
-    let create = sql::create_database(&name, &database.properties, None);
+    let create = sql::create_database(&name, &database.properties, owner);
     outside.execute(&create).await.context(context)?;
     let comment = format!(
         "COMMENT ON DATABASE {} IS {}",

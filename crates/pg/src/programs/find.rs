@@ -13,6 +13,8 @@ const VERSION_LIMITS: RunLimits = RunLimits {
     deadline: Duration::from_secs(10),
     stdout_bytes_max: 4096,
 };
+/// Names the program to whoever starts a launcher, for messages; the launcher doesn't get it.
+pub(super) const LAUNCHED: &str = "LAUNCHED_PROGRAM";
 /// Directories looked into for one pattern.
 const DIRECTORIES_MAX: usize = 200;
 
@@ -124,7 +126,7 @@ fn launched(path: &Path, launcher: Option<&[OsString]>, target: Option<&Target>)
     match launcher {
         Some([program, arguments @ ..]) => {
             let mut command = clean_command(Path::new(program), target);
-            command.args(arguments).arg(path);
+            command.args(arguments).arg(path).env(LAUNCHED, path);
             command
         }
         _ => clean_command(path, target),

@@ -47,6 +47,16 @@ pub enum ProgramError {
         /// The end of what it wrote to standard error.
         stderr: String,
     },
+    /// What was to run it elsewhere failed.
+    #[error("cannot run {program}: {message}")]
+    Launcher {
+        /// The program.
+        program: String,
+        /// What the launcher said.
+        message: String,
+        /// And what to do.
+        hint: Option<String>,
+    },
     /// It didn't end in time, and was killed.
     #[error("{program} did not end within {} s and was stopped{}", after.as_secs(), stderr_text(stderr))]
     Deadline {
@@ -124,6 +134,7 @@ impl Classified for ProgramError {
             Self::NotFound { .. }
             | Self::Start { .. }
             | Self::Failed { .. }
+            | Self::Launcher { .. }
             | Self::OutputTooLarge { .. } => RetryClass::Permanent,
         }
     }
@@ -131,6 +142,9 @@ impl Classified for ProgramError {
     fn hint(&self) -> Option<Hint> {
         if let Self::Failed { stderr, .. } = self {
             return failed_hint(stderr).map(Hint::new);
+        }
+        if let Self::Launcher { hint, .. } = self {
+            return hint.clone().map(Hint::new);
         }
         let Self::NotFound {
             program, major_min, ..

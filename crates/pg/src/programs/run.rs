@@ -9,6 +9,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::ProgramError;
+use super::find::LAUNCHED;
 use super::messages::without_secrets;
 
 /// How much of the end of standard error is kept.
@@ -78,6 +79,8 @@ pub async fn run(command: Command, limits: &RunLimits) -> Result<Finished, Progr
 #[derive(Debug)]
 pub struct Running {
     path: PathBuf,
+    /// The program that the launcher at `path` runs.
+    launched: Option<String>,
     child: Child,
     stderr: JoinHandle<Vec<u8>>,
 }
@@ -90,6 +93,8 @@ impl Running {
     /// [`ProgramError::Start`].
     pub fn start(mut command: Command) -> Result<Self, ProgramError> {
         let path = PathBuf::from(command.as_std().get_program());
+        let launched = launched(&command);
+        command.env_remove(LAUNCHED);
         command
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -105,10 +110,18 @@ impl Running {
                 None => Vec::new(),
             }
         });
-        Ok(Self { path, child, stderr })
+        Ok(Self {
+            path,
+            launched,
+            child,
+            stderr,
+        })
     }
 
     fn name(&self) -> String {
+        if let Some(name) = &self.launched {
+            return name.clone();
+        }
         Path::new(&self.path)
             .file_name()
             .unwrap_or_default()
@@ -173,11 +186,19 @@ impl Running {
 
     async fn ended(self, status: ExitStatus) -> Result<Finished, ProgramError> {
         let program = self.name();
+        let is_launched = self.launched.is_some();
         let stderr = self.stderr_tail().await;
         if status.success() {
             return Ok(Finished {
                 stdout: Vec::new(),
                 stderr,
+            });
+        }
+        if is_launched && let Some((message, hint)) = said_by_launcher(&stderr) {
+            return Err(ProgramError::Launcher {
+                program,
+                message,
+                hint,
             });
         }
         Err(ProgramError::Failed {
@@ -200,6 +221,29 @@ impl Running {
     }
 }
 
+/// The program that a launcher is told to run.
+fn launched(command: &Command) -> Option<String> {
+    let mut variables = command.as_std().get_envs();
+    let (_, value) = variables.find(|(name, _)| *name == LAUNCHED)?;
+    value.map(|value| value.to_string_lossy().into_owned())
+}
+
+/// A launcher is a command of pgkeep: `error: ...`, and in lines of their own, indented, causes and `hint: ...`. What it runs begins its messages
+/// with its own name.
+fn said_by_launcher(stderr: &str) -> Option<(String, Option<String>)> {
+    let said = stderr.trim().strip_prefix("error: ")?;
+    let (message, hint) = match said.split_once("\n  hint: ") {
+        Some((message, hint)) => (message, Some(in_one_line(hint, " "))),
+        None => (said, None),
+    };
+    Some((in_one_line(message, ": "), hint))
+}
+
+fn in_one_line(text: &str, between: &str) -> String {
+    let lines: Vec<&str> = text.lines().map(str::trim).collect();
+    lines.join(between)
+}
+
 /// Reads to the end and keeps the last bytes.
 async fn read_tail(mut pipe: impl AsyncRead + Unpin) -> Vec<u8> {
     let mut tail: VecDeque<u8> = VecDeque::new();
@@ -213,5 +257,20 @@ async fn read_tail(mut pipe: impl AsyncRead + Unpin) -> Vec<u8> {
                 tail.drain(..excess);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_launcher_says_is_told_from_what_it_runs() {
+        let said =
+            "error: there is no running container 'db'\n  why\n  hint: start it:\n    docker start db\n";
+        let (message, hint) = said_by_launcher(said).unwrap();
+        assert_eq!(message, "there is no running container 'db': why");
+        assert_eq!(hint.as_deref(), Some("start it: docker start db"));
+        assert!(said_by_launcher("pg_restore: error: x").is_none());
     }
 }
