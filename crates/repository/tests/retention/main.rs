@@ -94,7 +94,7 @@ fn every_reason_reads_as_plain_language() {
             "20240301 kept: pinned: before the migration",
             "20240302 kept: pinned",
             "20240305 kept: the last good one",
-            "20240306 kept: no good one is there, so none goes",
+            "20240306 kept: no good one is there, so none goes; DAMAGED, so it counts for nothing else",
             "20240505 removed: older than the window of 30 days and not chosen by daily/weekly/monthly/yearly",
             "20251230 kept: newest of 2025",
             "20251231 removed: older than the window of 30 days and not eligible for daily/weekly/monthly/yearly \
@@ -149,7 +149,7 @@ fn without_a_policy_everything_stays() {
     assert_eq!(
         lines(&plan),
         [
-            "20200101 kept: no retention is configured, so everything is",
+            "20200101 kept: no retention is configured, so everything is; DAMAGED, so it counts for nothing else",
             "20200102 kept: the last good one; no retention is configured, so everything is",
         ]
     );
