@@ -178,8 +178,7 @@ mod tests {
 
     #[test]
     fn the_owner_of_a_directory_has_a_name() {
-        let users =
-            "root:x:0:0:root:/:/bin/sh\n# 101\npostgres:x:101:104::/var/lib/postgresql:/bin/false\n";
+        let users = "root:x:0:0:root:/:/bin/sh\n# 101\npostgres:x:101:104::/var/lib/postgresql:/bin/false\n";
         assert_eq!(user_name(users, 101), Some("postgres"));
         assert_eq!(user_name(users, 104), None);
     }
