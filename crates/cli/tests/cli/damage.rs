@@ -298,6 +298,10 @@ fn what_a_later_version_wrote_is_left_to_it() {
         "{}",
         done.stderr
     );
+    // Nor is it let go, nor another one in its favour.
+    let pruned = place.run(&["prune", "--keep-window", "0s"]).expect(1);
+    assert!(pruned.stderr.contains("format version 99"), "{pruned:?}");
+    assert!(path.exists());
 
     fs::write(&path, sealed(&manifest[..manifest.len() / 2])).unwrap();
     let done = place.run(&["show"]).expect(1);
