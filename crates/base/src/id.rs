@@ -99,11 +99,7 @@ impl FromStr for BackupId {
             if text.len() != ID_LENGTH || !text.is_ascii() {
                 return None;
             }
-            let kind = match text.get(..1)? {
-                "d" => BackupKind::Dump,
-                "b" => BackupKind::Base,
-                _ => return None,
-            };
+            let kind = BackupKind::of_beginning(text)?;
             let (time, suffix) = text.get(1..)?.split_once('-')?;
             let started = DateTime::strptime(TIME_FORMAT, time)
                 .ok()?

@@ -365,6 +365,15 @@ impl Settings {
         Ok(Store::open(url, &options).await?)
     }
 
+    /// Opens the repository that is written to, or makes it, without any key.
+    pub async fn repository_to_write(&self) -> Result<Repository, Failure> {
+        let url = self.repository_url()?;
+        let access = self.access(KeyUse::None)?;
+        access.encryption.check_writable()?;
+        let store = self.store(url).await?;
+        Ok(Repository::open_or_create(store, &self.name, access).await?)
+    }
+
     /// How stores are reached.
     pub fn store_options(&self) -> StoreOptions {
         store_options(&self.cluster)
@@ -432,12 +441,22 @@ impl Settings {
 
     /// Where PostgreSQL's programs are looked for.
     pub fn programs(&self) -> ProgramSearch {
-        let pg_bin = &self.cluster.pg_bin;
-        let text = pg_bin.as_deref().and_then(Path::to_str);
-        match text.and_then(|text| text.strip_prefix(CONTAINER_PREFIX)) {
+        match self.container() {
             Some(container) => programs_in(container),
-            None => ProgramSearch::process(pg_bin.clone()),
+            None => self.own_programs(),
         }
+    }
+
+    /// The same on this machine: where the setting names a container, as if it named nothing.
+    pub fn own_programs(&self) -> ProgramSearch {
+        let pg_bin = self.cluster.pg_bin.clone();
+        ProgramSearch::process(pg_bin.filter(|_| self.container().is_none()))
+    }
+
+    /// The container that the setting `pg_bin` names.
+    pub fn container(&self) -> Option<&str> {
+        let pg_bin = self.cluster.pg_bin.as_deref().and_then(Path::to_str)?;
+        pg_bin.strip_prefix(CONTAINER_PREFIX)
     }
 
     /// Where what can be lost is kept; none on a host where nobody has a home.

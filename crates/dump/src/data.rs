@@ -122,7 +122,7 @@ impl Shared {
             RowFormat::Text => "sql",
             RowFormat::Binary => "copy",
         };
-        let suffix = crate::run::sealed_suffix(self.phase.destinations.access());
+        let suffix = self.phase.destinations.access().sealed_suffix();
         format!("{}/{number:06}.{kind}{suffix}", self.phase.folder)
     }
 }

@@ -22,7 +22,7 @@ use crate::manifest::{
     DataObject, DatabaseManifest, Excluded, Filters, QualifiedName, Relation, RelationKind, RowFormat,
 };
 use crate::roles;
-use crate::run::{Run, sealed_suffix};
+use crate::run::Run;
 use crate::schema;
 use crate::sequences;
 use crate::snapshot::{self, LockedSnapshot};
@@ -181,7 +181,7 @@ async fn snapshot_and_schema(
     target: &Target,
     folder: &str,
 ) -> Result<(LockedSnapshot, Vec<ObjectRef>, Option<Excluded>), DumpError> {
-    let suffix = sealed_suffix(run.destinations.access());
+    let suffix = run.destinations.access().sealed_suffix();
     let mut attempts = Attempts::new();
     loop {
         let options = run.options;
@@ -298,7 +298,7 @@ async fn read_catalog(
     folder: &str,
 ) -> Result<Catalog, DumpError> {
     let session = &mut snapshot.session;
-    let suffix = sealed_suffix(run.destinations.access());
+    let suffix = run.destinations.access().sealed_suffix();
     let put = |name: String, text: String| async move {
         limits::TEXT.check(text.len())?;
         let put = run
@@ -346,7 +346,7 @@ async fn large_objects(
     if any != Some(true) || run.options.filters.selects_a_part() {
         return Ok(Vec::new());
     }
-    let suffix = sealed_suffix(run.destinations.access());
+    let suffix = run.destinations.access().sealed_suffix();
     let mut command = schema::pg_dump(&run.programs, target, &snapshot.id, LOCK_TIMEOUT.as_millis());
     command.args(["--data-only", "--blobs", "--exclude-table=*.*"]);
     let name = |number| format!("{folder}/large_objects.{number:04}.dump{suffix}");
@@ -459,7 +459,7 @@ async fn compressed_rows(session: &mut Session, name: &QualifiedName) -> Result<
 
 /// The scripts for whoever restores without pgkeep.
 async fn write_scripts(run: &Run<'_>, database: &DatabaseManifest) -> Result<Vec<ObjectRef>, DumpError> {
-    let suffix = sealed_suffix(run.destinations.access());
+    let suffix = run.destinations.access().sealed_suffix();
     let mut objects = Vec::new();
     for (step, text) in way_out::scripts(database) {
         let name = way_out::script_name(database, step, suffix);

@@ -7,13 +7,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use pgkeep_pg::Target;
 use pgkeep_pg::programs::ProgramSearch;
-use pgkeep_pg::{Session, Target};
 use pgkeep_repository::encryption::Encryption;
 use pgkeep_store::StoreOptions;
 use tokio::process::Command;
 
 use crate::catalog;
+use crate::connect::connect;
 use crate::database::inventory;
 use crate::databases::{self, ChosenDatabases};
 use crate::error::{Context, DumpError};
@@ -105,14 +106,7 @@ async fn write_readable(
 ) -> Result<FileReport, DumpError> {
     let begun = Instant::now();
     progress.set_phase("connecting");
-    let context = || {
-        format!(
-            "connecting to database '{}' at {}",
-            target.database(),
-            target.endpoint()
-        )
-    };
-    let mut session = Session::connect(target).await.context(context)?;
+    let mut session = connect(target).await?;
     let server_version_num = check_server(&session)?;
     let ChosenDatabases { databases, omissions } =
         databases::choose(&mut session, target, &options.databases).await?;

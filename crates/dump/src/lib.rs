@@ -8,6 +8,7 @@ mod choose;
 mod claim;
 mod columns;
 mod commit;
+mod connect;
 mod data;
 mod database;
 mod databases;

@@ -26,8 +26,7 @@ const DECODER_BYTES: u64 = 2560 << 10;
 pub fn dump_jobs_max(memory: ByteCount, compression_level: i32) -> usize {
     let last = COMPRESSOR_KIB.len() - 1;
     let level = usize::try_from(compression_level).unwrap_or(1).clamp(1, last + 1);
-    let compressor = COMPRESSOR_KIB.get(level - 1).copied().unwrap_or(0) << 10;
-    let worker = READER_BYTES + compressor;
+    let worker = READER_BYTES + compressor_bytes(level);
     let objects_min = (OBJECTS_PER_WORKER * PART_BYTES_MIN) as u64;
     let shared = OBJECT_MEMORY_BYTES as u64;
     // Up to a number of workers their objects share what is set aside for them; beyond, each takes its least.
@@ -38,6 +37,15 @@ pub fn dump_jobs_max(memory: ByteCount, compression_level: i32) -> usize {
         (memory.0 / (worker + objects_min)).max(shared / objects_min)
     };
     at_least_one(jobs)
+}
+
+/// The compressor of a level, and beside a higher one that of the fastest, which is tried with it.
+fn compressor_bytes(level: usize) -> u64 {
+    let of_level = |level: usize| COMPRESSOR_KIB.get(level - 1).copied().unwrap_or(0) << 10;
+    match level {
+        1 => of_level(1),
+        level => of_level(level) + of_level(1),
+    }
 }
 
 /// How many objects may be loaded or verified at once within a limit: one at least.
@@ -80,8 +88,8 @@ mod tests {
     fn a_worker_s_share_is_what_it_takes() {
         for (mebibytes, level) in [(192, 3), (192, 9), (1024, 3), (64, 3), (192, 19)] {
             let jobs = dump_jobs_max(ByteCount(mebibytes << 20), level) as u64;
-            let index = usize::try_from(level - 1).unwrap();
-            let workers = jobs * (READER_BYTES + (COMPRESSOR_KIB[index] << 10));
+            let compressor = compressor_bytes(usize::try_from(level).unwrap());
+            let workers = jobs * (READER_BYTES + compressor);
             let objects =
                 (OBJECT_MEMORY_BYTES as u64).max(jobs * (OBJECTS_PER_WORKER * PART_BYTES_MIN) as u64);
             assert!(

@@ -13,10 +13,9 @@ use jiff::SignedDuration;
 use pgkeep_base::{BackupId, BackupKind};
 use pgkeep_repository::backups::BackupEntry;
 use pgkeep_repository::destinations::Destinations;
-use pgkeep_repository::encryption::Encryption;
 use pgkeep_repository::integrity::names;
 use pgkeep_repository::object::ObjectRef;
-use pgkeep_repository::{Access, Repository, RepositoryError, layout};
+use pgkeep_repository::{Repository, RepositoryError, layout};
 
 use crate::catalog::CatalogRelation;
 use crate::data::{RelationRead, has_own_objects};
@@ -116,7 +115,7 @@ impl Base {
             };
             let fits = manifest.asked.as_ref() == Some(asked)
                 && manifest.system_identifier == system_identifier.to_string()
-                && manifest.recipients.as_ref() == Some(&recipients(destinations.access()));
+                && manifest.recipients.as_ref() == Some(&destinations.access().recipients());
             if fits {
                 return Self::of(destinations, options, id, manifest, &places)
                     .await
@@ -302,17 +301,6 @@ async fn manifest_in_any(
         }
     }
     Ok(None)
-}
-
-/// Whom new objects are for, in the order of the text; empty without encryption. Objects for others can't be
-/// taken over: whoever may open the dump must be able to open all of it.
-pub(crate) fn recipients(access: &Access) -> Vec<String> {
-    let mut recipients: Vec<String> = match &access.encryption {
-        Encryption::Age { recipients } => recipients.iter().map(ToString::to_string).collect(),
-        Encryption::None => Vec::new(),
-    };
-    recipients.sort();
-    recipients
 }
 
 /// Dumps whose newest verification failed, and those whose objects they refer to: what is damaged may lie in any of these

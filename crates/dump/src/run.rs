@@ -12,26 +12,24 @@ use pgkeep_pg::{Session, Target};
 use pgkeep_repository::backups::{GivenUp, Swept};
 use pgkeep_repository::destinations::{Destinations, LeftOut};
 use pgkeep_repository::object::{ObjectRef, SealedObject};
-use pgkeep_repository::{Access, RepositoryError, integrity, layout};
+use pgkeep_repository::{RepositoryError, integrity, layout};
 use tokio::sync::mpsc;
 
 use crate::catalog;
+use crate::connect::connect;
 use crate::database;
 use crate::databases::{self, ChosenDatabases};
-use crate::error::{Context, DumpError};
+use crate::error::DumpError;
 use crate::limits::{self, Limit};
 use crate::manifest::{Asked, DumpManifest, Filters, MANIFEST_FORMAT, Narrowed, RelationKind, Totals};
 use crate::objects::{object_refs, summary, totals};
-use crate::reuse::{self, Base, ReuseOptions};
+use crate::reuse::{Base, ReuseOptions};
 use crate::schema::{self, ClientPrograms};
 use crate::{sql, unfit, way_out};
 use pgkeep_base::Progress;
 
 /// Tasks that were told to end do so at their next wait, which is never long.
 const TASKS_END_MAX: Duration = Duration::from_secs(10);
-
-/// A request for the lease that is under way when the user interrupts is waited for so long.
-const ACQUIRING_ENDS_MAX: Duration = Duration::from_secs(5);
 
 /// The oldest server that is supported, as `server_version_num`.
 pub const SERVER_VERSION_NUM_MIN: u32 = 150_000;
@@ -104,11 +102,6 @@ pub struct DumpReport {
     pub left_out: Vec<LeftOut<DumpError>>,
 }
 
-/// How the names of sealed objects end: they tell which tools open them.
-pub fn sealed_suffix(access: &Access) -> &'static str {
-    access.sealed_suffix()
-}
-
 pub(crate) struct Run<'a> {
     pub destinations: &'a Arc<Destinations>,
     pub target: &'a Target,
@@ -157,9 +150,12 @@ async fn dump_readable(
         () = &mut cancelled => return Err(DumpError::Interrupted),
     };
     let wanted = (destinations, target, options, progress);
-    let dumped = match acquire(destinations, options, cancelled.as_mut()).await {
-        Ok(()) => under_lease(wanted, prepared, cancelled).await,
-        Err(error) => Err(error),
+    let acquiring =
+        destinations.acquire_leases_unless(cancelled.as_mut(), "pgkeep dump", options.lease_duration);
+    let dumped = match acquiring.await {
+        Ok(true) => under_lease(wanted, prepared, cancelled).await,
+        Ok(false) => Err(DumpError::Interrupted),
+        Err(error) => Err(error.into()),
     };
     destinations.release_leases().await;
     dumped.map(|report| DumpReport {
@@ -186,14 +182,7 @@ async fn prepare(
     progress: &Progress,
 ) -> Result<Prepared, DumpError> {
     progress.set_phase("connecting");
-    let context = || {
-        format!(
-            "connecting to database '{}' at {}",
-            target.database(),
-            target.endpoint()
-        )
-    };
-    let mut session = Session::connect(target).await.context(context)?;
+    let mut session = connect(target).await?;
     let server_version_num = check_server(&session)?;
     let server_version = session.parameter("server_version").unwrap_or_default().to_owned();
     let system_identifier = catalog::system_identifier(&mut session).await?;
@@ -214,22 +203,6 @@ async fn prepare(
         settings_for_all,
         with_passwords,
     })
-}
-
-/// An interruption must not leave a lease to a process that lives on: a request that is under way is waited for.
-async fn acquire(
-    destinations: &Destinations,
-    options: &DumpOptions,
-    cancelled: Pin<&mut impl Future<Output = ()>>,
-) -> Result<(), DumpError> {
-    let mut acquired = pin!(destinations.acquire_leases("pgkeep dump", options.lease_duration));
-    tokio::select! {
-        acquired = &mut acquired => return Ok(acquired?),
-        () = cancelled => {}
-    }
-    destinations.stop_acquiring();
-    let _ = tokio::time::timeout(ACQUIRING_ENDS_MAX, acquired).await;
-    Err(DumpError::Interrupted)
 }
 
 /// All that is done while the lease is held, whatever becomes of it.
@@ -349,7 +322,7 @@ impl Run<'_> {
         let globals = [globals, Bytes::from(sql::script(&self.settings_for_all))].concat();
         limits::GLOBALS.check(globals.len())?;
         let globals = globals.into();
-        let name = format!("globals.sql{}", sealed_suffix(self.destinations.access()));
+        let name = format!("globals.sql{}", self.destinations.access().sealed_suffix());
         let globals = self
             .destinations
             .put_contents(&self.prefix, &name, globals)
@@ -375,7 +348,7 @@ impl Run<'_> {
             annotations: self.options.annotations.clone(),
             globals: Some(globals),
             globals_have_passwords: self.with_passwords,
-            recipients: Some(reuse::recipients(self.destinations.access())),
+            recipients: Some(self.destinations.access().recipients()),
             asked: Some(self.options.asked()),
             databases: dumped.iter().map(|dumped| dumped.manifest.clone()).collect(),
             omissions,
@@ -431,7 +404,7 @@ impl Run<'_> {
         manifest: &mut DumpManifest,
         mut objects: Vec<ObjectRef>,
     ) -> Result<SealedObject, DumpError> {
-        let suffix = sealed_suffix(self.destinations.access());
+        let suffix = self.destinations.access().sealed_suffix();
         let index = Bytes::from(way_out::index(manifest, suffix));
         objects.push(
             self.destinations

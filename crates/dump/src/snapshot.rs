@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use pgkeep_pg::{PgError, Session, Target};
 
 use crate::catalog::{self, CatalogRelation, READ_SETTINGS};
+use crate::connect::{connect, connecting};
 use crate::database::owners_query;
 use crate::databases;
 use crate::error::{Context, DumpError};
@@ -53,14 +54,7 @@ struct Exported {
 /// # Errors
 /// PostgreSQL's.
 pub async fn reading_session(target: &Target) -> Result<Session, DumpError> {
-    let context = || {
-        format!(
-            "connecting to database '{}' at {}",
-            target.database(),
-            target.endpoint()
-        )
-    };
-    let mut session = Session::connect(target).await.context(context)?;
+    let mut session = connect(target).await?;
     // SQL_ASCII means that nobody knows the encoding: then bytes must pass as they are.
     let raw = session.parameter("server_encoding") == Some("SQL_ASCII");
     let encoding = if raw {
@@ -72,7 +66,7 @@ pub async fn reading_session(target: &Target) -> Result<Session, DumpError> {
     session
         .execute(&format!("{encoding}{READ_SETTINGS}{versioned}"))
         .await
-        .context(context)?;
+        .context(|| connecting(target))?;
     Ok(session)
 }
 

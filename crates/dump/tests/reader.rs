@@ -18,7 +18,7 @@ use std::process::{Command, Output};
 use pgkeep_repository::{Repository, keys};
 use pgkeep_testkit::fixtures::{Events, GameData};
 use pgkeep_testkit::requirements::{Missing, tool};
-use pgkeep_testkit::{Cluster, ClusterOptions, require};
+use pgkeep_testkit::{Cluster, ClusterOptions, require, run};
 use serde_json::Value;
 
 const READER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/reader/pgkeep_reader.py");
@@ -130,16 +130,7 @@ fn compare(source: &Cluster, database: &str, folder: &Path) -> usize {
 
 fn restored_schema(source: &Cluster, folder: &Path) -> String {
     let mut command = source.client_command("pg_restore");
-    let output = command
-        .args(["--list", &text(&folder.join("schema.dump"))])
-        .output()
-        .unwrap();
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    String::from_utf8(output.stdout).unwrap()
+    run(command.args(["--list", &text(&folder.join("schema.dump"))]))
 }
 
 async fn read(encrypted: bool) {

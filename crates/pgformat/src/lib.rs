@@ -26,4 +26,4 @@ pub use page::{PageBytesError, PageHeader, PageVerdict, page_checksum, verify_pa
 pub use segment::{SegmentName, SegmentSize, SegmentSizeError, WalFileName, WalFileNameError};
 pub use tablespace_map::{MappedTablespace, TablespaceMap, TablespaceMapError};
 pub use wal_header::{WAL_HEADER_BYTES, WalHeader, WalHeaderError};
-pub use wal_records::{WAL_PAGE_BYTES, WalRecord, WalWalker};
+pub use wal_records::{WalRecord, WalWalker};

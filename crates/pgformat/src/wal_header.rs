@@ -1,5 +1,6 @@
 use pgkeep_base::{Classified, Hint, RetryClass};
 
+use crate::wal_records::{u16_at, u32_at, u64_at};
 use crate::{Lsn, SegmentName, SegmentSize, SegmentSizeError, Timeline};
 
 /// The size of a segment's first header (`SizeOfXLogLongPHD`).
@@ -7,7 +8,7 @@ pub const WAL_HEADER_BYTES: usize = 40;
 /// The high byte of `XLOG_PAGE_MAGIC`; the low one counts PostgreSQL's versions.
 const MAGIC_HIGH: u16 = 0xD100;
 /// `XLP_LONG_HEADER`: the first page of a segment has more in its header.
-const LONG_HEADER: u16 = 0x0002;
+pub(crate) const LONG_HEADER: u16 = 0x0002;
 
 /// What the first page of a segment of the WAL says (`XLogLongPageHeaderData`, `access/xlog_internal.h`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,30 +63,23 @@ impl WalHeader {
     /// # Errors
     /// They aren't those of a segment.
     pub fn parse(contents: &[u8]) -> Result<Self, WalHeaderError> {
-        let header: &[u8; WAL_HEADER_BYTES] = contents
-            .first_chunk()
-            .ok_or(WalHeaderError::TooShort(contents.len()))?;
-        let number = |at: usize, bytes: usize| {
-            let field = header.get(at..at + bytes).unwrap_or_default();
-            field
-                .iter()
-                .rev()
-                .fold(0_u64, |value, byte| value << 8 | u64::from(*byte))
-        };
-        // Two bytes each; the casts lose nothing.
-        let (magic, info) = (number(0, 2) as u16, number(2, 2) as u16);
+        let too_short = WalHeaderError::TooShort(contents.len());
+        let header: &[u8; WAL_HEADER_BYTES] = contents.first_chunk().ok_or(too_short)?;
+        let (magic, info) = u16_at(header, 0).zip(u16_at(header, 2)).ok_or(too_short)?;
+        let u32_at = |at| u32_at(header, at).ok_or(too_short);
+        let u64_at = |at| u64_at(header, at).ok_or(too_short);
         if magic & 0xFF00 != MAGIC_HIGH {
             return Err(WalHeaderError::Contents("its magic number is wrong"));
         }
         if info & LONG_HEADER == 0 {
             return Err(WalHeaderError::Contents("it isn't the first page of a segment"));
         }
-        let timeline = u32::try_from(number(4, 4)).ok().and_then(Timeline::new);
+        let timeline = Timeline::new(u32_at(4)?);
         Ok(Self {
             timeline: timeline.ok_or(WalHeaderError::Contents("its timeline is 0"))?,
-            start: Lsn::new(number(8, 8)),
-            system_identifier: number(24, 8),
-            segment_size: SegmentSize::new(number(32, 4))?,
+            start: Lsn::new(u64_at(8)?),
+            system_identifier: u64_at(24)?,
+            segment_size: SegmentSize::new(u64::from(u32_at(32)?))?,
         })
     }
 

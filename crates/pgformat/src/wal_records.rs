@@ -3,19 +3,17 @@
 
 use crc_fast::{CrcAlgorithm, Digest};
 
+use crate::wal_header::{LONG_HEADER, WAL_HEADER_BYTES};
 use crate::{Lsn, SegmentName};
 
 /// The size of the WAL's pages (`XLOG_BLCKSZ`) in any server that isn't built in another way, in bytes.
-pub const WAL_PAGE_BYTES: usize = 8192;
+const WAL_PAGE_BYTES: usize = 8192;
 const SHORT_HEADER_BYTES: usize = 24;
-const LONG_HEADER_BYTES: usize = 40;
 const RECORD_HEADER_BYTES: usize = 24;
 /// Where a record's header has its CRC; all before it belongs to what is summed.
 const CRC_AT: usize = 20;
 /// `XLP_FIRST_IS_CONTRECORD`
 const CONTINUED: u16 = 0x0001;
-/// `XLP_LONG_HEADER`
-const LONG_HEADER: u16 = 0x0002;
 /// `XLogRecordMaxSize`
 const RECORD_BYTES_MAX: usize = 1020 << 20;
 /// So much of a record is kept: all that is looked at stands at its beginning.
@@ -125,7 +123,7 @@ impl WalWalker {
         let remaining = u32_at(page, 16)? as usize;
         let mut offset = match info & LONG_HEADER {
             0 => SHORT_HEADER_BYTES,
-            _ => LONG_HEADER_BYTES,
+            _ => WAL_HEADER_BYTES,
         };
         match (info & CONTINUED != 0, &self.partial) {
             (true, Some(_)) => {}
@@ -254,15 +252,15 @@ fn aligned(offset: usize) -> usize {
     offset.next_multiple_of(8)
 }
 
-fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+pub(crate) fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_le_bytes(*bytes.get(at..)?.first_chunk()?))
 }
 
-fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+pub(crate) fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_le_bytes(*bytes.get(at..)?.first_chunk()?))
 }
 
-fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
+pub(crate) fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
     Some(u64::from_le_bytes(*bytes.get(at..)?.first_chunk()?))
 }
 

@@ -18,28 +18,30 @@ pub async fn find(repository: &Repository, text: &str) -> Result<BackupId, Physi
     Ok(repository.find(BackupKind::Base, text).await?)
 }
 
-/// Finds the base backup that `text` names, to read from it. `latest` is the newest for which `suits` says so; one that can't
-/// be read is never passed over in silence.
+/// Finds the base backup that `text` names, to read from it. `latest` is the newest for which `suits` says so, with what it found;
+/// one that can't be read is never passed over in silence.
 ///
 /// # Errors
 /// There is none, or none that suits, with what the oldest said; the store's; a missing or wrong key.
-pub async fn choose(
+pub async fn choose<T>(
     repository: &Repository,
     text: &str,
-    suits: impl AsyncFn(&BaseManifest) -> Result<Result<(), PhysicalError>, PhysicalError>,
-) -> Result<BaseManifest, PhysicalError> {
+    suits: impl AsyncFn(&BaseManifest) -> Result<Result<T, PhysicalError>, PhysicalError>,
+) -> Result<(BaseManifest, T), PhysicalError> {
     if text != LATEST {
         let id = find(repository, text).await?;
-        let manifest = read_there(repository, &id).await?;
-        suits(&manifest).await??;
-        return Ok(manifest);
+        let state = repository.state(&id).await?;
+        let manifest = read_there(repository, &id, state).await?;
+        let found = suits(&manifest).await??;
+        return Ok((manifest, found));
     }
     let mut refused = None;
     for id in repository.ids(BackupKind::Base).await? {
-        if !repository.state(&id).await?.is_there() {
+        let state = repository.state(&id).await?;
+        if !state.is_there() {
             continue;
         }
-        let manifest = match read_there(repository, &id).await {
+        let manifest = match read_there(repository, &id, state).await {
             Ok(manifest) => manifest,
             Err(error) if error.is_removed() => continue,
             Err(error) if error.is_of_one_backup() && !error.is_locked() => {
@@ -54,15 +56,19 @@ pub async fn choose(
             Err(error) => return Err(error),
         };
         match suits(&manifest).await? {
-            Ok(()) => return Ok(manifest),
+            Ok(found) => return Ok((manifest, found)),
             Err(error) => refused = Some(error),
         }
     }
     Err(refused.unwrap_or_else(|| repository.no_backup().into()))
 }
 
-async fn read_there(repository: &Repository, id: &BackupId) -> Result<BaseManifest, PhysicalError> {
-    if repository.state(id).await? == BackupState::Damaged {
+async fn read_there(
+    repository: &Repository,
+    id: &BackupId,
+    state: BackupState,
+) -> Result<BaseManifest, PhysicalError> {
+    if state == BackupState::Damaged {
         let key = layout::backup_object(repository.cluster(), id, layout::MANIFEST);
         let reason = "it is no manifest".to_owned();
         return Err(RepositoryError::Malformed { key, reason }.into());

@@ -13,6 +13,7 @@ use pgkeep_repository::{Repository, RepositoryError};
 use crate::error::PhysicalError;
 use crate::manifest::BaseManifest;
 use crate::read::read_manifest;
+use crate::restore::system_identifier;
 
 /// Packs read at once, at most: each takes up to its size twice.
 const PACKS_AT_ONCE_MAX: usize = 3;
@@ -101,12 +102,15 @@ async fn check(
         Err(error) => return report.failed(error.into()),
     };
     report.read(&manifest.packs);
+    let blocks: Arc<[u32]> = table.packs.iter().map(|pack| pack.blocks).collect();
     for object in &manifest.files {
         match repository.file_records(id, object).await {
             Ok(contents) => {
                 report.read(object);
-                let blocks: Vec<u32> = table.packs.iter().map(|pack| pack.blocks).collect();
-                let checked = check_records(&contents, manifest.block_bytes, &blocks);
+                let (blocks, block_bytes) = (Arc::clone(&blocks), manifest.block_bytes);
+                let checking =
+                    tokio::task::spawn_blocking(move || check_records(&contents, block_bytes, &blocks));
+                let checked = checking.await.map_err(PhysicalError::internal)?;
                 report
                     .failures
                     .extend(checked.err().map(|reason| format!("{}: {reason}", object.name)));
@@ -127,16 +131,10 @@ async fn check(
         }
     }
     drop(checks);
-    let system = manifest
-        .system_identifier
-        .parse()
-        .map_err(PhysicalError::internal)?;
+    let system = system_identifier(manifest)?;
     let covered = repository.wal_coverage(system, manifest.start_timeline).await?;
     let (start, stop) = (manifest.start_lsn, manifest.stop_lsn);
-    if !covered
-        .iter()
-        .any(|range| range.start <= start && stop <= range.end)
-    {
+    if !covered.iter().any(|range| range.holds(start, stop)) {
         report
             .failures
             .push(format!("its WAL from {start} to {stop} is not all there"));
@@ -147,7 +145,8 @@ async fn check(
 impl VerifyReport {
     fn read(&mut self, object: &ObjectRef) {
         self.objects += 1;
-        self.stored_bytes += object.stored_bytes;
+        // The manifest's own number, which may be anything.
+        self.stored_bytes = self.stored_bytes.saturating_add(object.stored_bytes);
     }
 
     fn failed(&mut self, error: PhysicalError) -> Result<(), PhysicalError> {

@@ -119,18 +119,23 @@ impl Repository {
     /// # Errors
     /// Whatever the store says.
     pub async fn backups(&self, kind: BackupKind) -> Result<Vec<BackupEntry>, RepositoryError> {
+        self.backups_of(&[kind]).await
+    }
+
+    /// The same of several kinds, of which what is said beside the backups is read once.
+    ///
+    /// # Errors
+    /// Whatever the store says.
+    pub async fn backups_of(&self, kinds: &[BackupKind]) -> Result<Vec<BackupEntry>, RepositoryError> {
         let mut pins = self.newest_pins().await?;
         let mut evidence = self.evidence().await?;
-        let mut entries = Vec::new();
-        for name in self
-            .store
-            .list_directories(&layout::kind_prefix(&self.cluster, kind))
-            .await?
-        {
+        let mut ids = Vec::new();
+        for kind in kinds {
             // A folder that isn't ours is left alone.
-            let Some(id) = layout::backup_of(kind, &name) else {
-                continue;
-            };
+            ids.extend(self.ids(*kind).await?);
+        }
+        let mut entries = Vec::new();
+        for id in ids {
             let state = self.state(&id).await?;
             if state == BackupState::Incomplete && self.is_empty(&id).await? {
                 continue;
@@ -292,24 +297,32 @@ impl Repository {
     /// # Errors
     /// Whatever the store says.
     pub async fn sweep(&self, kind: BackupKind) -> Result<Swept, RepositoryError> {
+        self.sweep_of(&[kind]).await
+    }
+
+    /// The same of several kinds, which looks through the rest of the cluster's folder once.
+    ///
+    /// # Errors
+    /// Whatever the store says.
+    pub async fn sweep_of(&self, kinds: &[BackupKind]) -> Result<Swept, RepositoryError> {
         let mut swept = Swept::default();
         // What killed writers left of objects that were never whole; only local directories have such. Whoever writes to
         // a backup has the lease; to the rest of the cluster's folder, anybody may just be writing.
-        for (prefix, idle) in [
-            (layout::kind_prefix(&self.cluster, kind), Duration::ZERO),
-            (format!("{}/", self.cluster), LEFTOVER_IDLE),
-        ] {
+        let of_kinds = kinds
+            .iter()
+            .map(|kind| (layout::kind_prefix(&self.cluster, *kind), Duration::ZERO));
+        for (prefix, idle) in of_kinds.chain([(format!("{}/", self.cluster), LEFTOVER_IDLE)]) {
             swept.objects += self.store.remove_leftovers(&prefix, idle).await?;
         }
+        for kind in kinds {
+            self.sweep_unfinished(*kind, &mut swept).await?;
+        }
+        Ok(swept)
+    }
+
+    async fn sweep_unfinished(&self, kind: BackupKind, swept: &mut Swept) -> Result<(), RepositoryError> {
         let mut gone = Vec::new();
-        for name in self
-            .store
-            .list_directories(&layout::kind_prefix(&self.cluster, kind))
-            .await?
-        {
-            let Some(id) = layout::backup_of(kind, &name) else {
-                continue;
-            };
+        for id in self.ids(kind).await?.into_iter().rev() {
             match self.state(&id).await? {
                 BackupState::Complete | BackupState::Damaged => {}
                 BackupState::Incomplete if self.is_empty(&id).await? => {}
@@ -317,7 +330,7 @@ impl Repository {
             }
         }
         if gone.is_empty() {
-            return Ok(swept);
+            return Ok(());
         }
         self.retain_unfinished(&mut gone).await?;
         let references = self.references(kind).await?;
@@ -332,7 +345,7 @@ impl Repository {
                 swept.backups.push(id);
             }
         }
-        Ok(swept)
+        Ok(())
     }
 
     /// Leaves those alone that were backups once. A host that only takes backups may not be allowed to read what is said

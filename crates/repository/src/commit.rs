@@ -1,6 +1,6 @@
 //! The end of a backup, whatever its kind: its manifest in one of its repositories, or the certainty that it isn't there.
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use pgkeep_base::{BackupId, BackupKind};
 use std::time::Duration;
 
@@ -68,7 +68,8 @@ impl Destinations {
 }
 
 fn rest_of_second(newest: &BackupId, now: Timestamp) -> Duration {
-    let rest = newest.started_at() + Duration::from_secs(1) - now;
+    // Not the sum of times first: a folder may name the last second that there is.
+    let rest = newest.started_at().duration_since(now) + SignedDuration::from_secs(1);
     let rest = Duration::try_from(rest).unwrap_or_default();
     // One from the future is somebody's wrong clock.
     if rest <= Duration::from_secs(1) {

@@ -69,8 +69,6 @@ pub struct FrameWriter<W: Write> {
     waiting: Vec<u8>,
     /// A compressed frame, on its way out.
     frame: Vec<u8>,
-    /// The same of a trial.
-    other_frame: Vec<u8>,
     any: bool,
 }
 
@@ -92,7 +90,6 @@ impl<W: Write> FrameWriter<W> {
             output,
             waiting: Vec::new(),
             frame: Vec::new(),
-            other_frame: Vec::new(),
             any: false,
         })
     }
@@ -114,10 +111,12 @@ impl<W: Write> FrameWriter<W> {
             // What is less than a frame says little, and costs little.
             Some(fastest) if self.frames_to_trial == 0 && self.waiting.len() == FRAME_BYTES_MAX => {
                 self.compressor.compress(&self.waiting, &mut self.frame)?;
-                fastest.compress(&self.waiting, &mut self.other_frame)?;
-                self.is_fastest_better = self.other_frame.len() <= self.frame.len();
+                // Of a trial alone: what is held for longer counts for each worker.
+                let mut other = Vec::new();
+                fastest.compress(&self.waiting, &mut other)?;
+                self.is_fastest_better = other.len() <= self.frame.len();
                 if self.is_fastest_better {
-                    std::mem::swap(&mut self.frame, &mut self.other_frame);
+                    self.frame = other;
                 }
                 self.frames_to_trial = TRIAL_FRAMES;
             }

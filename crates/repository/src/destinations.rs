@@ -2,6 +2,7 @@
 //! on; only when none is left does the backup fail.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -20,6 +21,8 @@ use crate::repo::{Access, Repository};
 /// A repository that failed isn't waited for longer than this when something is to be cleaned up there; what stays is for the
 /// next run.
 const LEFT_OUT_ENDS_MAX: Duration = Duration::from_secs(10);
+/// A request for the lease that is under way when the user interrupts is waited for so long.
+const ACQUIRING_ENDS_MAX: Duration = Duration::from_secs(5);
 
 /// One of the repositories.
 struct Destination {
@@ -270,9 +273,26 @@ impl Destinations {
         Ok(())
     }
 
-    /// No lease is taken any more, after the one that is being asked for.
-    pub fn stop_acquiring(&self) {
+    /// The same, unless it is cancelled: then false. An interruption must not leave a lease to a process that lives on: a
+    /// request that is under way is waited for.
+    ///
+    /// # Errors
+    /// As [`Destinations::acquire_leases`].
+    pub async fn acquire_leases_unless(
+        &self,
+        cancelled: Pin<&mut impl Future<Output = ()>>,
+        purpose: &str,
+        duration: Duration,
+    ) -> Result<bool, RepositoryError> {
+        let mut acquired = pin!(self.acquire_leases(purpose, duration));
+        tokio::select! {
+            acquired = &mut acquired => return acquired.map(|()| true),
+            () = cancelled => {}
+        }
+        // None is taken any more after the one that is being asked for.
         self.stopping.store(true, Ordering::Relaxed);
+        let _ = tokio::time::timeout(ACQUIRING_ENDS_MAX, acquired).await;
+        Ok(false)
     }
 
     /// Whether the lease of one is still held.

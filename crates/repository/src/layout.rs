@@ -18,6 +18,15 @@ pub const CHECKSUMS: &str = "checksums.b3";
 /// Totals of a backup, small enough to read for a list of all of them.
 pub const SUMMARY: &str = "summary";
 
+/// How the names of sealed objects end: encrypted, and not.
+pub(crate) const SEALED_SUFFIXES: [&str; 2] = [".zst.age", ".zst"];
+
+/// Which of them an object has.
+pub(crate) fn sealed_suffix(is_encrypted: bool) -> &'static str {
+    let [encrypted, plain] = SEALED_SUFFIXES;
+    if is_encrypted { encrypted } else { plain }
+}
+
 /// The folder of all backups of one kind of a cluster, with the slash at the end.
 pub fn kind_prefix(cluster: &str, kind: BackupKind) -> String {
     match kind {

@@ -278,14 +278,10 @@ async fn remove(
 }
 
 async fn sweep(repository: &Repository) -> Result<Swept, RepositoryError> {
-    let mut all = Swept::default();
     // The lease is everybody's: none of either kind is being written.
-    for kind in BackupKind::ALL {
-        let swept = repository.sweep(kind).await?;
-        all.backups.extend(swept.backups);
-        all.objects += swept.objects + repository.forget_the_gone(kind).await?;
-    }
-    Ok(all)
+    let mut swept = repository.sweep_of(&BackupKind::ALL).await?;
+    swept.objects += repository.forget_the_gone().await?;
+    Ok(swept)
 }
 
 impl PruneReport {

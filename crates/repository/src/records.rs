@@ -200,7 +200,7 @@ impl Repository {
 
     /// Removes what is said about backups that are gone: it came while they were being removed. Returns the number of
     /// objects.
-    pub(crate) async fn forget_the_gone(&self, kind: BackupKind) -> Result<u64, RepositoryError> {
+    pub(crate) async fn forget_the_gone(&self) -> Result<u64, RepositoryError> {
         let prefixes = [
             layout::pins_prefix(&self.cluster),
             layout::evidence_prefix(&self.cluster),
@@ -214,10 +214,11 @@ impl Repository {
             }
         }
         // Looked at afterwards, or a new backup would be taken for a gone one.
-        let folder = layout::kind_prefix(&self.cluster, kind);
-        let there = self.store.list_directories(&folder).await?;
-        let there: BTreeSet<String> = there.into_iter().collect();
-        said.retain(|(id, _)| id.kind() == kind && !there.contains(&id.to_string()));
+        let mut there = BTreeSet::new();
+        for kind in BackupKind::ALL {
+            there.extend(self.ids(kind).await?);
+        }
+        said.retain(|(id, _)| !there.contains(id));
         let keys = said.into_iter().map(|(_, key)| key).collect();
         Ok(self.store.delete_all(keys).await?)
     }

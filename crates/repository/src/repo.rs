@@ -28,11 +28,17 @@ pub struct Access {
 impl Access {
     /// How the names of sealed objects end: they tell which tools open them.
     pub fn sealed_suffix(&self) -> &'static str {
-        if self.encryption.is_encrypted() {
-            ".zst.age"
-        } else {
-            ".zst"
-        }
+        layout::sealed_suffix(self.encryption.is_encrypted())
+    }
+
+    /// Whom new objects are for, in the order of the text; empty without encryption.
+    pub fn recipients(&self) -> Vec<String> {
+        let mut recipients: Vec<String> = match &self.encryption {
+            Encryption::Age { recipients } => recipients.iter().map(ToString::to_string).collect(),
+            Encryption::None => Vec::new(),
+        };
+        recipients.sort();
+        recipients
     }
 }
 

@@ -13,8 +13,8 @@ use pgkeep_repository::wal::{Covered, Stored, WalObject};
 use pgkeep_repository::{Access, Repository, RepositoryError};
 use pgkeep_store::fault::FaultPlan;
 use pgkeep_store::{Store, StoreOptions};
-use pgkeep_testkit::require;
 use pgkeep_testkit::requirements::tool;
+use pgkeep_testkit::{require, run};
 
 const SYSTEM: u64 = 7_345_678_901_234_567_890;
 const MIB: usize = 1 << 20;
@@ -357,19 +357,12 @@ async fn stock_age_and_zstd_open_wal_for_one_and_for_several_recipients() {
             let key_file = folder.path().join("key.txt");
             std::fs::write(&key_file, identity.to_secret().expose()).unwrap();
             let compressed = folder.path().join("segment.zst");
-            let opened = Command::new(&age)
+            run(Command::new(&age)
                 .args(["-d", "-i"])
                 .arg(&key_file)
                 .arg("-o")
                 .arg(&compressed)
-                .arg(&object)
-                .output()
-                .unwrap();
-            assert!(
-                opened.status.success(),
-                "{}",
-                String::from_utf8_lossy(&opened.stderr)
-            );
+                .arg(&object));
             let found = Command::new(&zstd).arg("-dc").arg(&compressed).output().unwrap();
             assert!(found.status.success() && found.stdout == contents(2));
         }

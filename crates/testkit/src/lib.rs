@@ -22,6 +22,6 @@ pub mod requirements;
 pub mod stores;
 
 pub use cluster::{Cluster, ClusterOptions, Session, StopMode};
-pub use process::{poll_until, server_user};
+pub use process::{poll_until, run, server_user};
 pub use random::seed;
 pub use requirements::{Missing, TestEnd, skip};

@@ -71,7 +71,7 @@ pub(crate) fn server_command(program: impl AsRef<Path>) -> Command {
 }
 
 /// Runs a command to its end and panics with what it said when it fails. Returns its standard output.
-pub(crate) fn run(command: &mut Command) -> String {
+pub fn run(command: &mut Command) -> String {
     let output = command
         .output()
         .unwrap_or_else(|error| panic!("can't run {command:?}: {error}"));

@@ -101,17 +101,12 @@ const BANNED: &[&str] = &[
 ];
 
 fn metadata() -> Value {
-    let output = Command::new(env!("CARGO"))
-        .args(["metadata", "--format-version", "1", "--manifest-path"])
-        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/../../Cargo.toml"))
-        .output()
-        .unwrap();
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
+    let metadata = pgkeep_testkit::run(
+        Command::new(env!("CARGO"))
+            .args(["metadata", "--format-version", "1", "--manifest-path"])
+            .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/../../Cargo.toml")),
     );
-    serde_json::from_slice(&output.stdout).unwrap()
+    serde_json::from_str(&metadata).unwrap()
 }
 
 /// Each workspace crate's direct dependencies by kind: `normal`, `build`, `dev`.

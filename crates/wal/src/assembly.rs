@@ -128,13 +128,15 @@ impl Assembly {
             let length = usize::try_from(edge).unwrap_or(usize::MAX);
             let length = length.min(rest.len()).min(WalCompressor::FRAME_BYTES_MAX);
             let (piece, after) = rest.split_at(length);
-            if self.becomes_whole() || self.filled >= self.given_out {
+            if (self.becomes_whole() && !self.whole_is_stored) || self.filled >= self.given_out {
                 self.frames.push(Frame {
                     from: self.filled,
                     bytes: compressor.frame(piece)?,
                 });
             }
-            self.hasher.update(piece);
+            if self.becomes_whole() {
+                self.hasher.update(piece);
+            }
             if self.filled >= self.given_out {
                 self.rest.update(piece);
             }

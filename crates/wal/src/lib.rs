@@ -30,7 +30,7 @@ mod stream;
 
 pub use error::WalError;
 pub use files::{Fetched, System, fetch, push};
-pub use range::{RangeReceiver, RangeReport, receive_range};
+pub use range::{RangeReceiver, RangeReport};
 pub use receiver::{Receiver, ReceiverOptions};
 pub use state::{GAPS_MAX, Gap, Phase, StreamState};
 pub use stored::{SlotLag, StoredTimeline, gap_at_switch, stored_wal};

@@ -159,7 +159,7 @@ async fn stored_ranges(
         let mut ranges = Ranges::default();
         let segment = SegmentName::holding(timeline, around, size);
         for stored in repository.wal_around(system, segment).await? {
-            if let Some((start, end)) = stored.range() {
+            if let Some((start, end)) = stored.object.positions() {
                 ranges.insert(start, end);
             }
         }

@@ -133,21 +133,6 @@ impl RangeReceiver {
     }
 }
 
-/// Both steps in one, for whoever knows already where to begin and is sure that the server still has it.
-///
-/// # Errors
-/// As [`RangeReceiver::connect`] and [`RangeReceiver::receive`].
-pub async fn receive_range(
-    target: &Target,
-    repository: &Repository,
-    from: Lsn,
-    timeline: Timeline,
-    stop: watch::Receiver<Option<Lsn>>,
-) -> Result<RangeReport, WalError> {
-    let receiver = RangeReceiver::connect(target, repository, false).await?;
-    receiver.receive(from, timeline, stop).await
-}
-
 struct UntilPosition {
     stop: watch::Receiver<Option<Lsn>>,
     may_change: bool,

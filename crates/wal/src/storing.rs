@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
-use pgkeep_pgformat::{Lsn, SegmentName, Timeline};
+use pgkeep_pgformat::{Lsn, SegmentName, Timeline, WalFileName};
 use pgkeep_repository::wal::{Ranges, Stored, StoredWal, WalCompressor};
 use pgkeep_repository::{Repository, RepositoryError};
 use tokio::sync::{mpsc, watch};
@@ -62,7 +62,11 @@ impl Storing {
         let (durable_sender, durable) = watch::channel(start.start());
         let mut by_segment: BTreeMap<u64, Vec<StoredWal>> = BTreeMap::new();
         for stored in stored {
-            if let Some(segment) = stored.object.segment().filter(|_| stored.range().is_some()) {
+            if let Some(segment) = stored
+                .object
+                .segment()
+                .filter(|_| stored.object.positions().is_some())
+            {
                 by_segment.entry(segment.number()).or_default().push(stored);
             }
         }
@@ -291,7 +295,7 @@ pub(crate) async fn put_history(place: &Place, timeline: Timeline, contents: Byt
         Stored::Created | Stored::SameBytes => Ok(()),
         Stored::OtherBytes => Err(WalError::OtherWal {
             cluster: place.repository.cluster().to_owned(),
-            object: format!("{:08X}.history", timeline.as_u32()),
+            object: WalFileName::History(timeline).to_string(),
         }),
     }
 }

@@ -9,9 +9,11 @@
 mod support;
 
 use pgkeep_base::{Classified, RetryClass};
-use pgkeep_pgformat::Timeline;
+use pgkeep_pg::Target;
+use pgkeep_pgformat::{Lsn, Timeline};
+use pgkeep_repository::Repository;
 use pgkeep_testkit::{Cluster, require, requirements};
-use pgkeep_wal::{RangeReceiver, WalError, receive_range};
+use pgkeep_wal::{RangeReceiver, RangeReport, WalError};
 use support::{LIMIT, Place, compare, current_lsn, options, size, system_identifier, target};
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -47,6 +49,18 @@ async fn a_range_is_what_the_server_has() {
         let slots = cluster.psql("postgres", "SELECT count(*) FROM pg_replication_slots");
         assert_eq!(slots, "0", "the slot goes with its connection");
     }
+}
+
+/// Both steps in one, where it is known already where to begin, and the server still has it.
+async fn receive_range(
+    target: &Target,
+    repository: &Repository,
+    from: Lsn,
+    timeline: Timeline,
+    stop: watch::Receiver<Option<Lsn>>,
+) -> Result<RangeReport, WalError> {
+    let receiver = RangeReceiver::connect(target, repository, false).await?;
+    receiver.receive(from, timeline, stop).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

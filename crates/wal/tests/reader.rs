@@ -14,7 +14,7 @@ use std::process::Command;
 
 use pgkeep_pgformat::{SegmentName, Timeline};
 use pgkeep_testkit::requirements::{self, tool};
-use pgkeep_testkit::{Cluster, StopMode, require};
+use pgkeep_testkit::{Cluster, StopMode, require, run};
 use support::{Place, current_lsn, options, quick, size, start, system_identifier, target};
 
 const READER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/reader/pgkeep_reader.py");
@@ -50,22 +50,14 @@ async fn a_reader_in_another_language_gets_every_segment_out() {
     let out = tempfile::tempdir().unwrap();
     let into = out.path().join("wal");
     let path = format!("{tools}:{}", std::env::var("PATH").unwrap());
-    let output = Command::new("python3")
+    let report = run(Command::new("python3")
         .args(["-B", READER])
         .arg(place.path())
         .args(["wal", "--into"])
         .arg(&into)
         .arg("--identity")
         .arg(&key)
-        .env("PATH", path)
-        .output()
-        .unwrap();
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    let report = String::from_utf8(output.stdout).unwrap();
+        .env("PATH", path));
     assert!(report.contains("\"00000002.history\""), "{report}");
     let system = system_identifier(&cluster);
     let into = into.join(system.to_string());

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use pgkeep_base::{Classified, RetryClass};
 use pgkeep_pgformat::Timeline;
 use pgkeep_store::fault::FaultPlan;
-use pgkeep_testkit::{Cluster, ClusterOptions, StopMode, poll_until, require, requirements, seed};
+use pgkeep_testkit::{Cluster, ClusterOptions, StopMode, poll_until, require, requirements, run, seed};
 use pgkeep_wal::{Phase, ReceiverOptions, WalError};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -65,17 +65,10 @@ async fn against_pg_receivewal(
     end: pgkeep_pgformat::Lsn,
 ) {
     let directory = tempfile::tempdir().unwrap();
-    let output = cluster
+    run(cluster
         .client_command("pg_receivewal")
         .args(["--no-loop", "--endpos", &end.to_string(), "-D"])
-        .arg(directory.path())
-        .output()
-        .unwrap();
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+        .arg(directory.path()));
     let repository = place.open().await;
     let mut compared = 0;
     for entry in std::fs::read_dir(directory.path()).unwrap() {

@@ -6,11 +6,10 @@ use pgkeep_base::{ByteCount, Progress};
 use pgkeep_config::Overrides;
 use pgkeep_pg::replication::Checkpoint;
 use pgkeep_physical::{BackupOptions, BackupReport, memory};
-use pgkeep_repository::Repository;
 use serde_json::json;
 
 use crate::args::BackupArgs;
-use crate::context::{Context, KeyUse, LEASE_DURATION, Settings};
+use crate::context::{Context, LEASE_DURATION, Settings};
 use crate::exit::{Failure, Outcome};
 use crate::output::{ACCENT, counted, duration, ratio, styled};
 use crate::progress::Display;
@@ -23,12 +22,8 @@ pub async fn run(context: &Context, args: BackupArgs) -> Result<Outcome, Failure
     })?;
     let settings = settings.of_base_backups(args.jobs, args.compression_level);
     let target = settings.target()?;
-    let access = settings.access(KeyUse::None)?;
-    access.encryption.check_writable()?;
-    let opening = async {
-        let store = settings.store(only_repository(&settings)?).await?;
-        Ok(Repository::open_or_create(store, &settings.name, access).await?)
-    };
+    check_repository(&settings)?;
+    let opening = settings.repository_to_write();
     let repository = context.cancellation.or(opening).await?;
     let level = settings.compression_level();
     let options = BackupOptions {
@@ -51,9 +46,9 @@ pub async fn run(context: &Context, args: BackupArgs) -> Result<Outcome, Failure
 }
 
 /// Several repositories aren't written from one read yet.
-fn only_repository(settings: &Settings) -> Result<&str, Failure> {
+fn check_repository(settings: &Settings) -> Result<(), Failure> {
     match settings.cluster.repositories()? {
-        [_] => settings.repository_url(),
+        [_] => Ok(()),
         several => Err(Failure::usage(
             format!(
                 "the setting 'repository' names {} places, and a base backup goes into one in this version",

@@ -6,11 +6,11 @@ use pgkeep_base::{BackupId, BackupKind, ByteCount, Progress};
 use pgkeep_physical::manifest::BaseManifest;
 use pgkeep_physical::memory;
 use pgkeep_physical::verify::{VerifyReport, verify};
-use pgkeep_repository::Repository;
 use pgkeep_repository::backups::BackupEntry;
+use pgkeep_repository::{Repository, RepositoryError};
 use serde_json::json;
 
-use super::{latest, list};
+use super::list;
 use crate::args::VerifyArgs;
 use crate::context::{Context, KeyUse, Settings};
 use crate::exit::{Failure, Outcome};
@@ -28,7 +28,11 @@ pub async fn is_meant(context: &Context, settings: &Settings, text: &str) -> Res
     let Some(repository) = context.repository_if_there(settings, KeyUse::None).await? else {
         return Ok(false);
     };
-    let is_there = async |kind| Ok::<_, Failure>(!latest::all_of(&repository, kind).await?.is_empty());
+    let is_there = async |kind| match repository.find(kind, text).await {
+        Ok(_) => Ok::<_, Failure>(true),
+        Err(RepositoryError::NoBackup { .. }) => Ok(false),
+        Err(error) => Err(error.into()),
+    };
     Ok(!is_there(BackupKind::Dump).await? && is_there(BackupKind::Base).await?)
 }
 
@@ -47,7 +51,7 @@ pub fn refuse(text: &str, what: &str) -> Result<(), Failure> {
 pub async fn show(context: &Context, settings: &Settings, text: &str) -> Result<Outcome, Failure> {
     let repository = context.repository(settings, KeyUse::Needed).await?;
     let suits = async |_: &BaseManifest| Ok(Ok(()));
-    let manifest = pgkeep_physical::choose(&repository, text, suits).await?;
+    let (manifest, ()) = pgkeep_physical::choose(&repository, text, suits).await?;
     let entries = repository.backups(BackupKind::Base).await?;
     let entry = entries.iter().find(|entry| entry.id.to_string() == manifest.id);
     let shown =

@@ -47,7 +47,8 @@ pub async fn run(context: &Context, args: CopyArgs) -> Result<Outcome, Failure> 
         let repository = context.cancellation.or(opening).await?;
         let asking = async {
             let others = latest::all_of(&repository, BackupKind::Base).await?;
-            Ok((latest::all(context, &repository).await?, others))
+            let dumps = repository.backups(BackupKind::Dump).await?;
+            Ok((latest::all(context, &repository, dumps)?, others))
         };
         let ((ids, outcome), others) = context.cancellation.or(asking).await?;
         let copied = from_one(context, &repository, ids, &to, &args).await?;

@@ -1,15 +1,13 @@
 //! `pgkeep in-container NAME -- PROGRAM ...`: what pgkeep starts where PostgreSQL's programs are a container's. It passes its own
 //! `PG*` variables on, and fails where the program does. And what takes their place for a server elsewhere, which they don't reach.
 
-use std::path::Path;
-
 use pgkeep_base::Secret;
 use pgkeep_docker::{ContainerProgram, Engine};
 use pgkeep_pg::Target;
 use pgkeep_pg::programs::{self, ProgramSearch};
 
 use crate::args::InContainerArgs;
-use crate::context::{CONTAINER_PREFIX, Context, Settings};
+use crate::context::{Context, Settings};
 use crate::exit::{Failure, Outcome};
 
 /// Variables that reach the program.
@@ -39,19 +37,6 @@ pub async fn run(context: &Context, args: InContainerArgs) -> Result<Outcome, Fa
     }
 }
 
-/// The container that the setting `pg_bin` names.
-pub(super) fn of_settings(settings: &Settings) -> Option<&str> {
-    let pg_bin = settings.cluster.pg_bin.as_deref().and_then(Path::to_str)?;
-    pg_bin.strip_prefix(CONTAINER_PREFIX)
-}
-
-/// This machine's own programs, whatever the setting says, if `program` is among them in a version that will do.
-pub(super) async fn of_this_machine(program: &str, major_min: u32) -> Option<ProgramSearch> {
-    let search = ProgramSearch::process(None);
-    let found = programs::find(program, major_min, &search).await;
-    found.is_ok().then_some(search)
-}
-
 /// The programs for a server: those that are set, unless they are a container's and the server isn't its own. Then this
 /// machine's.
 ///
@@ -63,7 +48,7 @@ pub(super) async fn programs_for(
     major_min: u32,
     target: &Target,
 ) -> Result<ProgramSearch, Failure> {
-    let Some(container) = of_settings(settings) else {
+    let Some(container) = settings.container() else {
         return Ok(settings.programs());
     };
     let reaching = async {
@@ -75,9 +60,10 @@ pub(super) async fn programs_for(
     let Err(error) = reaching.await else {
         return Ok(settings.programs());
     };
-    let Some(search) = of_this_machine("pg_restore", major_min).await else {
+    let search = settings.own_programs();
+    if programs::find("pg_restore", major_min, &search).await.is_err() {
         return Err(error.into());
-    };
+    }
     context.output.note(format!(
         "this machine's own programs are used, and not those of the container '{container}': {error}"
     ));

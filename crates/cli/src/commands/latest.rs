@@ -3,6 +3,7 @@
 use pgkeep_base::{BackupId, BackupKind};
 use pgkeep_dump::{Found, Skipped};
 use pgkeep_repository::Repository;
+use pgkeep_repository::backups::BackupEntry;
 use serde_json::{Value, json};
 
 use super::list;
@@ -25,10 +26,13 @@ pub fn tell_found(context: &Context, found: &Found) {
     }
 }
 
-/// All that are there: at least one, so that whoever goes through them has done something. One that has lost its manifest is
+/// Of the dumps that are listed, all that are there: at least one, so that whoever goes through them has done something. One that has lost its manifest is
 /// told, and is a failure.
-pub async fn all(context: &Context, repository: &Repository) -> Result<(Vec<BackupId>, Outcome), Failure> {
-    let entries = repository.backups(BackupKind::Dump).await?;
+pub fn all(
+    context: &Context,
+    repository: &Repository,
+    entries: Vec<BackupEntry>,
+) -> Result<(Vec<BackupId>, Outcome), Failure> {
     let mut outcome = Outcome::Done;
     for entry in entries.iter().filter(|entry| entry.has_lost_manifest) {
         let (cluster, url) = (repository.cluster(), repository.store().url());
@@ -45,11 +49,15 @@ pub async fn all(context: &Context, repository: &Repository) -> Result<(Vec<Back
     Ok((ids, outcome))
 }
 
-/// All of a kind that are there; there may be none.
+/// All of a kind that are there, oldest first; there may be none.
 pub async fn all_of(repository: &Repository, kind: BackupKind) -> Result<Vec<BackupId>, Failure> {
-    let entries = repository.backups(kind).await?;
-    let there = entries.into_iter().filter(|entry| entry.state.is_there());
-    Ok(there.map(|entry| entry.id).collect())
+    let mut there = Vec::new();
+    for id in repository.ids(kind).await?.into_iter().rev() {
+        if repository.state(&id).await?.is_there() {
+            there.push(id);
+        }
+    }
+    Ok(there)
 }
 
 /// Says which dumps `latest` passed over, and why.

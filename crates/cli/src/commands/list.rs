@@ -34,19 +34,11 @@ pub async fn run(context: &Context, args: ListArgs) -> Result<Outcome, Failure> 
 
 async fn in_one(context: &Context, settings: &Settings, args: &ListArgs) -> Result<Outcome, Failure> {
     let repository = context.repository_soon(settings, KeyUse::IfThere).await?;
-    let mut all = repository.backups(BackupKind::Dump).await?;
-    all.extend(repository.backups(BackupKind::Base).await?);
-    all.sort_by(|a, b| a.id.cmp(&b.id));
+    let all = repository.backups_of(&BackupKind::ALL).await?;
     let unfinished = all.iter().filter(|entry| entry.is_unfinished()).count();
     let there = all.iter().filter(|entry| entry.state.is_there());
     let ids: Vec<BackupId> = there.map(|entry| entry.id.clone()).collect();
-    let dumps: Vec<BackupId> = ids
-        .iter()
-        .filter(|id| id.kind() == BackupKind::Dump)
-        .cloned()
-        .collect();
-    let mut summaries = summaries::read(&repository, &dumps).await?;
-    summaries::read_bases(&repository, &ids, &mut summaries).await?;
+    let summaries = summaries::read(&repository, &ids).await?;
     let entries: Vec<&BackupEntry> = all
         .iter()
         .filter(|entry| args.all || entry.state.is_there() || entry.has_lost_manifest)

@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use pgkeep_docker::{DockerError, Engine, ImageName, ServerContainer, ServerOptions, Started};
 use pgkeep_dump::{DumpError, Progress, restore as restoring};
-use pgkeep_pg::programs::{self, ProgramSearch};
+use pgkeep_pg::programs;
 use serde_json::json;
 
+use super::new_server;
 use super::restore::{self, Work};
-use super::{in_container, new_server};
 use crate::args::RestoreArgs;
 use crate::context::{self, Context};
 use crate::exit::{Failure, Outcome};
@@ -75,10 +75,7 @@ pub async fn restore(
 async fn with_programs(work: &Work, container: &str) -> Work {
     let mut work = work.clone();
     let major = work.manifest.server_version_num / 10_000;
-    let mut search = work.options.programs;
-    if in_container::of_settings(&work.settings).is_some() {
-        search = ProgramSearch::process(None);
-    }
+    let search = work.settings.own_programs();
     let found = programs::find("pg_restore", major, &search).await;
     work.options.programs = match found {
         Ok(_) => search,

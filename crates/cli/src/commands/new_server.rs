@@ -11,7 +11,6 @@ use pgkeep_pg::programs::{self, ProgramSearch};
 use pgkeep_pg::server::{InitdbOptions, ServerOptions, StopMode, TemporaryServer};
 use pgkeep_pg::{Session, Target};
 
-use super::in_container;
 use crate::context::Settings;
 use crate::exit::Failure;
 
@@ -32,11 +31,7 @@ const MAINTENANCE_DATABASE: &str = "postgres";
 /// # Errors
 /// There are none, which shows here before anything is made.
 pub async fn programs(settings: &Settings, manifest: &DumpManifest) -> Result<ProgramSearch, Failure> {
-    let container = in_container::of_settings(settings);
-    let search = match container {
-        Some(_) => ProgramSearch::process(None),
-        None => settings.programs(),
-    };
+    let (container, search) = (settings.container(), settings.own_programs());
     let major_min = manifest.server_version_num / 10_000;
     for program in ["initdb", "pg_restore"] {
         let found = programs::find(program, major_min, &search).await;

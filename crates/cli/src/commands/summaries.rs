@@ -31,76 +31,89 @@ pub struct Summaries {
     pub gone: BTreeSet<BackupId>,
 }
 
-/// Reads the summaries of base backups.
-pub async fn read_bases(
-    repository: &Repository,
-    ids: &[BackupId],
-    summaries: &mut Summaries,
-) -> Result<(), Failure> {
-    let bases = ids.iter().filter(|id| id.kind() == BackupKind::Base);
+/// Reads the summaries of these backups, each as its kind has it.
+pub async fn read(repository: &Repository, ids: &[BackupId]) -> Result<Summaries, Failure> {
+    let mut summaries = Summaries::default();
+    let (bases, dumps): (Vec<&BackupId>, Vec<&BackupId>) =
+        ids.iter().partition(|id| id.kind() == BackupKind::Base);
+    let mut reading = futures::stream::iter(dumps)
+        .map(|id| async move { (id, pgkeep_dump::read_summary(repository, id).await) })
+        .buffered(CONCURRENCY);
+    while let Some((id, read)) = reading.next().await {
+        match read {
+            Ok(summary) => _ = summaries.by_id.insert(id.clone(), summary),
+            Err(error) => {
+                let repository = match &error {
+                    DumpError::Repository(error) => Some(error),
+                    _ => None,
+                };
+                let why = Why::of(repository, error.is_locked());
+                summaries.unread(id, error, why)?;
+            }
+        }
+    }
     let mut reading = futures::stream::iter(bases)
         .map(|id| async move { (id, pgkeep_physical::read_summary(repository, id).await) })
         .buffered(CONCURRENCY);
     while let Some((id, read)) = reading.next().await {
         match read {
-            Ok(summary) => {
-                summaries.bases.insert(id.clone(), summary);
-            }
-            Err(error) if error.is_locked() => {
-                let mend = error.hint().map(|hint| format!("; {hint}")).unwrap_or_default();
-                summaries.locked = Some(format!("{error}{mend}"));
-            }
-            Err(error) if error.is_removed() => {
-                summaries.gone.insert(id.clone());
-            }
-            Err(PhysicalError::Repository(RepositoryError::Store(error)))
-                if !matches!(error.kind(), StoreErrorKind::NotFound | StoreErrorKind::ShortBody) =>
-            {
-                return Err(RepositoryError::Store(error).into());
-            }
+            Ok(summary) => _ = summaries.bases.insert(id.clone(), summary),
             Err(error) => {
-                let what = format!("{id}: its summary can't be read: {error}");
-                summaries.damaged.insert(id.clone(), what);
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Reads the summaries of these dumps.
-pub async fn read(repository: &Repository, ids: &[BackupId]) -> Result<Summaries, Failure> {
-    let mut summaries = Summaries::default();
-    let mut reading = futures::stream::iter(ids)
-        .map(|id| async move { (id, pgkeep_dump::read_summary(repository, id).await) })
-        .buffered(CONCURRENCY);
-    while let Some((id, read)) = reading.next().await {
-        match read {
-            Ok(summary) => {
-                summaries.by_id.insert(id.clone(), summary);
-            }
-            Err(error) if error.is_locked() => {
-                let mend = error.hint().map(|hint| format!("; {hint}")).unwrap_or_default();
-                summaries.locked = Some(format!("{error}{mend}"));
-            }
-            Err(DumpError::Repository(RepositoryError::Removed { .. })) => {
-                summaries.gone.insert(id.clone());
-            }
-            Err(error) if !is_of_one_object(&error) => return Err(error.into()),
-            Err(error) => {
-                let what = format!("{id}: its summary can't be read: {error}");
-                summaries.damaged.insert(id.clone(), what);
+                let repository = match &error {
+                    PhysicalError::Repository(error) => Some(error),
+                    _ => None,
+                };
+                let why = Why::of(repository, error.is_locked());
+                summaries.unread(id, error, why)?;
             }
         }
     }
     Ok(summaries)
 }
 
-/// Whether the other objects may be read all the same.
-fn is_of_one_object(error: &DumpError) -> bool {
-    match error {
-        DumpError::Repository(RepositoryError::Store(error)) => {
-            matches!(error.kind(), StoreErrorKind::NotFound | StoreErrorKind::ShortBody)
+/// Why a summary couldn't be read.
+enum Why {
+    /// There is no key, or another one.
+    Locked,
+    /// The backup was removed meanwhile.
+    Gone,
+    /// It is damaged.
+    Damaged,
+    /// The store doesn't answer, so the others can't be read either.
+    Unreachable,
+}
+
+impl Why {
+    /// By what the repository said, if it was the repository.
+    fn of(error: Option<&RepositoryError>, is_locked: bool) -> Self {
+        match error {
+            _ if is_locked => Self::Locked,
+            Some(RepositoryError::Removed { .. }) => Self::Gone,
+            Some(RepositoryError::Store(error))
+                if !matches!(error.kind(), StoreErrorKind::NotFound | StoreErrorKind::ShortBody) =>
+            {
+                Self::Unreachable
+            }
+            _ => Self::Damaged,
         }
-        _ => true,
+    }
+}
+
+impl Summaries {
+    /// Takes down why one couldn't be read, unless it is a reason to read no more.
+    fn unread(&mut self, id: &BackupId, error: impl Classified, why: Why) -> Result<(), Failure> {
+        match why {
+            Why::Locked => {
+                let mend = error.hint().map(|hint| format!("; {hint}")).unwrap_or_default();
+                self.locked = Some(format!("{error}{mend}"));
+            }
+            Why::Gone => _ = self.gone.insert(id.clone()),
+            Why::Damaged => {
+                let what = format!("{id}: its summary can't be read: {error}");
+                self.damaged.insert(id.clone(), what);
+            }
+            Why::Unreachable => return Err(error.into()),
+        }
+        Ok(())
     }
 }

@@ -43,7 +43,7 @@ pub async fn run(context: &Context, args: VerifyArgs) -> Result<Outcome, Failure
                 .any(|entry| entry.state.is_there() || entry.has_lost_manifest);
             let dumps = match any || others.is_empty() {
                 true => {
-                    let (ids, outcome) = latest::all(context, &repository).await?;
+                    let (ids, outcome) = latest::all(context, &repository, dumps)?;
                     outcome.and(in_one(context, settings, &repository, &ids, &args, false).await?)
                 }
                 false => Outcome::Done,

@@ -4,6 +4,7 @@
 use pgkeep_base::{quote_identifier, quote_literal};
 use pgkeep_pg::{PgError, Session, Target};
 
+use crate::connect::{self, connecting};
 use crate::error::{Context, DumpError};
 
 /// What every session has, whatever `ALTER DATABASE` and `ALTER ROLE` say.
@@ -50,14 +51,8 @@ fn settings(server_major: u32) -> Vec<(&'static str, &'static str)> {
 /// # Errors
 /// PostgreSQL's.
 pub(crate) async fn connect(target: &Target) -> Result<Session, DumpError> {
-    let context = || {
-        format!(
-            "connecting to database '{}' at {}",
-            target.database(),
-            target.endpoint()
-        )
-    };
-    let mut session = Session::connect(target).await.context(context)?;
+    let context = || connecting(target);
+    let mut session = connect::connect(target).await?;
     let sets: Vec<String> = settings(session.server_version_num() / 10_000)
         .into_iter()
         .map(|(name, value)| format!("SET {} = {}", quote_identifier(name), quote_literal(value)))

@@ -6,7 +6,7 @@ use pgkeep_repository::pack::FRAME_CONTENT_BYTES_MAX;
 use super::pieces::{Bench, FileHead, Piece, Step};
 use super::tar::{Entry, EntryKind, TarEvent};
 use crate::error::PhysicalError;
-use crate::restore::{MARK, STAGING};
+use crate::restore::is_of_a_restore;
 
 /// Files that are kept in memory are never larger, in bytes.
 const CAPTURED_BYTES_MAX: usize = 64 << 10;
@@ -39,7 +39,7 @@ impl Captured {
 /// What is done with the entry that is being read.
 enum Current {
     None,
-    /// It belongs to the manifest, not to the files.
+    /// `backup_label`: it belongs to the manifest, not to the files.
     Captured(Vec<u8>),
     /// Nobody needs it.
     Skipped,
@@ -62,7 +62,6 @@ pub struct Collector<'a> {
     root: u32,
     piece: Piece,
     current: Current,
-    path: Vec<u8>,
     pub captured: Captured,
     pub files: u64,
     pub plain_bytes: u64,
@@ -76,7 +75,6 @@ impl<'a> Collector<'a> {
             root: ROOT_DATA,
             piece: bench.piece(),
             current: Current::None,
-            path: Vec::new(),
             captured: Captured::default(),
             files: 0,
             plain_bytes: 0,
@@ -99,7 +97,6 @@ impl<'a> Collector<'a> {
     }
 
     fn begin(&mut self, entry: &Entry) -> Result<(), PhysicalError> {
-        self.path.clone_from(&entry.path);
         let is_file = entry.kind == EntryKind::File;
         if self.root == ROOT_DATA {
             self.captured.found.extend(
@@ -107,14 +104,17 @@ impl<'a> Collector<'a> {
                     .into_iter()
                     .filter(|name| entry.path == name.as_bytes()),
             );
-            let first = entry.path.split(|byte| *byte == b'/').next().unwrap_or_default();
-            // What a restore left in this very directory.
-            if first == STAGING.as_bytes() || first == MARK.as_bytes() {
+            if is_of_a_restore(&entry.path) {
                 self.current = if is_file { Current::Skipped } else { Current::None };
                 return Ok(());
             }
-            if is_file && (entry.path == BACKUP_LABEL || entry.path == TABLESPACE_MAP) {
+            if is_file && entry.path == BACKUP_LABEL {
                 self.current = Current::Captured(Vec::new());
+                return Ok(());
+            }
+            // The manifest has the tablespaces.
+            if is_file && entry.path == TABLESPACE_MAP {
+                self.current = Current::Skipped;
                 return Ok(());
             }
         }
@@ -201,10 +201,8 @@ impl<'a> Collector<'a> {
                 }
                 self.piece.steps.push(Step::End);
             }
-            Current::Captured(contents) if self.path == BACKUP_LABEL => {
-                self.captured.backup_label = Some(contents);
-            }
-            Current::Captured(_) | Current::Skipped => {}
+            Current::Captured(contents) => self.captured.backup_label = Some(contents),
+            Current::Skipped => {}
             Current::None => return Err(PhysicalError::Archive("a file ends that hasn't begun")),
         }
         Ok(())

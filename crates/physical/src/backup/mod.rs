@@ -29,8 +29,6 @@ pub(crate) use collect::CONTROL_FILE;
 
 /// Tasks that were told to end do so at their next wait, which is never long.
 const TASKS_END_MAX: Duration = Duration::from_secs(10);
-/// A request for the lease that is under way when the user interrupts is waited for so long.
-const ACQUIRING_ENDS_MAX: Duration = Duration::from_secs(5);
 
 /// Why a backup's objects are swept.
 pub(crate) const BACKUP_FAILED: &str = "the backup failed";
@@ -90,34 +88,21 @@ pub async fn backup(
     destinations
         .claim_identity(prepared.identity.system_identifier, options.accept_new_identity)
         .await?;
-    let made = match acquire(&destinations, options, cancelled.as_mut()).await {
-        Ok(()) => {
+    let acquiring =
+        destinations.acquire_leases_unless(cancelled.as_mut(), "pgkeep backup", options.lease_duration);
+    let made = match acquiring.await {
+        Ok(true) => {
             let whole = (repository, &destinations, target, options, progress);
             under_lease(whole, prepared, cancelled).await
         }
-        Err(error) => Err(error),
+        Ok(false) => Err(PhysicalError::Interrupted),
+        Err(error) => Err(error.into()),
     };
     destinations.release_leases().await;
     made.map(|report| BackupReport {
         elapsed: begun.elapsed(),
         ..report
     })
-}
-
-/// An interruption must not leave a lease to a process that lives on: a request that is under way is waited for.
-async fn acquire(
-    destinations: &Destinations,
-    options: &BackupOptions,
-    cancelled: Pin<&mut impl Future<Output = ()>>,
-) -> Result<(), PhysicalError> {
-    let mut acquired = pin!(destinations.acquire_leases("pgkeep backup", options.lease_duration));
-    tokio::select! {
-        acquired = &mut acquired => return Ok(acquired?),
-        () = cancelled => {}
-    }
-    destinations.stop_acquiring();
-    let _ = tokio::time::timeout(ACQUIRING_ENDS_MAX, acquired).await;
-    Err(PhysicalError::Interrupted)
 }
 
 type Whole<'a> = (

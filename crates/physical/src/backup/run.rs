@@ -9,7 +9,6 @@ use pgkeep_pg::replication::{BaseBackupOptions, Identity, ReplicationSession};
 use pgkeep_pgformat::{BackupLabel, BackupSource, ControlFile, Lsn, Timeline};
 use pgkeep_repository::commit::CommitFailure;
 use pgkeep_repository::destinations::Destinations;
-use pgkeep_repository::encryption::Encryption;
 use pgkeep_repository::map::PackTable;
 use pgkeep_repository::object::{ObjectRef, SealedObject};
 use pgkeep_repository::pack::is_block_size;
@@ -20,7 +19,7 @@ use tokio::task::JoinSet;
 
 use super::collect::Captured;
 use super::pieces::Bench;
-use super::stages::{self, Stored, sealed_suffix};
+use super::stages::{self, Stored};
 use super::stream::{Reading, Received};
 use super::{BACKUP_FAILED, BackupOptions};
 use crate::error::{Context, PhysicalError};
@@ -143,7 +142,8 @@ impl Run<'_> {
         let start = backup.start();
         let tablespaces = tablespaces(backup.tablespaces())?;
         let expected_kib = backup.tablespaces().iter().filter_map(|space| space.size_kib);
-        let expected: u64 = expected_kib.sum::<u64>() << 10;
+        // The server's numbers, which may be anything.
+        let expected = expected_kib.fold(0, u64::saturating_add).saturating_mul(1 << 10);
         self.progress.bytes_total.store(expected, Ordering::Relaxed);
         self.progress.set_phase("copying files");
 
@@ -180,7 +180,7 @@ impl Run<'_> {
             ended = receiving.join_next() => Err(ended_early(ended)),
         };
         drop(reading);
-        let (received, stored) = both(received, stored_by(&mut storing).await)?;
+        let (received, stored) = stages::both(received, stored_by(&mut storing).await)?;
         if received.stop.1 != start.1 {
             return Err(another_timeline());
         }
@@ -207,10 +207,7 @@ impl Run<'_> {
         (stop, timeline): (Lsn, Timeline),
     ) -> Result<(), PhysicalError> {
         let covered = self.repository.wal_coverage(system_identifier, timeline).await?;
-        if covered
-            .iter()
-            .any(|range| range.start <= start && stop <= range.end)
-        {
+        if covered.iter().any(|range| range.holds(start, stop)) {
             return Ok(());
         }
         let near = covered
@@ -273,9 +270,9 @@ impl Run<'_> {
             backup_label: label_text,
             tablespaces: taken.tablespaces.clone(),
             fingerprint_key: hex.collect(),
-            recipients: recipients(&access.encryption),
+            recipients: access.recipients(),
             annotations: self.options.annotations.clone(),
-            damaged_pages: damaged_pages(received),
+            damaged_pages: received.damaged_pages.clone(),
             omissions: omissions(received),
             files: Vec::new(),
             packs: no_object(),
@@ -296,7 +293,7 @@ impl Run<'_> {
         let destinations = self.destinations;
         let table = PackTable { packs: stored.packs };
         let contents = table.encode().map_err(PhysicalError::internal)?;
-        let name = layout::pack_table_object(sealed_suffix(destinations.access()));
+        let name = layout::pack_table_object(destinations.access().sealed_suffix());
         let packs = destinations
             .put_contents(&self.prefix, &name, Bytes::from(contents))
             .await?;
@@ -346,17 +343,6 @@ impl Run<'_> {
             })?;
         }
         Ok(ready.manifest)
-    }
-}
-
-/// Of the reader and the stages behind it, the one that knows why.
-fn both(
-    received: Result<Received, PhysicalError>,
-    stored: Result<Stored, PhysicalError>,
-) -> Result<(Received, Stored), PhysicalError> {
-    match (received, stored) {
-        (Ok(received), Ok(stored)) => Ok((received, stored)),
-        (Err(PhysicalError::StageGone), Err(error)) | (Err(error), _) | (Ok(_), Err(error)) => Err(error),
     }
 }
 
@@ -421,24 +407,6 @@ fn label(captured: &Captured) -> Result<(String, BackupLabel), PhysicalError> {
     let label = BackupLabel::parse(contents).map_err(PhysicalError::internal)?;
     let text = String::from_utf8(contents.to_vec()).map_err(PhysicalError::internal)?;
     Ok((text, label))
-}
-
-fn recipients(encryption: &Encryption) -> Vec<String> {
-    let mut recipients: Vec<String> = match encryption {
-        Encryption::Age { recipients } => recipients.iter().map(ToString::to_string).collect(),
-        Encryption::None => Vec::new(),
-    };
-    recipients.sort();
-    recipients
-}
-
-fn damaged_pages(received: &Received) -> crate::manifest::DamagedPages {
-    let mut pages = received.damaged_pages.clone();
-    if let Some(damage) = &received.damage {
-        pages.reports_total += 1;
-        pages.reports.push(damage.message.clone());
-    }
-    pages
 }
 
 /// What isn't in the backup, in words.

@@ -84,15 +84,20 @@ pub fn start(
         let _alive = alive.1;
         let uploaded = uploader.run(uploads).await;
         let packed = packing.await.map_err(PhysicalError::internal)?;
-        match (packed, uploaded) {
-            // The one that stopped because the other was gone doesn't know why.
-            (Err(PhysicalError::StageGone), Err(error)) | (Err(error), _) | (Ok(()), Err(error)) => {
-                Err(error)
-            }
-            (Ok(()), Ok(stored)) => Ok(stored),
-        }
+        both(packed, uploaded).map(|((), stored)| stored)
     });
     (to_pack, tasks)
+}
+
+/// Of two stages, the error of the one that knows why: one that stopped because the other was gone doesn't.
+pub fn both<A, B>(
+    first: Result<A, PhysicalError>,
+    second: Result<B, PhysicalError>,
+) -> Result<(A, B), PhysicalError> {
+    match (first, second) {
+        (Ok(first), Ok(second)) => Ok((first, second)),
+        (Err(PhysicalError::StageGone), Err(error)) | (Err(error), _) | (Ok(_), Err(error)) => Err(error),
+    }
 }
 
 fn gone<T>(_: T) -> PhysicalError {
@@ -316,7 +321,7 @@ impl Uploader {
     }
 
     async fn put(&self, upload: Upload) -> Result<Uploaded, PhysicalError> {
-        let suffix = sealed_suffix(self.destinations.access());
+        let suffix = self.destinations.access().sealed_suffix();
         self.destinations.check_leases()?;
         match upload {
             Upload::Pack(number, pack, permit) => {
@@ -344,13 +349,5 @@ impl Uploader {
             }
             Upload::End(_) => Err(PhysicalError::internal("the end is no object")),
         }
-    }
-}
-
-/// How the names of sealed objects end: they tell which tools open them.
-pub fn sealed_suffix(access: &Access) -> &'static str {
-    match access.encryption.is_encrypted() {
-        true => ".zst.age",
-        false => ".zst",
     }
 }

@@ -26,7 +26,6 @@ const CHECKSUM_ROUTINES: [&str; 2] = ["sendFile", "read_file_data_into_buffer"];
 pub struct Received {
     pub captured: Captured,
     pub stop: (Lsn, Timeline),
-    pub damage: Option<ServerError>,
     pub damaged_pages: DamagedPages,
     /// The server's other warnings.
     pub warnings: Vec<String>,
@@ -89,6 +88,11 @@ impl Reading<'_> {
                         ended.finish()?;
                     }
                     reports.take(backup.take_notices());
+                    if let Some(damage) = damage {
+                        // Its last word, after all reports.
+                        reports.pages.reports_total += 1;
+                        reports.pages.reports.push(damage.message);
+                    }
                     self.work(collector.rest(), &workers).await?;
                     self.to_pack
                         .send(None)
@@ -99,7 +103,6 @@ impl Reading<'_> {
                         plain_bytes: collector.plain_bytes,
                         captured: collector.captured,
                         stop: (lsn, timeline),
-                        damage: damage.map(|damage| *damage),
                         damaged_pages: reports.pages,
                         warnings: reports.warnings,
                     });

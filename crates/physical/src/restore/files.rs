@@ -17,9 +17,9 @@ use pgkeep_repository::object::ObjectRef;
 use pgkeep_repository::pack::PackReader;
 use pgkeep_repository::{Repository, RepositoryError};
 
+use super::is_of_a_restore;
 use super::place::Place;
 use super::plan::RestorePlan;
-use super::{MARK, STAGING};
 use crate::backup::CONTROL_FILE;
 use crate::error::{Context, PhysicalError};
 
@@ -235,9 +235,8 @@ fn groups(counts: &[u64]) -> Vec<Range<usize>> {
 /// What belongs to another moment of the server, or to another restore.
 fn is_passed_over(record: &FileRecord) -> bool {
     const SIGNALS: [&[u8]; 2] = [b"standby.signal", b"recovery.signal"];
-    let first = record.path.split(|byte| *byte == b'/').next().unwrap_or_default();
-    let is_ours = first == STAGING.as_bytes() || first == MARK.as_bytes();
-    record.root == pgkeep_repository::map::ROOT_DATA && (is_ours || SIGNALS.contains(&record.path.as_slice()))
+    record.root == pgkeep_repository::map::ROOT_DATA
+        && (is_of_a_restore(&record.path) || SIGNALS.contains(&record.path.as_slice()))
 }
 
 fn path_of(record: &FileRecord) -> &[u8] {

@@ -7,6 +7,8 @@ mod settings;
 mod target;
 mod wal;
 
+pub(crate) use plan::system_identifier;
+
 use std::fs;
 use std::path::PathBuf;
 use std::pin::pin;
@@ -31,6 +33,12 @@ pub use target::{RecoveryTarget, parse_time};
 pub(crate) const MARK: &str = "pgkeep.restore";
 /// In the data directory: the WAL that the server asks for while it recovers.
 pub(crate) const STAGING: &str = "pgkeep_wal";
+
+/// Whether a path below the data directory is of what a restore left there.
+pub(crate) fn is_of_a_restore(path: &[u8]) -> bool {
+    let first = path.split(|byte| *byte == b'/').next().unwrap_or_default();
+    first == STAGING.as_bytes() || first == MARK.as_bytes()
+}
 
 const AUTO_CONF: &str = "postgresql.auto.conf";
 /// A file of settings is never larger, in bytes.

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use jiff::{SignedDuration, Timestamp};
-use nix::sys::statvfs::statvfs;
 use pgkeep_base::{BackupId, ByteCount, quote_for_shell};
 use pgkeep_pgformat::{Lsn, SegmentName, SegmentSize, WalWalker};
 use pgkeep_repository::Repository;
 use pgkeep_repository::wal::Covered;
+use pgkeep_store::Disk;
 
 use super::{MARK, RecoveryTarget};
 use crate::choose;
@@ -77,17 +77,16 @@ pub async fn plan(
 ) -> Result<RestorePlan, PhysicalError> {
     check_place(&options.directory, "the data directory")?;
     let target = options.target;
-    let manifest = choose(
+    let (manifest, covered) = choose(
         repository,
         text,
         async |manifest: &BaseManifest| match check_target(repository, manifest, target).await {
-            Ok(_) => Ok(Ok(())),
+            Ok(covered) => Ok(Ok(covered)),
             Err(error @ PhysicalError::Refused { .. }) => Ok(Err(error)),
             Err(error) => Err(error),
         },
     )
     .await?;
-    let covered = check_target(repository, &manifest, target).await?;
     let roots = roots(&manifest, options)?;
     let segment_size = segment_size(&manifest)?;
     let id = manifest.id.parse().map_err(PhysicalError::internal)?;
@@ -134,10 +133,7 @@ async fn check_target(
     let (start, stop) = (manifest.start_lsn, manifest.stop_lsn);
     let system = system_identifier(manifest)?;
     let covered = repository.wal_coverage(system, manifest.start_timeline).await?;
-    let Some(range) = covered
-        .iter()
-        .find(|range| range.start <= start && stop <= range.end)
-    else {
+    let Some(range) = covered.iter().find(|range| range.holds(start, stop)) else {
         return Err(PhysicalError::Refused {
             message: format!(
                 "backup {} can't be recovered: its WAL from {start} to {stop} is not all there any more",
@@ -214,8 +210,7 @@ async fn earliest(repository: &Repository, manifest: &BaseManifest) -> Result<Ti
         if segment.number() <= first.number() {
             break;
         }
-        let before = segment.start().as_u64().saturating_sub(1);
-        segment = SegmentName::holding(timeline, Lsn::new(before), size);
+        segment = SegmentName::before(timeline, segment.start(), size);
     }
     let checkpoint = manifest.checkpoint_at;
     match last.and_then(time_of) {
@@ -333,11 +328,10 @@ fn check_room(plan: &RestorePlan) -> Result<(), PhysicalError> {
         return Ok(());
     }
     let directory = &plan.options.directory;
-    let existing = directory.ancestors().find(|path| path.exists());
-    let Some(room) = existing.and_then(|path| statvfs(path).ok()) else {
+    let Some(disk) = Disk::of(directory) else {
         return Ok(());
     };
-    let free = room.blocks_available().saturating_mul(room.fragment_size());
+    let free = disk.free_bytes;
     let needed = plan.bytes();
     if needed <= free {
         return Ok(());

@@ -9,7 +9,7 @@ use std::process::Command;
 
 use pgkeep_physical::restore::RecoveryTarget;
 use pgkeep_testkit::requirements::tool;
-use pgkeep_testkit::{Cluster, require, server_user};
+use pgkeep_testkit::{Cluster, require, run, server_user};
 
 use super::support::{backup, repository, restore, secret, server};
 
@@ -59,19 +59,12 @@ fn all_files(root: &Path) -> BTreeMap<PathBuf, (u32, Option<blake3::Hash>)> {
 /// Runs the reader, with the programs in a directory.
 fn read(tools: &str, arguments: &[&Path], key: &Path) {
     let path = format!("{tools}:{}", std::env::var("PATH").unwrap());
-    let output = Command::new("python3")
+    run(Command::new("python3")
         .args(["-B", READER])
         .args(arguments)
         .arg("--identity")
         .arg(key)
-        .env("PATH", path)
-        .output()
-        .unwrap();
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+        .env("PATH", path));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -16,7 +16,7 @@ use pgkeep_repository::encryption::Encryption;
 use pgkeep_repository::{Access, Repository, keys};
 use pgkeep_store::fault::FaultPlan;
 use pgkeep_store::{Store, StoreOptions};
-use pgkeep_testkit::{Cluster, ClusterOptions};
+use pgkeep_testkit::{Cluster, ClusterOptions, run};
 use pgkeep_wal::{RangeReceiver, RangeReport, WalError};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -193,14 +193,10 @@ pub async fn manifest(repository: &Repository, id: &BackupId) -> BaseManifest {
 
 /// Runs the server's own check of every page and every index.
 pub fn check_pages(cluster: &mut Cluster) {
-    let amcheck = cluster
-        .client_command("pg_amcheck")
-        .args(["--all", "--install-missing", "--heapallindexed", "--parent-check"])
-        .output()
-        .unwrap();
-    assert!(
-        amcheck.status.success(),
-        "{}",
-        String::from_utf8_lossy(&amcheck.stdout)
-    );
+    run(cluster.client_command("pg_amcheck").args([
+        "--all",
+        "--install-missing",
+        "--heapallindexed",
+        "--parent-check",
+    ]));
 }

@@ -104,8 +104,10 @@ pub async fn repair(
 /// Whatever the store says.
 pub async fn is_repairable(destination: &Repository, id: &BackupId) -> Result<bool, CopyError> {
     let to = |error| to_destination(destination, error);
-    let is_there = destination.state(id).await.map_err(to)?.is_there();
-    Ok(is_there || destination.has_lost_manifest(id).await.map_err(to)?)
+    match destination.state(id).await.map_err(to)? {
+        BackupState::Incomplete => destination.has_lost_manifest(id).await.map_err(to),
+        state => Ok(state.is_there()),
+    }
 }
 
 fn split_manifest<'a>(original: &'a Original<'_>) -> Result<(&'a [Checksum], &'a Checksum), CopyError> {
@@ -161,8 +163,9 @@ impl Repair<'_> {
             Err(error) => return Err(to(error.into())),
         }
         // A tombstone is somebody's word: the backup was removed meanwhile.
-        let state = copying.destination.state(self.id()).await.map_err(to)?;
-        if name == layout::MANIFEST && state == BackupState::Swept {
+        if name == layout::MANIFEST
+            && copying.destination.state(self.id()).await.map_err(to)? == BackupState::Swept
+        {
             let id = self.id().to_string();
             return Err(to(RepositoryError::Removed { id }));
         }
@@ -192,24 +195,21 @@ impl Repair<'_> {
         Ok(())
     }
 
+    /// Whether the newest evidence speaks of damage.
+    async fn is_failed(&self) -> Result<bool, CopyError> {
+        let destination = self.copying.destination;
+        let newest = destination.evidence_of(self.id()).await;
+        let newest = newest.map_err(|error| to_destination(destination, error))?;
+        Ok(newest.is_some_and(|newest| !newest.passed))
+    }
+
     /// What is said from now on until the repair is complete, unless a verification has said so before.
     async fn record_begin(&self, name: &str) -> Result<(), CopyError> {
-        let to = |error| to_destination(self.copying.destination, error);
-        let newest = self
-            .copying
-            .destination
-            .evidence_of(self.id())
-            .await
-            .map_err(to)?;
+        let destination = self.copying.destination;
+        let state = destination.state(self.id()).await;
+        let state = state.map_err(|error| to_destination(destination, error))?;
         // Of what has lost its manifest nothing more can be said, and it isn't swept.
-        let is_there = self
-            .copying
-            .destination
-            .state(self.id())
-            .await
-            .map_err(to)?
-            .is_there();
-        if newest.is_some_and(|newest| !newest.passed) || !is_there {
+        if !state.is_there() || self.is_failed().await? {
             return Ok(());
         }
         let failures = vec![format!(
@@ -220,21 +220,12 @@ impl Repair<'_> {
 
     /// Whether, after that, the newest evidence speaks of damage still.
     async fn record_success(&self) -> Result<bool, CopyError> {
-        let to = |error| to_destination(self.copying.destination, error);
-        let is_failed = async || {
-            let newest = self
-                .copying
-                .destination
-                .evidence_of(self.id())
-                .await
-                .map_err(to)?;
-            Ok(newest.is_some_and(|newest| !newest.passed))
-        };
         // What was right all the time needs no new evidence.
-        if self.begun.initialized() || is_failed().await? {
-            self.record(self.objects_total, Vec::new()).await?;
+        if !self.begun.initialized() && !self.is_failed().await? {
+            return Ok(false);
         }
-        is_failed().await
+        self.record(self.objects_total, Vec::new()).await?;
+        self.is_failed().await
     }
 
     async fn record(&self, objects: u64, failures: Vec<String>) -> Result<(), CopyError> {

@@ -33,8 +33,7 @@ pub struct PackInfo {
 impl PackInfo {
     /// Its name in its owner's folder.
     pub fn name(&self) -> String {
-        let suffix = if self.header_bytes > 0 { ".zst.age" } else { ".zst" };
-        layout::pack_object(self.number, suffix)
+        layout::pack_object(self.number, layout::sealed_suffix(self.header_bytes > 0))
     }
 
     /// Its key in the repository.

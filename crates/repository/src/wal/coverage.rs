@@ -16,6 +16,13 @@ pub struct Covered {
     pub end: Lsn,
 }
 
+impl Covered {
+    /// Whether all of [start, stop) is in it.
+    pub fn holds(&self, start: Lsn, stop: Lsn) -> bool {
+        self.start <= start && stop <= self.end
+    }
+}
+
 /// What is stored of a timeline's WAL.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TimelineWal {
@@ -58,11 +65,6 @@ impl StoredWal {
 
     pub(super) fn key(&self) -> &str {
         &self.key
-    }
-
-    /// The positions that it holds, if it is one that recovery reads.
-    pub fn range(&self) -> Option<(Lsn, Lsn)> {
-        self.object.positions()
     }
 }
 
@@ -126,7 +128,7 @@ impl Repository {
                 found.objects += 1;
                 found.stored_bytes += stored_bytes;
                 found.newest_at = found.newest_at.max(Some(modified_at));
-                if let Some((start, end)) = stored.range() {
+                if let Some((start, end)) = stored.object.positions() {
                     ranges.insert(start, end);
                 }
             }

@@ -14,8 +14,6 @@ use crate::repo::Repository;
 const PARTS_AT_ONCE: usize = 8;
 /// A prune may take parts away whose segment is whole now: then all is looked at again.
 const ATTEMPTS_MAX: u32 = 4;
-/// The suffixes that an object may have, that of this repository's own first.
-const SUFFIXES: [&str; 2] = [".zst.age", ".zst"];
 
 impl Repository {
     /// A segment of the WAL: whole as it is stored, else its parts, filled up with zeros. `None` if there is nothing of it, and
@@ -84,7 +82,12 @@ impl Repository {
             }
         }
         Err(RepositoryError::Malformed {
-            key: layout::wal_object(&self.cluster, system_identifier, &whole, SUFFIXES[0]),
+            key: layout::wal_object(
+                &self.cluster,
+                system_identifier,
+                &whole,
+                layout::sealed_suffix(true),
+            ),
             reason: "its objects come and go".to_owned(),
         })
     }
@@ -124,7 +127,9 @@ impl Repository {
         object: &WalObject,
     ) -> Result<Option<Bytes>, RepositoryError> {
         let ours = self.access.sealed_suffix();
-        let others = SUFFIXES.into_iter().filter(|suffix| *suffix != ours);
+        let others = layout::SEALED_SUFFIXES
+            .into_iter()
+            .filter(|suffix| *suffix != ours);
         for suffix in std::iter::once(ours).chain(others) {
             let key = layout::wal_object(&self.cluster, system_identifier, object, suffix);
             if let Some(bytes) = self.wal_contents_at(&key, object).await? {
@@ -161,7 +166,7 @@ impl Repository {
         stored: &[StoredWal],
     ) -> Result<bool, RepositoryError> {
         let segments = || {
-            let recovered = stored.iter().filter(|stored| stored.range().is_some());
+            let recovered = stored.iter().filter(|stored| stored.object.positions().is_some());
             recovered.filter_map(|stored| stored.object.segment())
         };
         let timeline = layout::wal_timeline_prefix(&self.cluster, system_identifier, name.timeline());

@@ -1,13 +1,11 @@
 use std::fmt;
 
 use pgkeep_base::{Classified, RetryClass};
-use pgkeep_pgformat::{Lsn, SegmentName, SegmentSize, Timeline, WalFileName};
+use pgkeep_pgformat::{Lsn, SegmentName, SegmentSize, WalFileName};
 
 use super::HISTORY_BYTES_MAX;
 use super::coverage::digits;
-
-/// How the names of sealed objects end.
-const SUFFIXES: [&str; 2] = [".zst.age", ".zst"];
+use crate::layout::SEALED_SUFFIXES;
 
 /// An object with WAL. Shown, it is the object's name without its suffix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -58,7 +56,9 @@ impl WalObject {
     }
 
     fn read(name: &str, size: SegmentSize) -> Option<Self> {
-        let name = SUFFIXES.iter().find_map(|suffix| name.strip_suffix(suffix))?;
+        let name = SEALED_SUFFIXES
+            .iter()
+            .find_map(|suffix| name.strip_suffix(suffix))?;
         let Some((from, to)) = name.split_once('-') else {
             return WalFileName::parse(name, size).ok().map(Self::File);
         };
@@ -77,15 +77,6 @@ impl WalObject {
                 | WalFileName::Backup { segment, .. },
             ) => Some(*segment),
             Self::File(WalFileName::History(_)) => None,
-        }
-    }
-
-    /// Its timeline.
-    pub fn timeline(&self) -> Timeline {
-        match (self, self.segment()) {
-            (Self::File(WalFileName::History(timeline)), _) => *timeline,
-            (_, Some(segment)) => segment.timeline(),
-            (_, None) => Timeline::FIRST,
         }
     }
 
@@ -145,7 +136,7 @@ mod tests {
             "000000010000000000000003.00000028.backup",
             "00000002.history",
         ] {
-            for suffix in SUFFIXES {
+            for suffix in SEALED_SUFFIXES {
                 let object = WalObject::parse(&format!("{name}{suffix}"), size).unwrap();
                 assert_eq!(object.to_string(), name);
             }

@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 
 use pgkeep_config::Overrides;
 use pgkeep_repository::wal::Stored;
-use pgkeep_repository::{Repository, RepositoryError};
 use pgkeep_wal::{Fetched, System};
 use serde_json::json;
 
@@ -37,16 +36,7 @@ pub async fn fetch(context: &Context, args: &FetchArgs) -> Result<Outcome, Failu
 /// `pgkeep wal push`
 pub async fn push(context: &Context, args: &PushArgs) -> Result<Outcome, Failure> {
     let settings = context.settings(Overrides::default())?;
-    let url = settings.repository_url()?;
-    let access = settings.access(KeyUse::None)?;
-    access.encryption.check_writable()?;
-    let store = settings.store(url).await?;
-    let repository = match Repository::open(store.clone(), &settings.name, access.clone()).await {
-        Err(RepositoryError::NotARepository { .. }) => {
-            Repository::open_or_create(store, &settings.name, access).await?
-        }
-        opened => opened?,
-    };
+    let repository = settings.repository_to_write().await?;
     let directory = directory(args.data_directory.as_ref());
     let stored = pgkeep_wal::push(&repository, &args.path, directory).await?;
     context.output.json(&json!({

@@ -3,20 +3,19 @@
 use std::time::Duration;
 
 use pgkeep_config::Overrides;
-use pgkeep_repository::Repository;
 use pgkeep_wal::{Phase, Receiver, ReceiverOptions, StreamState};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use crate::args::StreamArgs;
-use crate::context::{Context, KeyUse, Settings};
+use crate::context::{Context, Settings};
 use crate::exit::{Failure, Outcome};
 
 /// `pgkeep wal stream`
 pub async fn run(context: &Context, args: &StreamArgs) -> Result<Outcome, Failure> {
     let settings = context.settings(Overrides::default())?;
     let target = settings.target()?.with_application_name("pgkeep wal stream");
-    let repository = context.cancellation.or(open(&settings)).await?;
+    let repository = context.cancellation.or(settings.repository_to_write()).await?;
     let options = ReceiverOptions {
         slot: settings.cluster.wal.slot.clone(),
         flush_after: flush_after(&settings),
@@ -51,14 +50,6 @@ pub async fn run(context: &Context, args: &StreamArgs) -> Result<Outcome, Failur
         true => Outcome::Done,
         false => Outcome::Attention,
     })
-}
-
-async fn open(settings: &Settings) -> Result<Repository, Failure> {
-    let url = settings.repository_url()?;
-    let access = settings.access(KeyUse::None)?;
-    access.encryption.check_writable()?;
-    let store = settings.store(url).await?;
-    Ok(Repository::open_or_create(store, &settings.name, access).await?)
 }
 
 fn flush_after(settings: &Settings) -> Duration {
