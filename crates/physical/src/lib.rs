@@ -6,6 +6,7 @@
 //! | `manifest`, `read` | what a backup says of itself |
 //! | `choose` | which backup is meant |
 //! | `restore` | the plan, the files, the WAL that is staged for the server, its settings |
+//! | `export` | a backup as `pg_basebackup` makes one |
 //! | `verify` | whether a backup is what was written |
 //!
 //! docs/design-base.md has the decisions, docs/FORMAT.md the bytes.
@@ -13,6 +14,7 @@
 pub mod backup;
 mod choose;
 mod error;
+pub mod export;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzzing;
