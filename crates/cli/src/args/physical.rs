@@ -22,6 +22,9 @@ pub struct BackupArgs {
     /// Let the server make its checkpoint at once, instead of spreading it as it does others.
     #[arg(long)]
     pub fast_checkpoint: bool,
+    /// Store everything, instead of referring to what the backup before holds unchanged.
+    #[arg(long)]
+    pub full: bool,
     /// Note to keep with the backup; may be repeated.
     #[arg(long = "annotate", visible_alias = "annotation", value_name = "KEY=VALUE", value_parser = parse_pair)]
     pub annotations: Vec<(String, String)>,

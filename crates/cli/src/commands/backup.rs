@@ -32,6 +32,8 @@ pub async fn run(context: &Context, args: BackupArgs) -> Result<Outcome, Failure
             true => Checkpoint::Fast,
             false => Checkpoint::Spread,
         },
+        full: args.full,
+        cache_directory: settings.cache_directory(),
         rate_kib_max: None,
         annotations: args.annotations.into_iter().collect(),
         accept_new_identity: args.accept_new_identity,
@@ -84,7 +86,7 @@ fn tell(context: &Context, report: &BackupReport, url: &str) -> Outcome {
                 "size",
                 format!("{}, {} compressed{ratio}", ByteCount(plain), ByteCount(stored)),
             ),
-            ("stored", counted(totals.objects, "object", "objects")),
+            ("stored", super::base::stored(&totals)),
             (
                 "WAL",
                 format!(
@@ -114,6 +116,7 @@ fn tell(context: &Context, report: &BackupReport, url: &str) -> Outcome {
         "elapsed_seconds": report.elapsed.as_secs_f64(),
         "totals": totals,
         "attention": report.attention,
+        "notes": report.notes,
         "swept": report.swept.backups.iter().map(ToString::to_string).collect::<Vec<_>>(),
     }));
     if !report.swept.backups.is_empty() {
@@ -123,5 +126,6 @@ fn tell(context: &Context, report: &BackupReport, url: &str) -> Outcome {
             counted(number, "backup", "backups")
         ));
     }
+    report.notes.iter().for_each(|note| output.note(note.clone()));
     super::attention(context, &report.attention)
 }

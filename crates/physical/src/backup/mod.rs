@@ -1,14 +1,20 @@
 //! Taking a base backup by replication: one stream of archives, cut into blocks, compressed by workers, packed by a thread,
 //! uploaded while it comes; its WAL beside it; the manifest last.
 
+mod before;
+mod blocks;
+mod cache;
 mod collect;
+mod fragments;
 mod pieces;
+mod refer;
 mod run;
 mod stages;
 mod stream;
 mod tar;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -40,6 +46,10 @@ pub struct BackupOptions {
     pub jobs: usize,
     /// How the server makes the checkpoint before it.
     pub checkpoint: Checkpoint,
+    /// Store everything, and refer to nothing of the backups before.
+    pub full: bool,
+    /// Where it is kept what a backup holds, for the next one; without it, nothing is referred to.
+    pub cache_directory: Option<PathBuf>,
     /// The server sends no faster than this, in KiB a second (32 to 1,048,576).
     pub rate_kib_max: Option<u32>,
     /// The user's notes.
@@ -59,6 +69,8 @@ pub struct BackupReport {
     pub manifest: BaseManifest,
     /// What needs attention, in plain words.
     pub attention: Vec<String>,
+    /// What is worth knowing, in plain words.
+    pub notes: Vec<String>,
     /// How long it took.
     pub elapsed: Duration,
     /// What was cleaned away of earlier, unfinished backups.
@@ -163,9 +175,10 @@ async fn under_lease(
     };
     let error = match built {
         Ok(ready) => {
-            let manifest = run.commit(ready).await?;
+            let (manifest, notes) = run.commit(ready).await?;
             return Ok(BackupReport {
                 attention: run::attention(&manifest),
+                notes,
                 id,
                 manifest,
                 elapsed: Duration::ZERO,
@@ -174,6 +187,7 @@ async fn under_lease(
         }
         Err(error) => error,
     };
+    run.forget_map();
     drop(run);
     if tokio::time::timeout(TASKS_END_MAX, ended.recv()).await.is_err() {
         tracing::debug!("a task goes on; what it still stores stays until the next run");

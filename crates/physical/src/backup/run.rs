@@ -17,8 +17,12 @@ use pgkeep_wal::RangeReceiver;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
+use super::before::{self, Before, Found, Wanted};
+use super::blocks::BlockMapWriter;
+use super::cache::CacheFiles;
 use super::collect::Captured;
 use super::pieces::Bench;
+use super::refer;
 use super::stages::{self, Stored};
 use super::stream::{Reading, Received};
 use super::{BACKUP_FAILED, BackupOptions};
@@ -95,6 +99,10 @@ pub struct Run<'a> {
 pub struct Ready {
     manifest: BaseManifest,
     sealed: SealedObject,
+    packs: PackTable,
+    /// What it holds, for the next one.
+    map: Option<BlockMapWriter>,
+    notes: Vec<String>,
 }
 
 /// What was read and stored.
@@ -104,28 +112,79 @@ struct Taken {
     received: Received,
     stored: Stored,
     fingerprint_key: [u8; 32],
+    before: Option<Arc<Before>>,
 }
 
 impl Run<'_> {
     /// Everything up to the manifest, which isn't put yet.
     pub async fn all(&self, mut prepared: Prepared) -> Result<Ready, PhysicalError> {
+        let Found { before, note } = self.before(&prepared).await?;
         self.progress.set_phase("preparing to receive WAL");
         // Before the backup: its slot holds all WAL from the checkpoint on that the backup begins with.
         let receiver =
             RangeReceiver::connect(self.target, self.repository, self.options.accept_new_identity).await?;
-        let taken = self.take(&mut prepared, receiver).await?;
+        let mut taken = self.take(&mut prepared, receiver, before.map(Arc::new)).await?;
         let (start, stop) = (taken.start, taken.received.stop);
         self.check_wal(prepared.identity.system_identifier, start.0, stop)
             .await?;
         let mut manifest = self.manifest(&prepared, &taken)?;
         prepared.session.close().await;
         self.progress.set_phase("writing the manifest");
-        let sealed = self.describe(&mut manifest, taken.stored).await?;
-        Ok(Ready { manifest, sealed })
+        let packs = refer::table(&taken.stored.places, &taken.stored.packs, taken.before.as_ref())?;
+        let map = taken.stored.map.take();
+        let sealed = self.describe(&mut manifest, taken.stored, &packs).await?;
+        Ok(Ready {
+            manifest,
+            sealed,
+            packs,
+            map,
+            notes: note.into_iter().collect(),
+        })
+    }
+
+    /// The backup whose blocks this one refers to.
+    async fn before(&self, prepared: &Prepared) -> Result<Found, PhysicalError> {
+        if self.options.full {
+            return Ok(Found::default());
+        }
+        self.progress.set_phase("reading what the backup before holds");
+        let wanted = Wanted {
+            system_identifier: prepared.identity.system_identifier,
+            block_bytes: prepared.block_bytes,
+            recipients: self.destinations.access().recipients(),
+        };
+        before::find(self.repository, self.options.cache_directory.as_ref(), &wanted).await
+    }
+
+    fn cache_files(&self) -> Option<CacheFiles> {
+        let directory = self.options.cache_directory.as_ref()?;
+        Some(CacheFiles::new(directory, self.repository))
+    }
+
+    /// What was written of a backup that there isn't, or not as a whole, is of no use.
+    pub fn forget_map(&self) {
+        if let Some(files) = self.cache_files() {
+            files.discard();
+        }
+    }
+
+    /// Where it is written what this backup holds.
+    fn map(&self) -> Option<BlockMapWriter> {
+        let begun = self.cache_files()?.begin();
+        begun
+            .inspect_err(|error| {
+                tracing::warn!("what this backup holds can't be kept in cache_directory: {error}");
+            })
+            .ok()
     }
 
     /// The files and the WAL at once.
-    async fn take(&self, prepared: &mut Prepared, receiver: RangeReceiver) -> Result<Taken, PhysicalError> {
+    async fn take(
+        &self,
+        prepared: &mut Prepared,
+        receiver: RangeReceiver,
+        before: Option<Arc<Before>>,
+    ) -> Result<Taken, PhysicalError> {
         if receiver.identity().system_identifier != prepared.identity.system_identifier {
             return Err(another_server());
         }
@@ -154,21 +213,24 @@ impl Run<'_> {
             let _alive = alive;
             receiver.receive(start.0, start.1, stop).await
         });
-        let mut fingerprint_key = [0; 32];
-        getrandom::fill(&mut fingerprint_key).map_err(PhysicalError::internal)?;
+        let fingerprint_key = match &before {
+            Some(before) => before.fingerprint_key,
+            None => random_key()?,
+        };
         let place = (&self.id, self.prefix.as_str());
         let jobs = self.options.jobs;
         let (to_pack, mut storing) = stages::start(
             self.destinations,
             place,
             block_bytes,
+            self.map(),
             jobs,
             self.progress,
             &self.alive,
         );
         let level = self.destinations.access().compression_level;
         let reading = Reading {
-            bench: &Arc::new(Bench::new(level, fingerprint_key, block_bytes)),
+            bench: &Arc::new(Bench::new(level, fingerprint_key, block_bytes).with_before(before.clone())),
             block_bytes,
             jobs,
             to_pack,
@@ -196,6 +258,7 @@ impl Run<'_> {
             received,
             stored,
             fingerprint_key,
+            before,
         })
     }
 
@@ -289,22 +352,27 @@ impl Run<'_> {
         &self,
         manifest: &mut BaseManifest,
         stored: Stored,
+        table: &PackTable,
     ) -> Result<SealedObject, PhysicalError> {
         let destinations = self.destinations;
-        let table = PackTable { packs: stored.packs };
         let contents = table.encode().map_err(PhysicalError::internal)?;
         let name = layout::pack_table_object(destinations.access().sealed_suffix());
         let packs = destinations
             .put_contents(&self.prefix, &name, Bytes::from(contents))
             .await?;
-        let mut objects = stored.pack_objects;
+        let referred = refer::referred(table, &self.id).map(|pack| refer::as_object(pack, &self.id));
+        let mut objects: Vec<ObjectRef> = referred.collect();
+        let (reused_objects, reused_bytes) = (objects.len() as u64, sum(&objects));
+        objects.extend(stored.pack_objects);
         objects.extend(stored.records.iter().cloned());
         objects.push(packs.clone());
         manifest.files = stored.records;
         manifest.packs = packs;
         manifest.totals = BaseTotals {
             objects: objects.len() as u64,
-            stored_bytes: objects.iter().map(|object| object.stored_bytes).sum(),
+            stored_bytes: sum(&objects),
+            reused_objects,
+            reused_bytes,
             zero_bytes: stored.zero_bytes,
             packs: table.packs.len() as u64,
             ..manifest.totals
@@ -327,8 +395,8 @@ impl Run<'_> {
         Ok(sealed)
     }
 
-    /// The manifest: from now on the backup exists.
-    pub async fn commit(&self, ready: Ready) -> Result<BaseManifest, PhysicalError> {
+    /// The manifest: from now on the backup exists. Returns it, with what is worth knowing.
+    pub async fn commit(&self, ready: Ready) -> Result<(BaseManifest, Vec<String>), PhysicalError> {
         for (place, repository) in self.destinations.remaining() {
             let sealed = ready.sealed.clone();
             let committing = self
@@ -341,8 +409,16 @@ impl Run<'_> {
                     source: Box::new(source),
                 },
             })?;
+            refer::look_again(repository, &self.id, &ready.packs).await?;
         }
-        Ok(ready.manifest)
+        match (self.cache_files(), ready.map) {
+            (Some(files), Some(map)) => {
+                let hash = ready.sealed.hash.to_hex().to_string();
+                refer::remember(files, map, ready.packs, &ready.manifest, hash).await;
+            }
+            _ => self.forget_map(),
+        }
+        Ok((ready.manifest, ready.notes))
     }
 }
 
@@ -435,6 +511,16 @@ pub fn attention(manifest: &BaseManifest) -> Vec<String> {
     let omitted = manifest.omissions.iter();
     attention.extend(omitted.map(|omission| format!("not in the backup: {omission}")));
     attention
+}
+
+fn sum(objects: &[ObjectRef]) -> u64 {
+    objects.iter().map(|object| object.stored_bytes).sum()
+}
+
+fn random_key() -> Result<[u8; 32], PhysicalError> {
+    let mut key = [0; 32];
+    getrandom::fill(&mut key).map_err(PhysicalError::internal)?;
+    Ok(key)
 }
 
 fn no_object() -> ObjectRef {

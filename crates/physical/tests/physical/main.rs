@@ -8,6 +8,7 @@
 )]
 
 mod faults;
+mod incremental;
 mod points;
 mod reader;
 mod refusals;

@@ -71,6 +71,8 @@ pub fn backup_options() -> BackupOptions {
     BackupOptions {
         jobs: 2,
         checkpoint: Checkpoint::Fast,
+        full: false,
+        cache_directory: None,
         rate_kib_max: None,
         annotations: BTreeMap::from([("why".to_owned(), "a test".to_owned())]),
         accept_new_identity: false,
@@ -138,6 +140,9 @@ impl Streaming {
     /// Ends when all up to here is stored.
     pub async fn end(self, cluster: &Cluster) -> Lsn {
         let mut session = session(cluster, "postgres").await;
+        // So that the switch is one, and ends behind every position that was asked for before.
+        let something = "SELECT pg_logical_emit_message(false, 'test', '')";
+        session.query(something).await.unwrap();
         let end = lsn(&mut session, "pg_switch_wal()").await;
         self.stop.send(Some(end)).unwrap();
         tokio::time::timeout(LIMIT, self.receiving)
