@@ -178,6 +178,16 @@ impl Run<'_> {
             .ok()
     }
 
+    /// What the server is asked for.
+    fn wanted(&self) -> BaseBackupOptions {
+        BaseBackupOptions {
+            label: format!("pgkeep {}", self.id),
+            checkpoint: self.options.checkpoint,
+            rate_kib_max: self.options.rate_kib_max,
+            ..BaseBackupOptions::default()
+        }
+    }
+
     /// The files and the WAL at once.
     async fn take(
         &self,
@@ -189,12 +199,7 @@ impl Run<'_> {
             return Err(another_server());
         }
         self.progress.set_phase("waiting for the server's checkpoint");
-        let wanted = BaseBackupOptions {
-            label: format!("pgkeep {}", self.id),
-            checkpoint: self.options.checkpoint,
-            rate_kib_max: self.options.rate_kib_max,
-            ..BaseBackupOptions::default()
-        };
+        let wanted = self.wanted();
         let block_bytes = prepared.block_bytes;
         let beginning = || "beginning the base backup".to_owned();
         let backup = prepared.session.base_backup(&wanted).await.context(beginning)?;
@@ -213,10 +218,7 @@ impl Run<'_> {
             let _alive = alive;
             receiver.receive(start.0, start.1, stop).await
         });
-        let fingerprint_key = match &before {
-            Some(before) => before.fingerprint_key,
-            None => random_key()?,
-        };
+        let fingerprint_key = fingerprint_key(before.as_deref())?;
         let place = (&self.id, self.prefix.as_str());
         let jobs = self.options.jobs;
         let (to_pack, mut storing) = stages::start(
@@ -517,7 +519,11 @@ fn sum(objects: &[ObjectRef]) -> u64 {
     objects.iter().map(|object| object.stored_bytes).sum()
 }
 
-fn random_key() -> Result<[u8; 32], PhysicalError> {
+/// That of the backup before, so that fingerprints can be compared.
+fn fingerprint_key(before: Option<&Before>) -> Result<[u8; 32], PhysicalError> {
+    if let Some(before) = before {
+        return Ok(before.fingerprint_key);
+    }
     let mut key = [0; 32];
     getrandom::fill(&mut key).map_err(PhysicalError::internal)?;
     Ok(key)

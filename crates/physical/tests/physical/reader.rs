@@ -11,7 +11,8 @@ use pgkeep_physical::restore::RecoveryTarget;
 use pgkeep_testkit::requirements::tool;
 use pgkeep_testkit::{Cluster, require, run, server_user};
 
-use super::support::{backup, repository, restore, secret, server};
+use super::incremental::with_cache;
+use super::support::{backup_with, repository, restore, secret, server};
 
 const READER: &str = concat!(
     env!("CARGO_MANIFEST_DIR"),
@@ -101,7 +102,16 @@ async fn a_reader_in_another_language_gets_every_file_out() {
         let repository = repository(&stored, encrypted, None).await;
         let key = folder.path().join("key");
         fs::write(&key, secret(&repository)).unwrap();
-        let id = backup(&repository, &origin).await.unwrap().id.to_string();
+        // One that refers to another one's packs.
+        let options = with_cache(&folder.path().join("cache"));
+        backup_with(&repository, &origin, &options).await.unwrap();
+        origin.psql(
+            "postgres",
+            "UPDATE a SET i = -i WHERE i % 1000 = 0; CREATE TABLE c AS SELECT 2 i",
+        );
+        let report = backup_with(&repository, &origin, &options).await.unwrap();
+        assert!(report.manifest.totals.reused_objects > 0);
+        let id = report.id.to_string();
 
         let out = folder.path().join("out");
         read(
