@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use pgkeep_base::{ByteCount, Progress};
-use pgkeep_config::Overrides;
+use pgkeep_config::{BackupReader, Overrides};
 use pgkeep_pg::replication::Checkpoint;
-use pgkeep_physical::{BackupOptions, BackupReport, memory};
+use pgkeep_physical::{BackupOptions, BackupReport, ReaderChoice, memory};
 use serde_json::json;
 
 use crate::args::BackupArgs;
@@ -27,6 +27,11 @@ pub async fn run(context: &Context, args: BackupArgs) -> Result<Outcome, Failure
     let repository = context.cancellation.or(opening).await?;
     let level = settings.compression_level();
     let options = BackupOptions {
+        reader: args
+            .reader
+            .map_or_else(|| reader(settings.cluster.backup.reader), Into::into),
+        data_directory: settings.cluster.backup.data_directory.clone(),
+        strict: args.strict,
         jobs: settings.jobs_in_memory(&context.output, |limit| memory::backup_jobs_max(limit, level)),
         checkpoint: match args.fast_checkpoint {
             true => Checkpoint::Fast,
@@ -43,6 +48,15 @@ pub async fn run(context: &Context, args: BackupArgs) -> Result<Outcome, Failure
     let report = pgkeep_physical::backup(&repository, &target, &options, &progress, cancelled).await;
     drop(display);
     Ok(tell(context, &report?, repository.store().url()))
+}
+
+/// The setting `backup.reader`.
+fn reader(setting: BackupReader) -> ReaderChoice {
+    match setting {
+        BackupReader::Auto => ReaderChoice::Auto,
+        BackupReader::Local => ReaderChoice::Local,
+        BackupReader::Replication => ReaderChoice::Replication,
+    }
 }
 
 /// Several repositories aren't written from one read yet.
@@ -79,7 +93,17 @@ fn tell(context: &Context, report: &BackupReport, url: &str) -> Outcome {
         };
         output.facts(&[
             ("server", format!("PostgreSQL {}", manifest.server_version)),
-            ("files", counted(totals.files, "file", "files")),
+            (
+                "files",
+                format!(
+                    "{}, read {}",
+                    counted(totals.files, "file", "files"),
+                    match manifest.reader.as_str() {
+                        "local" => "from the data directory",
+                        _ => "by replication",
+                    }
+                ),
+            ),
             (
                 "size",
                 format!("{}, {} compressed{ratio}", ByteCount(plain), ByteCount(stored)),
@@ -111,11 +135,16 @@ fn tell(context: &Context, report: &BackupReport, url: &str) -> Outcome {
         "start_lsn": manifest.start_lsn.to_string(),
         "stop_lsn": manifest.stop_lsn.to_string(),
         "timeline": manifest.start_timeline.as_u32(),
+        "reader": manifest.reader,
+        "fallback": report.fallback,
         "elapsed_seconds": report.elapsed.as_secs_f64(),
         "totals": totals,
         "attention": report.attention,
         "swept": report.swept.backups.iter().map(ToString::to_string).collect::<Vec<_>>(),
     }));
+    if let Some(reason) = &report.fallback {
+        output.note(format!("read by replication: {reason}"));
+    }
     if !report.swept.backups.is_empty() {
         let number = report.swept.backups.len() as u64;
         output.note(format!(

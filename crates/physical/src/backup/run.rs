@@ -1,11 +1,10 @@
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use jiff::Timestamp;
 use pgkeep_base::{BackupId, Progress};
 use pgkeep_pg::Target;
-use pgkeep_pg::replication::{BaseBackupOptions, Identity, ReplicationSession};
+use pgkeep_pg::replication::{Identity, ReplicationSession};
 use pgkeep_pgformat::{BackupLabel, BackupSource, ControlFile, Lsn, Timeline};
 use pgkeep_repository::commit::CommitFailure;
 use pgkeep_repository::destinations::Destinations;
@@ -18,19 +17,20 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::collect::Captured;
+use super::local::Pages;
 use super::pieces::Bench;
+use super::source::Source;
 use super::stages::{self, Stored};
 use super::stream::{Reading, Received};
 use super::{BACKUP_FAILED, BackupOptions};
 use crate::error::{Context, PhysicalError};
 use crate::manifest::{
-    BaseManifest, BaseTotals, MANIFEST_BYTES_MAX, MANIFEST_FORMAT, SUMMARY_BYTES_MAX, Tablespace,
+    BaseManifest, BaseTotals, DamagedPages, MANIFEST_BYTES_MAX, MANIFEST_FORMAT, SUMMARY_BYTES_MAX,
+    Tablespace,
 };
 
 /// The oldest server that is supported, as `server_version_num`.
 const SERVER_VERSION_NUM_MIN: u32 = 150_000;
-/// In the manifest, how the files were read.
-const READER: &str = "replication";
 
 /// What is known before the lease is taken.
 pub struct Prepared {
@@ -40,10 +40,13 @@ pub struct Prepared {
     server_version_num: u32,
     block_bytes: u32,
     data_checksums: bool,
+    source: Source,
+    /// Why the files come by replication, where nobody asked for that.
+    pub fallback: Option<String>,
 }
 
 /// Connects, and refuses what can't be backed up.
-pub async fn prepare(target: &Target) -> Result<Prepared, PhysicalError> {
+pub async fn prepare(target: &Target, options: &BackupOptions) -> Result<Prepared, PhysicalError> {
     let connecting = || format!("connecting to {} for replication", target.endpoint());
     let mut session = ReplicationSession::connect(target).await.context(connecting)?;
     let server_version_num = session.session().server_version_num();
@@ -69,6 +72,7 @@ pub async fn prepare(target: &Target) -> Result<Prepared, PhysicalError> {
     let block_bytes = session.show("block_size").await.context(asking)?;
     let data_checksums = session.show("data_checksums").await.context(asking)? == "on";
     let block_bytes = block_bytes.parse().ok().filter(|bytes| is_block_size(*bytes));
+    let (source, fallback) = Source::choose(target, options, &identity).await?;
     Ok(Prepared {
         session,
         identity,
@@ -76,6 +80,8 @@ pub async fn prepare(target: &Target) -> Result<Prepared, PhysicalError> {
         server_version_num,
         block_bytes: block_bytes.ok_or(PhysicalError::Archive("its pages have no size"))?,
         data_checksums,
+        source,
+        fallback,
     })
 }
 
@@ -99,6 +105,7 @@ pub struct Ready {
 
 /// What was read and stored.
 struct Taken {
+    reader: &'static str,
     start: (Lsn, Timeline),
     tablespaces: Vec<Tablespace>,
     received: Received,
@@ -130,21 +137,21 @@ impl Run<'_> {
             return Err(another_server());
         }
         self.progress.set_phase("waiting for the server's checkpoint");
-        let wanted = BaseBackupOptions {
-            label: format!("pgkeep {}", self.id),
-            checkpoint: self.options.checkpoint,
-            rate_kib_max: self.options.rate_kib_max,
-            ..BaseBackupOptions::default()
-        };
         let block_bytes = prepared.block_bytes;
-        let beginning = || "beginning the base backup".to_owned();
-        let backup = prepared.session.base_backup(&wanted).await.context(beginning)?;
-        let start = backup.start();
-        let tablespaces = tablespaces(backup.tablespaces())?;
-        let expected_kib = backup.tablespaces().iter().filter_map(|space| space.size_kib);
-        // The server's numbers, which may be anything.
-        let expected = expected_kib.fold(0, u64::saturating_add).saturating_mul(1 << 10);
-        self.progress.bytes_total.store(expected, Ordering::Relaxed);
+        let pages = Pages {
+            block_bytes,
+            have_checksums: prepared.data_checksums,
+        };
+        let source = std::mem::replace(&mut prepared.source, Source::Replication);
+        let reader = source.name();
+        let named = (format!("pgkeep {}", self.id), self.options);
+        let timeline = prepared.identity.timeline;
+        let started = source
+            .start(&mut prepared.session, named, (timeline, pages))
+            .await?;
+        let start = started.start();
+        let tablespaces = started.tablespaces()?;
+        started.expect(self.progress);
         self.progress.set_phase("copying files");
 
         let (stop_wal, stop) = watch::channel(None);
@@ -173,9 +180,10 @@ impl Run<'_> {
             jobs,
             to_pack,
             progress: self.progress,
+            rate_kib_max: self.options.rate_kib_max,
         };
         let received = tokio::select! {
-            received = reading.run(backup) => received,
+            received = started.run(&reading) => received,
             // Without its WAL the backup is none.
             ended = receiving.join_next() => Err(ended_early(ended)),
         };
@@ -184,6 +192,9 @@ impl Run<'_> {
         if received.stop.1 != start.1 {
             return Err(another_timeline());
         }
+        if self.options.strict {
+            refuse_damage(&received.damaged_pages)?;
+        }
         self.progress.set_phase("waiting for the last WAL");
         let _ = stop_wal.send(Some(received.stop.0));
         match receiving.join_next().await {
@@ -191,6 +202,7 @@ impl Run<'_> {
             ended => return Err(ended_early(ended)),
         };
         Ok(Taken {
+            reader,
             start,
             tablespaces,
             received,
@@ -235,6 +247,9 @@ impl Run<'_> {
         if control.system_identifier != prepared.identity.system_identifier {
             return Err(another_server());
         }
+        if label.start_timeline != taken.start.1 {
+            return Err(another_timeline());
+        }
         if label.start_lsn != taken.start.0 || control.block_bytes != prepared.block_bytes {
             return Err(PhysicalError::Archive(
                 "its backup_label or pg_control is of another backup",
@@ -256,7 +271,7 @@ impl Run<'_> {
             block_bytes: prepared.block_bytes,
             wal_segment_bytes: control.wal_segment_size.bytes(),
             data_checksums: prepared.data_checksums,
-            reader: READER.to_owned(),
+            reader: taken.reader.to_owned(),
             from_standby: label.source == BackupSource::Standby,
             started_at: self.id.started_at(),
             finished_at: self.destinations.now(),
@@ -380,25 +395,20 @@ fn another_timeline() -> PhysicalError {
     }
 }
 
-/// The backup's directories outside the data directory.
-fn tablespaces(
-    announced: &[pgkeep_pg::replication::BaseTablespace],
-) -> Result<Vec<Tablespace>, PhysicalError> {
-    let spaces = announced.iter().filter_map(|space| space.tablespace.as_ref());
-    spaces
-        .map(|(oid, path)| match path.starts_with(b"/") {
-            true => Ok(Tablespace {
-                oid: *oid,
-                path: String::from_utf8_lossy(path).into_owned(),
-            }),
-            false => Err(PhysicalError::Server {
-                message: format!(
-                    "tablespace {oid} lies inside the data directory (allow_in_place_tablespaces), which can't be backed up"
-                ),
-                hint: None,
-            }),
-        })
-        .collect()
+/// With `strict` a damaged page is the end.
+fn refuse_damage(damaged: &DamagedPages) -> Result<(), PhysicalError> {
+    let Some(first) = damaged.reports.first() else {
+        return Ok(());
+    };
+    let others = match damaged.reports_total {
+        0 | 1 => String::new(),
+        more => format!(" ({} reports in all)", more),
+    };
+    Err(PhysicalError::Refused {
+        message: format!("a page is damaged at the server: {first}{others}"),
+        hint: "the server's own check tells more: pg_amcheck --all; without --strict the pages are stored as they are, and named"
+            .to_owned(),
+    })
 }
 
 fn label(captured: &Captured) -> Result<(String, BackupLabel), PhysicalError> {
