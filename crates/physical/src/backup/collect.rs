@@ -28,6 +28,12 @@ pub struct Captured {
 }
 
 impl Captured {
+    /// A file that lies at the top of the data directory.
+    pub fn found(&mut self, name: &[u8]) {
+        let known = CONFIGURATION.into_iter().find(|known| name == known.as_bytes());
+        self.found.extend(known);
+    }
+
     /// What a server needs and the archives didn't have.
     pub fn missing_configuration(&self) -> Vec<&'static str> {
         let missing = CONFIGURATION
@@ -103,11 +109,7 @@ impl<'a> Collector<'a> {
     fn begin(&mut self, entry: &Entry) -> Result<(), PhysicalError> {
         let is_file = entry.kind == EntryKind::File;
         if self.root == ROOT_DATA {
-            self.captured.found.extend(
-                CONFIGURATION
-                    .into_iter()
-                    .filter(|name| entry.path == name.as_bytes()),
-            );
+            self.captured.found(&entry.path);
             if is_of_a_restore(&entry.path) {
                 self.current = if is_file { Current::Skipped } else { Current::None };
                 return Ok(());

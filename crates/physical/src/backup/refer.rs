@@ -7,9 +7,11 @@ use pgkeep_repository::map::{PackInfo, PackTable};
 use pgkeep_repository::object::ObjectRef;
 use pgkeep_repository::{Repository, RepositoryError};
 
-use super::before::{Before, facts_of};
+use super::before::{self, Before, Found, Wanted, facts_of};
 use super::blocks::BlockMapWriter;
 use super::cache::CacheFiles;
+use super::pieces::Bench;
+use super::run::{Prepared, Run};
 use super::stages::PackPlace;
 use crate::error::PhysicalError;
 use crate::manifest::BaseManifest;
@@ -91,23 +93,84 @@ pub async fn look_again(
     })
 }
 
-/// Keeps what a backup holds for the next one. Best effort: without it the next one reads it in the repository, or stores
-/// everything.
-pub async fn remember(
-    files: CacheFiles,
-    map: BlockMapWriter,
-    table: PackTable,
-    manifest: &BaseManifest,
-    manifest_hash: String,
-) {
-    let facts = facts_of(manifest, manifest_hash);
-    let path = files.path();
-    let saving = tokio::task::spawn_blocking(move || files.save(map, &table, &facts));
-    let saved = saving.await.map_err(std::io::Error::other).flatten();
-    if let Err(error) = saved {
-        tracing::warn!(
-            "what this backup holds can't be kept in {}: {error}",
-            path.display()
-        );
+impl Run<'_> {
+    /// The backup whose blocks this one refers to.
+    pub async fn before(&self, prepared: &Prepared) -> Result<Found, PhysicalError> {
+        if self.options.full {
+            return Ok(Found::default());
+        }
+        self.progress.set_phase("reading what the backup before holds");
+        let wanted = Wanted {
+            system_identifier: prepared.identity.system_identifier,
+            block_bytes: prepared.block_bytes,
+            recipients: self.destinations.access().recipients(),
+        };
+        before::find(self.repository, self.options.cache_directory.as_ref(), &wanted).await
+    }
+
+    fn cache_files(&self) -> Option<CacheFiles> {
+        let directory = self.options.cache_directory.as_ref()?;
+        Some(CacheFiles::new(directory, self.repository))
+    }
+
+    /// What was written of a backup that there isn't, or not as a whole, is of no use.
+    pub fn forget_map(&self) {
+        if let Some(files) = self.cache_files() {
+            files.discard();
+        }
+    }
+
+    /// Where it is written what this backup holds.
+    pub fn map(&self) -> Option<BlockMapWriter> {
+        let begun = self.cache_files()?.begin();
+        begun
+            .inspect_err(|error| {
+                tracing::warn!("what this backup holds can't be kept in cache_directory: {error}");
+            })
+            .ok()
+    }
+
+    /// What workers share, and the key of the fingerprints: that of the backup before, so that they can be compared.
+    pub fn bench(
+        &self,
+        block_bytes: u32,
+        before: Option<&Arc<Before>>,
+    ) -> Result<(Arc<Bench>, [u8; 32]), PhysicalError> {
+        let key = match before {
+            Some(before) => before.fingerprint_key,
+            None => {
+                let mut key = [0; 32];
+                getrandom::fill(&mut key).map_err(PhysicalError::internal)?;
+                key
+            }
+        };
+        let level = self.destinations.access().compression_level;
+        let bench = Bench::new(level, key, block_bytes).with_before(before.cloned());
+        Ok((Arc::new(bench), key))
+    }
+
+    /// Keeps what a backup holds for the next one. Best effort: without it the next one reads it in the repository, or stores
+    /// everything.
+    pub async fn remember(
+        &self,
+        map: Option<BlockMapWriter>,
+        table: PackTable,
+        manifest: &BaseManifest,
+        manifest_hash: String,
+    ) {
+        let (Some(files), Some(map)) = (self.cache_files(), map) else {
+            self.forget_map();
+            return;
+        };
+        let facts = facts_of(manifest, manifest_hash);
+        let path = files.path();
+        let saving = tokio::task::spawn_blocking(move || files.save(map, &table, &facts));
+        let saved = saving.await.map_err(std::io::Error::other).flatten();
+        if let Err(error) = saved {
+            tracing::warn!(
+                "what this backup holds can't be kept in {}: {error}",
+                path.display()
+            );
+        }
     }
 }

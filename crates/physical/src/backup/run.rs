@@ -1,11 +1,10 @@
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use jiff::Timestamp;
 use pgkeep_base::{BackupId, Progress};
 use pgkeep_pg::Target;
-use pgkeep_pg::replication::{BaseBackupOptions, Identity, ReplicationSession};
+use pgkeep_pg::replication::{Identity, ReplicationSession};
 use pgkeep_pgformat::{BackupLabel, BackupSource, ControlFile, Lsn, Timeline};
 use pgkeep_repository::commit::CommitFailure;
 use pgkeep_repository::destinations::Destinations;
@@ -17,24 +16,23 @@ use pgkeep_wal::RangeReceiver;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use super::before::{self, Before, Found, Wanted};
+use super::before::{Before, Found};
 use super::blocks::BlockMapWriter;
-use super::cache::CacheFiles;
 use super::collect::Captured;
-use super::pieces::Bench;
+use super::local::Pages;
 use super::refer;
+use super::source::{Source, Started};
 use super::stages::{self, Stored};
 use super::stream::{Reading, Received};
 use super::{BACKUP_FAILED, BackupOptions};
 use crate::error::{Context, PhysicalError};
 use crate::manifest::{
-    BaseManifest, BaseTotals, MANIFEST_BYTES_MAX, MANIFEST_FORMAT, SUMMARY_BYTES_MAX, Tablespace,
+    BaseManifest, BaseTotals, DamagedPages, MANIFEST_BYTES_MAX, MANIFEST_FORMAT, SUMMARY_BYTES_MAX,
+    Tablespace,
 };
 
 /// The oldest server that is supported, as `server_version_num`.
 const SERVER_VERSION_NUM_MIN: u32 = 150_000;
-/// In the manifest, how the files were read.
-const READER: &str = "replication";
 
 /// What is known before the lease is taken.
 pub struct Prepared {
@@ -42,12 +40,15 @@ pub struct Prepared {
     pub identity: Identity,
     server_version: String,
     server_version_num: u32,
-    block_bytes: u32,
+    pub block_bytes: u32,
     data_checksums: bool,
+    source: Source,
+    /// Why the files come by replication, where nobody asked for that.
+    pub fallback: Option<String>,
 }
 
 /// Connects, and refuses what can't be backed up.
-pub async fn prepare(target: &Target) -> Result<Prepared, PhysicalError> {
+pub async fn prepare(target: &Target, options: &BackupOptions) -> Result<Prepared, PhysicalError> {
     let connecting = || format!("connecting to {} for replication", target.endpoint());
     let mut session = ReplicationSession::connect(target).await.context(connecting)?;
     let server_version_num = session.session().server_version_num();
@@ -73,6 +74,7 @@ pub async fn prepare(target: &Target) -> Result<Prepared, PhysicalError> {
     let block_bytes = session.show("block_size").await.context(asking)?;
     let data_checksums = session.show("data_checksums").await.context(asking)? == "on";
     let block_bytes = block_bytes.parse().ok().filter(|bytes| is_block_size(*bytes));
+    let (source, fallback) = Source::choose(target, options, &identity).await?;
     Ok(Prepared {
         session,
         identity,
@@ -80,6 +82,8 @@ pub async fn prepare(target: &Target) -> Result<Prepared, PhysicalError> {
         server_version_num,
         block_bytes: block_bytes.ok_or(PhysicalError::Archive("its pages have no size"))?,
         data_checksums,
+        source,
+        fallback,
     })
 }
 
@@ -107,6 +111,7 @@ pub struct Ready {
 
 /// What was read and stored.
 struct Taken {
+    reader: &'static str,
     start: (Lsn, Timeline),
     tablespaces: Vec<Tablespace>,
     received: Received,
@@ -142,50 +147,40 @@ impl Run<'_> {
         })
     }
 
-    /// The backup whose blocks this one refers to.
-    async fn before(&self, prepared: &Prepared) -> Result<Found, PhysicalError> {
-        if self.options.full {
-            return Ok(Found::default());
-        }
-        self.progress.set_phase("reading what the backup before holds");
-        let wanted = Wanted {
-            system_identifier: prepared.identity.system_identifier,
+    /// Begins to read, by whatever reader there is; returns its name, too.
+    async fn start<'p>(
+        &self,
+        prepared: &'p mut Prepared,
+    ) -> Result<(&'static str, Started<'p>), PhysicalError> {
+        self.progress.set_phase("waiting for the server's checkpoint");
+        let pages = Pages {
             block_bytes: prepared.block_bytes,
-            recipients: self.destinations.access().recipients(),
+            have_checksums: prepared.data_checksums,
         };
-        before::find(self.repository, self.options.cache_directory.as_ref(), &wanted).await
+        let source = std::mem::replace(&mut prepared.source, Source::Replication);
+        let reader = source.name();
+        let named = (format!("pgkeep {}", self.id), self.options);
+        let timeline = prepared.identity.timeline;
+        let started = source
+            .start(&mut prepared.session, named, (timeline, pages))
+            .await?;
+        Ok((reader, started))
     }
 
-    fn cache_files(&self) -> Option<CacheFiles> {
-        let directory = self.options.cache_directory.as_ref()?;
-        Some(CacheFiles::new(directory, self.repository))
-    }
-
-    /// What was written of a backup that there isn't, or not as a whole, is of no use.
-    pub fn forget_map(&self) {
-        if let Some(files) = self.cache_files() {
-            files.discard();
-        }
-    }
-
-    /// Where it is written what this backup holds.
-    fn map(&self) -> Option<BlockMapWriter> {
-        let begun = self.cache_files()?.begin();
-        begun
-            .inspect_err(|error| {
-                tracing::warn!("what this backup holds can't be kept in cache_directory: {error}");
-            })
-            .ok()
-    }
-
-    /// What the server is asked for.
-    fn wanted(&self) -> BaseBackupOptions {
-        BaseBackupOptions {
-            label: format!("pgkeep {}", self.id),
-            checkpoint: self.options.checkpoint,
-            rate_kib_max: self.options.rate_kib_max,
-            ..BaseBackupOptions::default()
-        }
+    /// The backup's WAL, from its start until its end is told.
+    fn receive(
+        &self,
+        receiver: RangeReceiver,
+        start: (Lsn, Timeline),
+        stop: watch::Receiver<Option<Lsn>>,
+    ) -> JoinSet<Result<pgkeep_wal::RangeReport, pgkeep_wal::WalError>> {
+        let mut receiving = JoinSet::new();
+        let alive = self.alive.clone();
+        receiving.spawn(async move {
+            let _alive = alive;
+            receiver.receive(start.0, start.1, stop).await
+        });
+        receiving
     }
 
     /// The files and the WAL at once.
@@ -198,27 +193,16 @@ impl Run<'_> {
         if receiver.identity().system_identifier != prepared.identity.system_identifier {
             return Err(another_server());
         }
-        self.progress.set_phase("waiting for the server's checkpoint");
-        let wanted = self.wanted();
         let block_bytes = prepared.block_bytes;
-        let beginning = || "beginning the base backup".to_owned();
-        let backup = prepared.session.base_backup(&wanted).await.context(beginning)?;
-        let start = backup.start();
-        let tablespaces = tablespaces(backup.tablespaces())?;
-        let expected_kib = backup.tablespaces().iter().filter_map(|space| space.size_kib);
-        // The server's numbers, which may be anything.
-        let expected = expected_kib.fold(0, u64::saturating_add).saturating_mul(1 << 10);
-        self.progress.bytes_total.store(expected, Ordering::Relaxed);
+        let (reader, started) = self.start(prepared).await?;
+        let start = started.start();
+        let tablespaces = started.tablespaces()?;
+        started.expect(self.progress);
         self.progress.set_phase("copying files");
 
         let (stop_wal, stop) = watch::channel(None);
-        let mut receiving = JoinSet::new();
-        let alive = self.alive.clone();
-        receiving.spawn(async move {
-            let _alive = alive;
-            receiver.receive(start.0, start.1, stop).await
-        });
-        let fingerprint_key = fingerprint_key(before.as_deref())?;
+        let mut receiving = self.receive(receiver, start, stop);
+        let (bench, fingerprint_key) = self.bench(block_bytes, before.as_ref())?;
         let place = (&self.id, self.prefix.as_str());
         let jobs = self.options.jobs;
         let (to_pack, mut storing) = stages::start(
@@ -230,16 +214,16 @@ impl Run<'_> {
             self.progress,
             &self.alive,
         );
-        let level = self.destinations.access().compression_level;
         let reading = Reading {
-            bench: &Arc::new(Bench::new(level, fingerprint_key, block_bytes).with_before(before.clone())),
+            bench: &bench,
             block_bytes,
             jobs,
             to_pack,
             progress: self.progress,
+            rate_kib_max: self.options.rate_kib_max,
         };
         let received = tokio::select! {
-            received = reading.run(backup) => received,
+            received = started.run(&reading) => received,
             // Without its WAL the backup is none.
             ended = receiving.join_next() => Err(ended_early(ended)),
         };
@@ -248,6 +232,9 @@ impl Run<'_> {
         if received.stop.1 != start.1 {
             return Err(another_timeline());
         }
+        if self.options.strict {
+            refuse_damage(&received.damaged_pages)?;
+        }
         self.progress.set_phase("waiting for the last WAL");
         let _ = stop_wal.send(Some(received.stop.0));
         match receiving.join_next().await {
@@ -255,6 +242,7 @@ impl Run<'_> {
             ended => return Err(ended_early(ended)),
         };
         Ok(Taken {
+            reader,
             start,
             tablespaces,
             received,
@@ -300,6 +288,9 @@ impl Run<'_> {
         if control.system_identifier != prepared.identity.system_identifier {
             return Err(another_server());
         }
+        if label.start_timeline != taken.start.1 {
+            return Err(another_timeline());
+        }
         if label.start_lsn != taken.start.0 || control.block_bytes != prepared.block_bytes {
             return Err(PhysicalError::Archive(
                 "its backup_label or pg_control is of another backup",
@@ -321,7 +312,7 @@ impl Run<'_> {
             block_bytes: prepared.block_bytes,
             wal_segment_bytes: control.wal_segment_size.bytes(),
             data_checksums: prepared.data_checksums,
-            reader: READER.to_owned(),
+            reader: taken.reader.to_owned(),
             from_standby: label.source == BackupSource::Standby,
             started_at: self.id.started_at(),
             finished_at: self.destinations.now(),
@@ -413,13 +404,8 @@ impl Run<'_> {
             })?;
             refer::look_again(repository, &self.id, &ready.packs).await?;
         }
-        match (self.cache_files(), ready.map) {
-            (Some(files), Some(map)) => {
-                let hash = ready.sealed.hash.to_hex().to_string();
-                refer::remember(files, map, ready.packs, &ready.manifest, hash).await;
-            }
-            _ => self.forget_map(),
-        }
+        let hash = ready.sealed.hash.to_hex().to_string();
+        self.remember(ready.map, ready.packs, &ready.manifest, hash).await;
         Ok((ready.manifest, ready.notes))
     }
 }
@@ -458,25 +444,20 @@ fn another_timeline() -> PhysicalError {
     }
 }
 
-/// The backup's directories outside the data directory.
-fn tablespaces(
-    announced: &[pgkeep_pg::replication::BaseTablespace],
-) -> Result<Vec<Tablespace>, PhysicalError> {
-    let spaces = announced.iter().filter_map(|space| space.tablespace.as_ref());
-    spaces
-        .map(|(oid, path)| match path.starts_with(b"/") {
-            true => Ok(Tablespace {
-                oid: *oid,
-                path: String::from_utf8_lossy(path).into_owned(),
-            }),
-            false => Err(PhysicalError::Server {
-                message: format!(
-                    "tablespace {oid} lies inside the data directory (allow_in_place_tablespaces), which can't be backed up"
-                ),
-                hint: None,
-            }),
-        })
-        .collect()
+/// With `strict` a damaged page is the end.
+fn refuse_damage(damaged: &DamagedPages) -> Result<(), PhysicalError> {
+    let Some(first) = damaged.reports.first() else {
+        return Ok(());
+    };
+    let others = match damaged.reports_total {
+        0 | 1 => String::new(),
+        more => format!(" ({} reports in all)", more),
+    };
+    Err(PhysicalError::Refused {
+        message: format!("a page is damaged at the server: {first}{others}"),
+        hint: "the server's own check tells more: pg_amcheck --all; without --strict the pages are stored as they are, and named"
+            .to_owned(),
+    })
 }
 
 fn label(captured: &Captured) -> Result<(String, BackupLabel), PhysicalError> {
@@ -517,16 +498,6 @@ pub fn attention(manifest: &BaseManifest) -> Vec<String> {
 
 fn sum(objects: &[ObjectRef]) -> u64 {
     objects.iter().map(|object| object.stored_bytes).sum()
-}
-
-/// That of the backup before, so that fingerprints can be compared.
-fn fingerprint_key(before: Option<&Before>) -> Result<[u8; 32], PhysicalError> {
-    if let Some(before) = before {
-        return Ok(before.fingerprint_key);
-    }
-    let mut key = [0; 32];
-    getrandom::fill(&mut key).map_err(PhysicalError::internal)?;
-    Ok(key)
 }
 
 fn no_object() -> ObjectRef {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use pgkeep_base::{BackupId, BackupKind};
 use pgkeep_physical::restore::RecoveryTarget;
-use pgkeep_physical::{BackupOptions, BackupReport, PhysicalError};
+use pgkeep_physical::{BackupOptions, BackupReport, PhysicalError, ReaderChoice};
 use pgkeep_repository::records::Evidence;
 use pgkeep_repository::{Access, Repository, layout};
 use pgkeep_testkit::{Cluster, require, requirements};
@@ -63,6 +63,12 @@ impl Place {
         assert_eq!(report.attention, Vec::<String>::new());
         println!("{}: {:?} {:?}", report.id, report.manifest.totals, report.notes);
         report
+    }
+
+    /// The same with any reader: what the one stored, the other refers to.
+    async fn backup_by(&mut self, reader: ReaderChoice) -> BackupReport {
+        self.options.reader = reader;
+        self.backup().await
     }
 
     /// The same without the secret key.
@@ -146,12 +152,12 @@ fn reused(report: &BackupReport) -> bool {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_has_not_changed_is_not_stored_again() {
     for encrypted in [true, false] {
-        let place = require!(Place::new(17, encrypted).await);
+        let mut place = require!(Place::new(17, encrypted).await);
         let first = place.backup().await;
         assert!(!reused(&first) && new_bytes(&first) > 4 * LITTLE_BYTES);
-        let cached = place.backup().await;
+        let cached = place.backup_by(ReaderChoice::Local).await;
         fs::remove_file(place.cached()).unwrap();
-        let read = place.backup().await;
+        let read = place.backup_by(ReaderChoice::Replication).await;
         for report in [&cached, &read] {
             assert!(reused(report) && new_bytes(report) < LITTLE_BYTES);
             assert!(report.notes.is_empty());
@@ -208,7 +214,7 @@ async fn change(place: &Place, random: &mut StdRng, number: u64) {
 async fn round(major: u32, seed: u64) -> Result<(), requirements::Missing> {
     println!("PostgreSQL {major}, seed {seed}");
     let mut random = StdRng::seed_from_u64(seed);
-    let place = Place::new(major, seed.is_multiple_of(2)).await?;
+    let mut place = Place::new(major, seed.is_multiple_of(2)).await?;
     let mut backups = Vec::new();
     for number in 0..4 {
         if number > 0 {
@@ -217,7 +223,12 @@ async fn round(major: u32, seed: u64) -> Result<(), requirements::Missing> {
         if random.random_bool(0.3) {
             let _ = fs::remove_dir_all(place.folder.path().join("cache"));
         }
-        let report = place.backup().await;
+        let report = place
+            .backup_by(match random.random_bool(0.5) {
+                true => ReaderChoice::Local,
+                false => ReaderChoice::Replication,
+            })
+            .await;
         assert_eq!(reused(&report), number > 0, "{:?}", report.notes);
         backups.push((report, contents(&place.cluster).await));
     }

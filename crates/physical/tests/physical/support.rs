@@ -11,7 +11,7 @@ use pgkeep_pg::{Conninfo, Environment, Session, Target};
 use pgkeep_pgformat::{Lsn, Timeline};
 use pgkeep_physical::manifest::BaseManifest;
 use pgkeep_physical::restore::{self, RecoveryTarget, RestoreOptions, RestoreReport};
-use pgkeep_physical::{BackupOptions, BackupReport, PhysicalError};
+use pgkeep_physical::{BackupOptions, BackupReport, PhysicalError, ReaderChoice};
 use pgkeep_repository::encryption::Encryption;
 use pgkeep_repository::{Access, Repository, keys};
 use pgkeep_store::fault::FaultPlan;
@@ -69,6 +69,9 @@ pub async fn session(cluster: &Cluster, database: &str) -> Session {
 
 pub fn backup_options() -> BackupOptions {
     BackupOptions {
+        reader: ReaderChoice::Replication,
+        data_directory: None,
+        strict: false,
         jobs: 2,
         checkpoint: Checkpoint::Fast,
         full: false,
