@@ -158,8 +158,15 @@ pub async fn find(
                 return Ok(Found::from(before));
             }
         }
-        if can_read && let Some(before) = read(repository, id, &files, wanted, &suspects).await? {
-            return Ok(Found::from(before));
+        if !can_read {
+            continue;
+        }
+        match read(repository, id, &files, wanted, &suspects).await {
+            Ok(Some(before)) => return Ok(Found::from(before)),
+            Ok(None) => {}
+            // No other one would do better.
+            Err(error @ PhysicalError::Io { .. }) => return Ok(Found::without(&error.to_string())),
+            Err(error) => return Err(error),
         }
     }
     Ok(match (suits, cached) {
@@ -217,7 +224,7 @@ async fn is_of_manifest(
     }
 }
 
-/// Reads what a backup holds out of the repository, if it suits and can be read.
+/// Reads what a backup holds out of the repository, if it suits and can be read. An error of a local file is about none of them.
 async fn read(
     repository: &Repository,
     id: &BackupId,
@@ -229,10 +236,6 @@ async fn read(
         // It is verify's business to say so.
         _ if error.is_of_one_backup() || error.is_removed() => {
             tracing::debug!(%error, "nothing is referred to of {id}");
-            Ok(None)
-        }
-        PhysicalError::Io { .. } => {
-            tracing::warn!("nothing is referred to of {id}: {error}");
             Ok(None)
         }
         _ => Err(error),
@@ -272,7 +275,9 @@ async fn read_map(
 ) -> Result<(PackTable, BlockMap), PhysicalError> {
     let table = repository.pack_table(id, &manifest.packs).await?;
     let writing = || format!("writing into {}", files.path().display());
-    let mut fingerprints = Fingerprints::new(files.scratch().context(writing)?, &table.packs);
+    let stored: u64 = table.packs.iter().map(|pack| u64::from(pack.blocks)).sum();
+    let scratch = files.scratch(stored * FINGERPRINT_BYTES).context(writing)?;
+    let mut fingerprints = Fingerprints::new(scratch, &table.packs);
     let indexes = table.packs.clone().into_iter().zip(0_u32..);
     let indexes = indexes.map(|(pack, place)| {
         let repository = repository.clone();
@@ -289,7 +294,9 @@ async fn read_map(
         }
     }
     drop(indexes);
-    let mut writer = BlockMapWriter::new(files.scratch().context(writing)?).context(writing)?;
+    let blocks = blocks_of(manifest.totals.plain_bytes, manifest.block_bytes);
+    let scratch = files.scratch(BlockMapWriter::bytes_of(blocks)).context(writing)?;
+    let mut writer = BlockMapWriter::new(scratch).context(writing)?;
     for object in &manifest.files {
         let contents = repository.file_records(id, object).await?;
         let (block_bytes, name, id) = (manifest.block_bytes, object.name.clone(), manifest.id.clone());
@@ -406,4 +413,26 @@ fn key_of(hex: &str) -> Option<[u8; 32]> {
         *byte = u8::from_str_radix(hex.get(place * 2..place * 2 + 2)?, 16).ok()?;
     }
     Some(key)
+}
+
+#[cfg(test)]
+impl Before {
+    /// With a file's blocks from the first one on, all in one pack.
+    pub fn of_blocks(fingerprint_key: [u8; 32], key: FileKey, blocks: &[Fingerprint]) -> Self {
+        let mut writer = BlockMapWriter::new(tempfile::tempfile().unwrap()).unwrap();
+        let room = writer.begin(key, blocks.len() as u64).unwrap().unwrap();
+        let held = blocks.iter().zip(0..).map(|(fingerprint, block)| Held {
+            fingerprint: *fingerprint,
+            at: BlockAddress { pack: 0, block },
+        });
+        let held: Vec<Held> = held.collect();
+        writer.put(room, 0, &held).unwrap();
+        Self {
+            id: "b20261122T020000Z-7f3a9c".parse().unwrap(),
+            fingerprint_key,
+            packs: Vec::new(),
+            usable: vec![true],
+            map: writer.finish().unwrap(),
+        }
+    }
 }

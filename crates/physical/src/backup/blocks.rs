@@ -70,6 +70,11 @@ impl BlockMapWriter {
         })
     }
 
+    /// How large it is for so many blocks, in bytes, but for what each file takes.
+    pub fn bytes_of(blocks: u64) -> u64 {
+        blocks.saturating_mul(ENTRY_BYTES as u64)
+    }
+
     /// Makes room for a file of so many blocks. `None`: there are more files than it takes.
     pub fn begin(&mut self, key: FileKey, blocks: u64) -> io::Result<Option<Room>> {
         let too_large = || io::Error::other("a file has more blocks than can be");

@@ -15,8 +15,10 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use pgkeep_base::ByteCount;
 use pgkeep_repository::Repository;
 use pgkeep_repository::map::{PACK_TABLE_BYTES_MAX, PackTable};
+use pgkeep_store::Disk;
 use serde::{Deserialize, Serialize};
 
 use super::blocks::{BlockMap, BlockMapWriter, FileKey, MAGIC};
@@ -98,16 +100,31 @@ impl CacheFiles {
         options.open(path)
     }
 
-    /// An empty file without a name.
-    pub fn scratch(&self) -> io::Result<File> {
+    /// Refuses what would take more than half of what is free on the disk: it may be the database's.
+    fn check_room(&self, bytes: u64) -> io::Result<()> {
+        let free = Disk::of(&self.directory).map_or(u64::MAX, |disk| disk.free_bytes);
+        if bytes <= free / 2 {
+            return Ok(());
+        }
+        let (bytes, free) = (ByteCount(bytes), ByteCount(free));
+        Err(io::Error::new(
+            io::ErrorKind::StorageFull,
+            format!("it would take {bytes}, and {free} are free"),
+        ))
+    }
+
+    /// An empty file without a name, for so many bytes.
+    pub fn scratch(&self, bytes: u64) -> io::Result<File> {
+        self.check_room(bytes)?;
         let path = self.directory.join(format!("{}.scratch", self.name));
         let file = self.create(&path)?;
         std::fs::remove_file(&path)?;
         Ok(file)
     }
 
-    /// Begins to write what a backup holds.
-    pub fn begin(&self) -> io::Result<BlockMapWriter> {
+    /// Begins to write what a backup of so many blocks holds.
+    pub fn begin(&self, blocks: u64) -> io::Result<BlockMapWriter> {
+        self.check_room(BlockMapWriter::bytes_of(blocks))?;
         BlockMapWriter::new(self.create(&self.path_of_new())?)
     }
 

@@ -272,4 +272,60 @@ mod tests {
         // The next one finds nothing of this one.
         assert!(bench.work(bench.piece()).unwrap().frame.is_none());
     }
+
+    /// Only what is the same at the same place is referred to, also where a file goes on in a further piece.
+    #[test]
+    fn blocks_that_the_backup_before_has_there_are_referred_to() {
+        const KEY: [u8; 32] = [1; 32];
+        const BLOCK: usize = 1024;
+        let block = |number: u8| vec![number; BLOCK];
+        let before: Vec<Fingerprint> = (1..=6)
+            .map(|number| pgkeep_repository::pack::fingerprint(&KEY, &block(number)))
+            .collect();
+        let (root, path) = (0, b"base/1/2".to_vec());
+        let before = Before::of_blocks(KEY, FileKey::of(root, &path), &before);
+        let bench = Bench::new(1, KEY, 1024).with_before(Some(Arc::new(before)));
+        let head = |path: &[u8]| FileHead {
+            root,
+            path: path.to_vec(),
+            mode: 0o600,
+            size: 0,
+            modified_at: 0,
+        };
+        let runs = |steps: Vec<Step<usize>>, goes_on, numbers: &[u8]| {
+            let piece = Piece {
+                buffer: numbers.iter().flat_map(|number| block(*number)).collect(),
+                steps,
+                goes_on,
+            };
+            let worked = bench.work(piece).unwrap();
+            let runs = worked.steps.into_iter().filter_map(|step| match step {
+                Step::Blocks(runs) => Some(runs),
+                _ => None,
+            });
+            (runs.flatten().collect::<Vec<_>>(), worked.fingerprints.len())
+        };
+        let referred = |block, count| Run::Referred(BlockAddress { pack: 0, block }, count);
+        let all = Step::Blocks(5 * BLOCK);
+        let (found, fingerprints) = runs(vec![Step::Begin(head(&path)), all], None, &[1, 2, 9, 0, 5]);
+        let expected = [referred(0, 2), Run::Stored(1), Run::Zeros(1), referred(4, 1)];
+        assert_eq!((found.as_slice(), fingerprints), (&expected[..], 4));
+        // Moved, in another file, or of nobody knows which file: stored.
+        let begun = vec![Step::Begin(head(&path)), Step::Blocks(2 * BLOCK)];
+        assert_eq!(runs(begun, None, &[2, 1]).0, [Run::Stored(2)]);
+        let other = vec![Step::Begin(head(b"base/1/3")), Step::Blocks(2 * BLOCK)];
+        assert_eq!(runs(other, None, &[1, 2]).0, [Run::Stored(2)]);
+        assert_eq!(runs(vec![Step::Blocks(BLOCK)], None, &[1]).0, [Run::Stored(1)]);
+        // It goes on, beyond where it ended, and another one begins.
+        let goes_on = Some((FileKey::of(root, &path), 4));
+        let steps = vec![
+            Step::Blocks(2 * BLOCK),
+            Step::Blocks(BLOCK),
+            Step::End,
+            Step::Begin(head(&path)),
+            Step::Blocks(BLOCK),
+        ];
+        let (found, _) = runs(steps, goes_on, &[5, 6, 7, 1]);
+        assert_eq!(found, [referred(4, 2), Run::Stored(1), referred(0, 1)]);
+    }
 }

@@ -1,9 +1,10 @@
 //! What a new backup needs of earlier ones: in its list of packs, and whether that is there when the backup is.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use pgkeep_base::BackupId;
-use pgkeep_repository::map::{PackInfo, PackTable};
+use pgkeep_repository::map::{PackInfo, PackTable, blocks_of};
 use pgkeep_repository::object::ObjectRef;
 use pgkeep_repository::{Repository, RepositoryError};
 
@@ -121,8 +122,9 @@ impl Run<'_> {
     }
 
     /// Where it is written what this backup holds.
-    pub fn map(&self) -> Option<BlockMapWriter> {
-        let begun = self.cache_files()?.begin();
+    pub fn map(&self, block_bytes: u32) -> Option<BlockMapWriter> {
+        let expected = self.progress.bytes_total.load(Ordering::Relaxed);
+        let begun = self.cache_files()?.begin(blocks_of(expected, block_bytes));
         begun
             .inspect_err(|error| {
                 tracing::warn!("what this backup holds can't be kept in cache_directory: {error}");

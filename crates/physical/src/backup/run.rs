@@ -209,7 +209,7 @@ impl Run<'_> {
             self.destinations,
             place,
             block_bytes,
-            self.map(),
+            self.map(block_bytes),
             jobs,
             self.progress,
             &self.alive,
