@@ -7,14 +7,18 @@ use std::path::{Path, PathBuf};
 use pgkeep_base::{BackupId, BackupKind};
 use pgkeep_physical::restore::RecoveryTarget;
 use pgkeep_physical::{BackupOptions, BackupReport, PhysicalError, ReaderChoice};
+use pgkeep_repository::backups::BackupState;
+use pgkeep_repository::copy::{Original, copy};
+use pgkeep_repository::lease::Lease;
 use pgkeep_repository::records::Evidence;
-use pgkeep_repository::{Access, Repository, layout};
+use pgkeep_repository::{Access, Repository, keys, layout};
+use pgkeep_store::{PutOutcome, Store, StoreOptions};
 use pgkeep_testkit::{Cluster, require, requirements};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use super::support::{
-    backup_options, backup_with, check_pages, contents, repository, restore, server, session,
+    LIMIT, backup_options, backup_with, check_pages, contents, repository, restore, secret, server, session,
 };
 
 /// More than what a server writes by itself between two backups.
@@ -387,6 +391,55 @@ async fn another_cluster_refers_to_nothing() {
     let names = place.repository.checksums(&third.id).await.unwrap();
     let mut owners = names.iter().filter_map(|name| layout::reference(&name.name));
     assert!(owners.all(|(owner, _)| owner == first.id));
+    place.assert_is_now(&third).await;
+}
+
+/// A copy has all that it needs, also where the backup that stored it isn't copied.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_takes_along_the_packs_of_others() {
+    let mut place = require!(Place::new(17, true).await);
+    let first = place.backup().await;
+    place
+        .cluster
+        .psql("postgres", "UPDATE a SET n = 1 WHERE i < 20000");
+    let second = place.backup().await;
+    assert!(reused(&second));
+    let expected = contents(&place.cluster).await;
+    let url = format!("file://{}", place.folder.path().join("copy").display());
+    let store = Store::open(&url, &StoreOptions::default()).await.unwrap();
+    let access = place.repository.access();
+    let access = Access {
+        encryption: access.encryption.clone(),
+        identities: keys::parse_identities(&secret(&place.repository), "a test").unwrap(),
+        ..*access
+    };
+    let destination = Repository::open_or_create(store, "test", access).await.unwrap();
+    let lease = Lease::acquire(&destination, "pgkeep copy", LIMIT).await.unwrap();
+    let original = Original::read(&place.repository, &second.id).await.unwrap();
+    copy(&original, &destination, &lease, |_| {}).await.unwrap();
+    // The WAL is no part of it.
+    for object in place.repository.store().list("test/wal/").await.unwrap() {
+        let body = place.repository.store().get(&object.key, u64::MAX).await.unwrap();
+        let put = destination.store().put_new(&object.key, body).await.unwrap();
+        assert_eq!(put, PutOutcome::Created);
+    }
+    lease.release().await.unwrap();
+    place.repository = destination;
+    let there = place.repository.backups(BackupKind::Base).await.unwrap();
+    let states = there.iter().map(|entry| (&entry.id, entry.state));
+    assert_eq!(
+        states.collect::<Vec<_>>(),
+        [
+            (&first.id, BackupState::Swept),
+            (&second.id, BackupState::Complete)
+        ]
+    );
+    place.repository.sweep(BackupKind::Base).await.unwrap();
+    assert_eq!(place.failures(&second.id).await, Vec::<String>::new());
+    assert_eq!(place.restored(&second.id).await, expected);
+    // There, it is what the next one refers to.
+    let third = place.backup().await;
+    assert!(reused(&third));
     place.assert_is_now(&third).await;
 }
 
