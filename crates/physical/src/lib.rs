@@ -24,7 +24,7 @@ mod read;
 pub mod restore;
 pub mod verify;
 
-pub use backup::{BackupOptions, BackupReport, backup};
+pub use backup::{BackupOptions, BackupReport, ReaderChoice, backup};
 pub use choose::{choose, find};
 pub use error::PhysicalError;
 pub use read::{read_manifest, read_summary};

@@ -3,11 +3,33 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use pgkeep_pgformat::Lsn;
+use pgkeep_physical::ReaderChoice;
 use pgkeep_physical::restore::TablespaceName;
 
 use super::{parse_pair, parse_rate};
+
+/// How a base backup reads files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Reader {
+    /// From the data directory where it is on this host, readable and proven to be the server's; else by replication
+    Auto,
+    /// From the data directory, or not at all
+    Local,
+    /// Over the connection
+    Replication,
+}
+
+impl From<Reader> for ReaderChoice {
+    fn from(reader: Reader) -> Self {
+        match reader {
+            Reader::Auto => Self::Auto,
+            Reader::Local => Self::Local,
+            Reader::Replication => Self::Replication,
+        }
+    }
+}
 
 /// `pgkeep backup`
 #[derive(Debug, Args)]
@@ -21,9 +43,18 @@ pub struct BackupArgs {
     /// Average bandwidth of all uploads to the repository together, such as 20MB/s.
     #[arg(long, visible_alias = "limit-upload", value_name = "RATE", value_parser = parse_rate)]
     pub upload_limit: Option<String>,
+    /// How files are read [default: auto].
+    #[arg(long, value_name = "READER")]
+    pub reader: Option<Reader>,
+    /// No backup if a page is damaged, instead of one that names it.
+    #[arg(long)]
+    pub strict: bool,
     /// Let the server make its checkpoint at once, instead of spreading it as it does others.
     #[arg(long)]
     pub fast_checkpoint: bool,
+    /// Store everything, instead of referring to what the backup before holds unchanged.
+    #[arg(long)]
+    pub full: bool,
     /// Note to keep with the backup; may be repeated.
     #[arg(long = "annotate", visible_alias = "annotation", value_name = "KEY=VALUE", value_parser = parse_pair)]
     pub annotations: Vec<(String, String)>,

@@ -277,6 +277,51 @@ fn killed_at_any_moment_there_is_a_whole_backup_or_none() {
     for id in &there {
         place.run(&["verify", id]).expect(0);
     }
+    // All the while, they referred to one another.
+    let last = place
+        .run(&["show", there.last().unwrap(), "--json"])
+        .expect(0)
+        .json();
+    assert!(
+        last["manifest"]["totals"]["reused_objects"].as_u64() > Some(0),
+        "{last}"
+    );
+}
+
+#[test]
+fn what_was_stored_and_what_is_referred_to_is_told() {
+    let cluster = server_with(small_segments());
+    let place = Place::with(&cluster, None);
+    let first = backup(&place);
+    let second = place.run(&["backup", "--fast-checkpoint"]).expect(0).stdout;
+    assert!(second.contains("in 1 pack of earlier backups"), "{second}");
+    let totals = |arguments: &[&str]| {
+        let taken = place.run(arguments).expect(0).json();
+        let number = |name: &str| taken["totals"][name].as_u64().unwrap();
+        (
+            number("reused_bytes"),
+            number("stored_bytes"),
+            taken["id"].to_string(),
+        )
+    };
+    let (reused, stored, _) = totals(&["backup", "--json", "--fast-checkpoint"]);
+    assert!(
+        reused > 0 && reused < stored && stored - reused < 1 << 20,
+        "{reused} {stored}"
+    );
+    let (reused, stored, full) = totals(&["backup", "--json", "--fast-checkpoint", "--full"]);
+    assert!(reused == 0 && stored > 1 << 20, "{stored}");
+    let list = place.run(&["list"]).expect(0).stdout;
+    assert_eq!(list.matches(" new").count(), 2, "{list}");
+    let full = full.trim_matches('"');
+    let shown = place.run(&["show", full]).expect(0).stdout;
+    assert!(!shown.contains("of earlier backups"), "{shown}");
+    let shown = place.run(&["show", &first]).expect(0).stdout;
+    assert!(!shown.contains("of earlier backups"), "{shown}");
+    // The cache may go at any time; with the secret key nothing is lost.
+    fs::remove_dir_all(place.path(".cache/pgkeep")).unwrap();
+    let (reused, ..) = totals(&["backup", "--json", "--fast-checkpoint"]);
+    assert!(reused > 0);
 }
 
 /// A killed restore leaves a directory that no server starts from and no restore takes.

@@ -9,6 +9,7 @@
 
 mod exported;
 mod faults;
+mod incremental;
 mod points;
 mod reader;
 mod refusals;
