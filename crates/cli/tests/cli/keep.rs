@@ -110,6 +110,33 @@ fn prune_lets_base_backups_and_their_wal_go_and_what_stays_restores() {
     let ids: Vec<&str> = listed.iter().map(|line| line["id"].as_str().unwrap()).collect();
     assert_eq!(ids, [pinned.as_str(), staying.as_str()]);
 
+    // To these points one can go back, and what lies between them isn't lost but was let go: no attention.
+    assert_eq!(listed[0]["recoverable"]["backups"][0], pinned);
+    assert_eq!(listed[1]["recoverable"]["backups"][0], staying);
+    assert!(listed[1]["recoverable"]["to_at"].is_string(), "{}", listed[1]);
+    let status = place.run(&["wal", "status"]).expect(0).stdout;
+    assert!(status.contains("One can go back to"), "{status}");
+    let shown = place.run(&["show", &staying]).expect(0).stdout;
+    assert!(shown.contains("recoverable"), "{shown}");
+    let into = place.path("nowhere").display().to_string();
+    let planned = place
+        .run(&["restore", &pinned, "--into", &into, "--to-end", "--dry-run"])
+        .expect(3);
+    assert!(
+        planned.stderr.contains("later points take a later backup"),
+        "{}",
+        planned.stderr
+    );
+    let far = listed[1]["recoverable"]["to_lsn"].as_str().unwrap();
+    let refused = place
+        .run(&["restore", &pinned, "--into", &into, "--to-lsn", far, "--dry-run"])
+        .expect(4);
+    assert!(
+        refused.stderr.contains(&format!("{staying} leads there")),
+        "{}",
+        refused.stderr
+    );
+
     // The receiver goes on as if nothing had been.
     write(&cluster, &place, 100);
     let rows = cluster.psql("app", "SELECT count(*) FROM players");
