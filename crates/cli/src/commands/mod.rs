@@ -18,6 +18,7 @@ mod meta;
 mod new_container;
 mod new_server;
 mod prune;
+mod recoverable;
 mod restore;
 mod restore_base;
 mod restore_plan;

@@ -201,10 +201,9 @@ fn neither_a_prune_nor_a_copy_takes_dumps_for_base_backups() {
             .iter()
             .all(|path| !path.to_string_lossy().contains("/base/"))
     );
-    // A prune lets no base backup go, nor what one needs.
+    // A prune lets neither the last base backup go, nor what it needs.
     let before = files(&place.path("repository"));
-    let pruned = place.run(&["prune", "--keep-daily", "1"]).expect(0);
-    assert!(pruned.stderr.contains("1 base backup stays"), "{}", pruned.stderr);
+    place.run(&["prune", "--keep-daily", "1"]).expect(0);
     let after = files(&place.path("repository"));
     let of_bases = |path: &&std::path::PathBuf| {
         ["/base/", "/wal/"]

@@ -10,11 +10,13 @@ use pgkeep_pgformat::{Lsn, SegmentName, SegmentSize, WalWalker};
 use pgkeep_repository::Repository;
 use pgkeep_repository::wal::Covered;
 use pgkeep_store::Disk;
+use pgkeep_wal::Windows;
 
 use super::{MARK, RecoveryTarget};
 use crate::choose;
 use crate::error::{Context, PhysicalError};
 use crate::manifest::{BaseManifest, Tablespace};
+use crate::windows::windows_of;
 
 /// PostgreSQL's times begin in 2000; this many seconds after 1970 (`POSTGRES_EPOCH_JDATE`, `datatype/timestamp.h`).
 const EPOCH_SECONDS: i64 = 946_684_800;
@@ -105,16 +107,17 @@ pub async fn plan(
 ) -> Result<RestorePlan, PhysicalError> {
     check_place(&options.directory, "the data directory")?;
     let target = options.target;
-    let (manifest, covered) = choose(
-        repository,
-        text,
-        async |manifest: &BaseManifest| match check_target(repository, manifest, target).await {
-            Ok(covered) => Ok(Ok(covered)),
-            Err(error @ PhysicalError::Refused { .. }) => Ok(Err(error)),
-            Err(error) => Err(error),
-        },
-    )
-    .await?;
+    let (manifest, (covered, told)) =
+        choose(
+            repository,
+            text,
+            async |manifest: &BaseManifest| match check_target(repository, manifest, target).await {
+                Ok(covered) => Ok(Ok(covered)),
+                Err(error @ PhysicalError::Refused { .. }) => Ok(Err(error)),
+                Err(error) => Err(error),
+            },
+        )
+        .await?;
     let roots = roots(&manifest, options)?;
     let segment_size = segment_size(&manifest)?;
     let id = manifest.id.parse().map_err(PhysicalError::internal)?;
@@ -123,6 +126,7 @@ pub async fn plan(
         .iter()
         .map(|omission| format!("not in the backup: {omission}"))
         .collect();
+    attention.extend(told);
     if manifest.damaged_pages.reports_total > 0 {
         attention.push(format!(
             "pages were damaged at the server already when it was backed up: 'pgkeep show {id}' names them"
@@ -152,12 +156,13 @@ pub(crate) fn system_identifier(manifest: &BaseManifest) -> Result<u64, Physical
         .map_err(PhysicalError::internal)
 }
 
-/// Whether recovery from this backup can come to the target. Returns the WAL that follows it without a gap.
+/// Whether recovery from this backup can come to the target. Returns the WAL that follows it without a gap, and what is to be said
+/// of it.
 async fn check_target(
     repository: &Repository,
     manifest: &BaseManifest,
     target: RecoveryTarget,
-) -> Result<Covered, PhysicalError> {
+) -> Result<(Covered, Option<String>), PhysicalError> {
     let (start, stop) = (manifest.start_lsn, manifest.stop_lsn);
     let system = system_identifier(manifest)?;
     let covered = repository.wal_coverage(system, manifest.start_timeline).await?;
@@ -190,7 +195,7 @@ async fn check_target(
                     range.end,
                     gap.unwrap_or_default()
                 ),
-                hint: format!("the nearest point is --to-lsn {}, which is --to-end", range.end),
+                hint: nearest(&windows_of(repository, system).await?, manifest, lsn, range.end),
             });
         }
         RecoveryTarget::Lsn(_) => {}
@@ -208,7 +213,46 @@ async fn check_target(
             }
         }
     }
-    Ok(*range)
+    Ok((*range, told_of_end(manifest, target, &covered, range.end)))
+}
+
+/// How to come as near as possible to a point that WAL from a backup doesn't lead to.
+fn nearest(windows: &Windows, manifest: &BaseManifest, lsn: Lsn, end: Lsn) -> String {
+    let timeline = manifest.start_timeline;
+    let mut windows_with = windows.windows.iter();
+    if let Some(id) = windows_with
+        .find(|window| window.holds(timeline, lsn))
+        .and_then(|window| window.backups.first())
+    {
+        return format!(
+            "base backup {id} leads there: name it in place of {}",
+            manifest.id
+        );
+    }
+    let own = format!("the nearest point is --to-lsn {end}, which is --to-end");
+    match windows.nearest(timeline, lsn).1 {
+        Some(later) => match later.backups.first() {
+            Some(id) => format!("{own}; the next one is --to-lsn {} of backup {id}", later.from),
+            None => own,
+        },
+        None => own,
+    }
+}
+
+/// What is to be said of a recovery to the end that isn't the end of all that is stored.
+fn told_of_end(
+    manifest: &BaseManifest,
+    target: RecoveryTarget,
+    covered: &[Covered],
+    end: Lsn,
+) -> Option<String> {
+    let later = covered.iter().find(|later| later.start > end)?;
+    (target == RecoveryTarget::End).then(|| {
+        format!(
+            "recovery ends at {end}: WAL from there to {} is not stored, and later points take a later backup than {}",
+            later.start, manifest.id
+        )
+    })
 }
 
 /// The earliest time that recovery from a backup can be told: that of the last transaction that ended before the backup did,
