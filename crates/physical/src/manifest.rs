@@ -206,3 +206,12 @@ mod timeline {
         Timeline::new(number).ok_or_else(|| D::Error::custom("0 is no timeline"))
     }
 }
+
+/// The key of a backup's fingerprints, as its manifest writes it.
+pub(crate) fn key_of(hex: &str) -> Option<[u8; 32]> {
+    let mut key = [0; 32];
+    for (place, byte) in key.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(hex.get(place * 2..place * 2 + 2)?, 16).ok()?;
+    }
+    Some(key)
+}

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use pgkeep_base::Classified;
 use pgkeep_physical::PhysicalError;
 use pgkeep_physical::export::{ExportReport, export};
-use pgkeep_physical::restore::{self, RecoveryTarget, RestoreOptions, TablespaceName};
+use pgkeep_physical::restore::{self, Existing, RecoveryTarget, RestoreOptions, TablespaceName};
 use pgkeep_repository::Repository;
 use pgkeep_testkit::{Cluster, require, requirements, server_user};
 
@@ -24,6 +24,7 @@ async fn export_to(
         tablespaces,
         target: RecoveryTarget::BackupEnd,
         jobs: 2,
+        existing: Existing::Refuse,
     };
     let plan = restore::plan(repository, "latest", &options).await?;
     let progress = Arc::default();
