@@ -8,6 +8,7 @@
 )]
 
 mod faults;
+mod local;
 mod points;
 mod reader;
 mod refusals;
