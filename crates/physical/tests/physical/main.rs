@@ -9,6 +9,7 @@
 
 mod faults;
 mod incremental;
+mod local;
 mod points;
 mod reader;
 mod refusals;
