@@ -162,7 +162,7 @@ pub struct BaseSummary {
 
 impl BaseManifest {
     /// What is read for a list.
-    pub(crate) fn summary(&self) -> BaseSummary {
+    pub fn summary(&self) -> BaseSummary {
         BaseSummary {
             finished_at: self.finished_at,
             system_identifier: self.system_identifier.clone(),

@@ -10,7 +10,7 @@ use pgkeep_repository::backups::BackupEntry;
 use pgkeep_repository::{Repository, RepositoryError};
 use serde_json::json;
 
-use super::list;
+use super::{list, recoverable};
 use crate::args::VerifyArgs;
 use crate::context::{Context, KeyUse, Settings};
 use crate::exit::{Failure, Outcome};
@@ -56,15 +56,26 @@ pub async fn show(context: &Context, settings: &Settings, text: &str) -> Result<
     let entry = entries.iter().find(|entry| entry.id.to_string() == manifest.id);
     let shown =
         serde_json::to_value(&manifest).map_err(|error| Failure::failed("cannot write JSON", &error))?;
+    let id: BackupId = manifest
+        .id
+        .parse()
+        .map_err(|error| Failure::failed("cannot read the id", &error))?;
+    let system = manifest.system_identifier.parse().unwrap_or_default();
+    let windows = pgkeep_physical::windows_of(&repository, system).await?;
     context.output.json(&json!({
         "id": manifest.id,
         "kind": "base",
+        "recoverable": windows.of_backup(&id).map(recoverable::document),
         "repository": repository.store().url(),
         "pin": entry.and_then(|entry| entry.pin.clone()),
         "verification": entry.and_then(|entry| entry.evidence.clone()),
         "manifest": shown,
     }));
     facts(context, &manifest, entry, repository.store().url());
+    if let Some(window) = windows.of_backup(&id) {
+        let words = recoverable::in_words(window);
+        context.output.facts(&[("recoverable", words)]);
+    }
     for omission in &manifest.omissions {
         context.output.note(format!("not in the backup: {omission}"));
     }

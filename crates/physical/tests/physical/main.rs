@@ -7,6 +7,7 @@
     reason = "helpers of tests are tests"
 )]
 
+mod exported;
 mod faults;
 mod incremental;
 mod local;

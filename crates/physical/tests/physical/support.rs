@@ -10,7 +10,7 @@ use pgkeep_pg::replication::Checkpoint;
 use pgkeep_pg::{Conninfo, Environment, Session, Target};
 use pgkeep_pgformat::{Lsn, Timeline};
 use pgkeep_physical::manifest::BaseManifest;
-use pgkeep_physical::restore::{self, RecoveryTarget, RestoreOptions, RestoreReport};
+use pgkeep_physical::restore::{self, RecoveryTarget, RestoreOptions, RestoreReport, TablespaceName};
 use pgkeep_physical::{BackupOptions, BackupReport, PhysicalError, ReaderChoice};
 use pgkeep_repository::encryption::Encryption;
 use pgkeep_repository::{Access, Repository, keys};
@@ -104,6 +104,13 @@ pub async fn backup_with(
         .expect("the backup comes to an end")
 }
 
+pub fn by_oid(tablespaces: BTreeMap<u32, PathBuf>) -> BTreeMap<TablespaceName, PathBuf> {
+    let places = tablespaces.into_iter();
+    places
+        .map(|(oid, place)| (TablespaceName::Oid(oid), place))
+        .collect()
+}
+
 /// Restores into the place of a server, which isn't started.
 pub async fn restore(
     repository: &Repository,
@@ -114,7 +121,7 @@ pub async fn restore(
 ) -> Result<RestoreReport, PhysicalError> {
     let options = RestoreOptions {
         directory: into.data_dir(),
-        tablespaces,
+        tablespaces: by_oid(tablespaces),
         target,
         jobs: 2,
     };
