@@ -11,6 +11,7 @@ mod delta;
 mod exported;
 mod faults;
 mod incremental;
+mod local;
 mod points;
 mod reader;
 mod refusals;

@@ -23,6 +23,9 @@ use pgkeep_wal::{RangeReceiver, RangeReport, WalError};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+/// All ways of reading a cluster's files.
+pub const READERS: [ReaderChoice; 2] = [ReaderChoice::Local, ReaderChoice::Replication];
+
 /// Nothing in these tests takes longer.
 pub const LIMIT: Duration = Duration::from_secs(180);
 
