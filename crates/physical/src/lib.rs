@@ -6,6 +6,8 @@
 //! | `manifest`, `read` | what a backup says of itself |
 //! | `choose` | which backup is meant |
 //! | `restore` | the plan, the files, the WAL that is staged for the server, its settings |
+//! | `export` | a backup as `pg_basebackup` makes one |
+//! | `windows` | to which points one can go back |
 //! | `verify` | whether a backup is what was written |
 //!
 //! docs/design-base.md has the decisions, docs/FORMAT.md the bytes.
@@ -13,6 +15,7 @@
 pub mod backup;
 mod choose;
 mod error;
+pub mod export;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzzing;
@@ -21,8 +24,10 @@ pub mod memory;
 mod read;
 pub mod restore;
 pub mod verify;
+mod windows;
 
 pub use backup::{BackupOptions, BackupReport, ReaderChoice, backup};
 pub use choose::{choose, find};
 pub use error::PhysicalError;
 pub use read::{read_manifest, read_summary};
+pub use windows::{beginning, windows, windows_of};

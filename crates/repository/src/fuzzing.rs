@@ -209,6 +209,7 @@ pub fn retention(data: &[u8]) {
             verified: (flags & 2 == 2).then_some(flags & 4 == 4),
             pinned: (flags & 8 == 8).then(|| "why".to_owned()),
             system_identifier: (flags & 16 == 16).then_some(u64::from(flags >> 6)),
+            ended_at: (flags & 32 == 32).then_some(id.started_at()),
             id,
         });
     }

@@ -114,6 +114,17 @@ pub fn wal_timeline_prefix(cluster: &str, system_identifier: u64, timeline: Time
     )
 }
 
+/// The mark that WAL of a timeline was pruned: what isn't there before the first of it is missing.
+pub fn wal_pruned(cluster: &str, system_identifier: u64, timeline: Timeline) -> String {
+    format!(
+        "{}{WAL_PRUNED}",
+        wal_timeline_prefix(cluster, system_identifier, timeline)
+    )
+}
+
+/// The name of that mark.
+pub(crate) const WAL_PRUNED: &str = "pruned";
+
 /// The folder of the segments whose names have the same middle part.
 pub fn wal_log_prefix(cluster: &str, system_identifier: u64, segment: SegmentName) -> String {
     format!(

@@ -2,7 +2,9 @@
 //!
 //! The planner (`retention`) decides and explains; here its plan is made from what the repository holds, and carried
 //! out under the cluster's lease. Each backup goes manifest first ([`Repository::remove`]), so that a prune that is
-//! killed leaves an orphan for the next sweep, never a torn backup.
+//! killed leaves an orphan for the next sweep, never a torn backup. Then the WAL goes that no base backup needs any more.
+
+mod wal;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -16,7 +18,10 @@ use crate::error::RepositoryError;
 use crate::lease::Lease;
 use crate::references::References;
 use crate::repo::Repository;
+use crate::retention::wal::BaseExtent;
 use crate::retention::{self, Candidate, Decision, Plan, Policy, Reason};
+
+pub use wal::{SystemWal, TimelinePruned, WalPlan, WalReason, plan_wal};
 
 /// Files that an interrupted write left in a local repository are removed when nobody has touched them this long.
 const LEFTOVER_IDLE: Duration = Duration::from_secs(24 * 3600);
@@ -29,6 +34,8 @@ pub struct PruneInput {
     pub known: BTreeMap<BackupId, Known>,
     /// Backups that don't say what they are, because that is damaged: none of them is reason to let go of another.
     pub damaged: BTreeSet<BackupId>,
+    /// Base backups that don't even say which WAL they need, and why: none is removed.
+    pub unread: BTreeMap<BackupId, String>,
 }
 
 /// What one backup's summary says.
@@ -39,6 +46,8 @@ pub struct Known {
     /// What it holds; empty for everything. Backups of different scope are planned apart: one of a single table is no
     /// reason to let go of the last whole one.
     pub scope: String,
+    /// What a base backup needs of the WAL.
+    pub base: Option<BaseExtent>,
 }
 
 /// What a prune did.
@@ -54,6 +63,10 @@ pub struct PruneReport {
     pub swept: Swept,
     /// Why sweeping stopped, if it did.
     pub sweep_failure: Option<RepositoryError>,
+    /// What became of the WAL.
+    pub wal: WalPlan,
+    /// Why removing WAL stopped, if it did; `wal` then says nothing.
+    pub wal_failure: Option<RepositoryError>,
     /// Files of interrupted writes that were removed (local repositories only).
     pub leftovers: u64,
 }
@@ -67,6 +80,8 @@ pub enum PruneError {
     /// The plan would have left no backup that is known to be good.
     #[error("pruning '{cluster}' would leave no good backup, so nothing is removed")]
     NothingGoodLeft {
+        /// Of which kind.
+        kind: BackupKind,
         /// The cluster's name in the repository.
         cluster: String,
     },
@@ -95,9 +110,15 @@ impl Classified for PruneError {
     fn hint(&self) -> Option<Hint> {
         match self {
             Self::Repository(error) => error.hint(),
-            Self::NothingGoodLeft { .. } => Some(Hint::new(
-                "take a new backup with 'pgkeep dump', then prune again",
-            )),
+            Self::NothingGoodLeft { kind, .. } => {
+                let command = match kind {
+                    BackupKind::Dump => "pgkeep dump",
+                    BackupKind::Base => "pgkeep backup",
+                };
+                Some(Hint::new(format!(
+                    "take a new backup with '{command}', then prune again"
+                )))
+            }
             Self::DeleteDenied { url, .. } => Some(Hint::new(format!(
                 "run 'pgkeep prune' from a host whose credentials may delete under {url}; hosts that only take backups \
                  need no such right"
@@ -117,17 +138,21 @@ pub async fn plan(
     input: &PruneInput,
     now: Timestamp,
 ) -> Result<Plan, PruneError> {
-    let entries = repository.backups(BackupKind::Dump).await?;
-    let mut scopes: BTreeMap<&str, Vec<Candidate>> = BTreeMap::new();
+    let entries = repository.backups_of(&BackupKind::ALL).await?;
+    let mut scopes: BTreeMap<(BackupKind, &str), Vec<Candidate>> = BTreeMap::new();
     for entry in &entries {
         let scope = input.known.get(&entry.id).map_or("", |known| &known.scope);
-        scopes.entry(scope).or_default().extend(candidate(entry, input));
+        scopes
+            .entry((entry.id.kind(), scope))
+            .or_default()
+            .extend(candidate(entry, input));
     }
     let mut plan = Plan::default();
-    for candidates in scopes.values() {
+    for ((kind, _), candidates) in &scopes {
         let part = retention::plan(policy, candidates, now);
         if part.removed().next().is_some() && !keeps_a_good_one(&part, candidates) {
             return Err(PruneError::NothingGoodLeft {
+                kind: *kind,
                 cluster: repository.cluster().to_owned(),
             });
         }
@@ -166,7 +191,10 @@ fn candidate(entry: &BackupEntry, input: &PruneInput) -> Option<Candidate> {
     if entry.state == BackupState::Swept || entry.has_lost_manifest {
         return None;
     }
-    let damaged = entry.state == BackupState::Damaged || input.damaged.contains(&entry.id);
+    let damaged = entry.state == BackupState::Damaged
+        || input.damaged.contains(&entry.id)
+        || input.unread.contains_key(&entry.id);
+    let known = input.known.get(&entry.id);
     let verified = entry.evidence.as_ref().map(|evidence| evidence.passed);
     Some(Candidate {
         id: entry.id.clone(),
@@ -174,10 +202,8 @@ fn candidate(entry: &BackupEntry, input: &PruneInput) -> Option<Candidate> {
         completed: entry.state.is_there(),
         verified: if damaged { Some(false) } else { verified },
         pinned: entry.pin.as_ref().map(|pin| pin.reason.clone()),
-        system_identifier: input
-            .known
-            .get(&entry.id)
-            .and_then(|known| known.system_identifier),
+        system_identifier: known.and_then(|known| known.system_identifier),
+        ended_at: known.and_then(|known| known.base).map(|base| base.ended_at),
     })
 }
 
@@ -216,14 +242,16 @@ async fn execute_under(
 ) -> Result<PruneReport, PruneError> {
     let mut plan = plan(repository, policy, input, repository.now()).await?;
     let mut report = PruneReport::default();
-    let mut references = match plan.removed().next() {
-        Some(_) => repository.references(BackupKind::Dump).await?,
-        None => References::default(),
-    };
+    let mut references: BTreeMap<BackupKind, References> = BTreeMap::new();
+    let kinds: BTreeSet<BackupKind> = plan.removed().map(|decision| decision.id.kind()).collect();
+    for kind in kinds {
+        references.insert(kind, repository.references(kind).await?);
+    }
     for decision in plan.decisions.iter_mut().filter(|decision| !decision.keep) {
         lease.check()?;
         progress(&decision.id);
-        match remove(repository, &decision.id, &mut references).await {
+        let of_kind = references.entry(decision.id.kind()).or_default();
+        match remove(repository, &decision.id, of_kind).await {
             Ok(Removal::Done(objects)) => report.removed.push((decision.id.clone(), objects)),
             Ok(Removal::Pinned(reason)) => {
                 decision.keep = true;
@@ -238,15 +266,17 @@ async fn execute_under(
         Ok(swept) => report.swept = swept,
         Err(error) => report.sweep_failure = Some(error),
     }
+    prune_wal(lease, repository, policy, input, &mut report).await;
     report.leftovers = remove_leftovers(repository).await;
-    let tried = !report.failed.is_empty() || report.sweep_failure.is_some();
-    let nothing_done = report.removed.is_empty() && report.swept.objects == 0;
+    let tried = report.failures().next().is_some();
+    let nothing_done = report.removed.is_empty() && report.swept.objects == 0 && report.wal.objects() == 0;
     if tried && nothing_done && report.failures().all(is_denied) {
         let first = report
             .failed
             .drain(..)
             .map(|(_, error)| error)
             .chain(report.sweep_failure.take())
+            .chain(report.wal_failure.take())
             .next();
         if let Some(source) = first {
             return Err(PruneError::DeleteDenied {
@@ -277,6 +307,35 @@ async fn remove(
     }
 }
 
+/// The WAL, when it is known which backups are there: those that were to go and didn't need theirs.
+async fn prune_wal(
+    lease: &Lease,
+    repository: &Repository,
+    policy: &Policy,
+    input: &PruneInput,
+    report: &mut PruneReport,
+) {
+    let has_gone = |id: &BackupId| report.removed.iter().any(|(removed, _)| removed == id);
+    let there: Vec<&Decision> = report
+        .plan
+        .decisions
+        .iter()
+        .filter(|decision| !has_gone(&decision.id))
+        .collect();
+    let walk = wal::Walk {
+        repository,
+        policy,
+        input,
+        now: repository.now(),
+        lease: Some(lease),
+        is_swept: report.sweep_failure.is_none(),
+    };
+    match walk.all(&there).await {
+        Ok(done) => report.wal = done,
+        Err(error) => report.wal_failure = Some(error),
+    }
+}
+
 async fn sweep(repository: &Repository) -> Result<Swept, RepositoryError> {
     // The lease is everybody's: none of either kind is being written.
     let mut swept = repository.sweep_of(&BackupKind::ALL).await?;
@@ -291,6 +350,7 @@ impl PruneReport {
             .iter()
             .map(|(_, error)| error)
             .chain(&self.sweep_failure)
+            .chain(&self.wal_failure)
     }
 }
 

@@ -11,11 +11,16 @@
 //! | nothing good | everything of a database system none of whose backups is good |
 //! | pin | what the user pinned |
 //! | future | what was started after `now`: then either clock is wrong, and nothing can be told from the age |
+//! | window begins | of base backups, the newest good one of each database system that ended before the window |
+//!
+//! Base backups are planned apart from dumps, by the same rules. What they need of the WAL is in `wal`.
 //!
 //! A backup is *good* if it is complete and no verification of it failed. Days, ISO weeks, months and years are those of
 //! the policy's time zone. N counts only days (weeks, ...) that have a good backup, so that an outage doesn't use up the
 //! history. Days and so on are counted over all database systems of the cluster together; only the last good one is
 //! kept for each.
+
+pub mod wal;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -61,6 +66,13 @@ impl Policy {
         self.window.is_none() && self.counts().is_empty()
     }
 
+    /// When the window begins at the moment `now`.
+    pub fn window_start(&self, now: Timestamp) -> Option<Timestamp> {
+        let window = self.window?.max(SignedDuration::ZERO);
+        // Should the subtraction fail, the beginning of time is the harmless answer.
+        Some(now.saturating_sub(window).unwrap_or(Timestamp::MIN))
+    }
+
     /// The counting rules that are in use, and their N.
     fn counts(&self) -> Vec<(Rule, u32)> {
         let all = [
@@ -88,6 +100,8 @@ pub struct Candidate {
     pub pinned: Option<String>,
     /// The database system it is of (PostgreSQL's `system_identifier`), where known.
     pub system_identifier: Option<u64>,
+    /// When it ended, if WAL leads on from there: a base backup, of which that is known.
+    pub ended_at: Option<Timestamp>,
 }
 
 impl Candidate {
@@ -155,6 +169,8 @@ pub enum Reason {
         /// Its first day.
         period_start: Date,
     },
+    /// Kept: the window begins at this moment, and recovery to it begins from this base backup.
+    WindowBegins(Timestamp),
     /// Kept: started after the present moment.
     Future,
     /// Kept: it was a backup, and somebody else deleted its manifest.
@@ -182,6 +198,7 @@ impl Reason {
             Self::NothingGood => "nothing_good",
             Self::Window(_) => "window",
             Self::Newest { rule, .. } => rule.name(),
+            Self::WindowBegins(_) => "window_begins",
             Self::Future => "future",
             Self::ManifestGone => "manifest_gone",
             Self::Damaged => "damaged",
@@ -221,6 +238,10 @@ impl fmt::Display for Reason {
                 rule: Rule::Yearly,
                 period_start,
             } => write!(f, "newest of {}", period_start.year()),
+            Self::WindowBegins(moment) => {
+                let moment = moment.strftime("%Y-%m-%d %H:%M UTC");
+                write!(f, "recovery to {moment}, where the window begins, starts from it")
+            }
             Self::Future => {
                 f.write_str("started after the present moment: a clock is wrong, so its age is unknown")
             }
@@ -329,11 +350,8 @@ pub fn plan(policy: &Policy, candidates: &[Candidate], now: Timestamp) -> Plan {
             .iter()
             .for_each(|candidate| kept.add(&candidate.id, Reason::NoPolicy));
     }
-    if let Some(window) = policy.window {
-        // Should the subtraction fail, the beginning of time is the harmless answer.
-        let start = now
-            .saturating_sub(window.max(SignedDuration::ZERO))
-            .unwrap_or(Timestamp::MIN);
+    if let Some((window, start)) = policy.window.zip(policy.window_start(now)) {
+        keep_window_begin(&past, start, &mut kept);
         let within = past.iter().filter(|candidate| candidate.started_at >= start);
         within.for_each(|candidate| kept.add(&candidate.id, Reason::Window(window)));
     }
@@ -408,6 +426,22 @@ fn keep_last_good(past: &[&Candidate], kept: &mut Kept) {
                 .iter()
                 .for_each(|candidate| kept.add(&candidate.id, Reason::NothingGood)),
         }
+    }
+}
+
+fn keep_window_begin(past: &[&Candidate], start: Timestamp, kept: &mut Kept) {
+    let mut by_system: BTreeMap<Option<u64>, (Timestamp, &BackupId)> = BTreeMap::new();
+    for candidate in past.iter().filter(|candidate| candidate.is_good()) {
+        let Some(ended_at) = candidate.ended_at.filter(|ended_at| *ended_at <= start) else {
+            continue;
+        };
+        let newest = by_system
+            .entry(candidate.system_identifier)
+            .or_insert((ended_at, &candidate.id));
+        *newest = (*newest).max((ended_at, &candidate.id));
+    }
+    for (_, id) in by_system.values() {
+        kept.add(id, Reason::WindowBegins(start));
     }
 }
 

@@ -264,6 +264,7 @@ async fn a_backup_of_one_table_is_no_reason_to_let_go_of_the_last_whole_one() {
     let known = |scope: &str| Known {
         system_identifier: Some(7),
         scope: scope.to_owned(),
+        base: None,
     };
     let input = PruneInput {
         known: BTreeMap::from([(whole.clone(), known("")), (part.clone(), known("app"))]),

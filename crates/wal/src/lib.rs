@@ -10,6 +10,7 @@
 //! | `range` | the WAL that a base backup needs, by a temporary slot |
 //! | `files` | single files, as `archive_command` and `restore_command` have them |
 //! | `stored` | what is stored, what is missing, and how far the slot lags |
+//! | `windows` | to which points base backups and WAL lead back |
 //! | `state` | what a receiver tells of itself |
 //!
 //! WAL is confirmed to the server only when the objects that hold it are durable, without a gap. See docs/CONCURRENCY.md.
@@ -27,6 +28,7 @@ mod state;
 mod stored;
 mod storing;
 mod stream;
+mod windows;
 
 pub use error::WalError;
 pub use files::{Fetched, System, fetch, push};
@@ -34,3 +36,4 @@ pub use range::{RangeReceiver, RangeReport};
 pub use receiver::{Receiver, ReceiverOptions};
 pub use state::{GAPS_MAX, Gap, Phase, StreamState};
 pub use stored::{SlotLag, StoredTimeline, gap_at_switch, stored_wal};
+pub use windows::{Beginning, Window, Windows};

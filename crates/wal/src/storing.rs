@@ -8,6 +8,7 @@ use futures::{StreamExt, TryStreamExt};
 use pgkeep_pgformat::{Lsn, SegmentName, Timeline, WalFileName};
 use pgkeep_repository::wal::{Ranges, Stored, StoredWal, WalCompressor};
 use pgkeep_repository::{Repository, RepositoryError};
+use pgkeep_store::StoreErrorKind;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
@@ -196,15 +197,23 @@ impl Task {
         let known = futures::stream::iter(stored)
             .map(|stored| async move {
                 let (from, to) = stored.object.offsets().unwrap_or_default();
-                let hash = repository.wal_hash(&stored).await?;
-                Ok::<_, WalError>(Known {
+                let hash = match repository.wal_hash(&stored).await {
+                    Ok(hash) => hash,
+                    // A prune took it away, whose segment is there as a whole, or below what anybody needs.
+                    Err(RepositoryError::Store(error)) if error.kind() == StoreErrorKind::NotFound => {
+                        return Ok(None);
+                    }
+                    Err(error) => return Err(error.into()),
+                };
+                Ok::<_, WalError>(Some(Known {
                     object: stored.object,
                     from,
                     to,
                     hash,
-                })
+                }))
             })
             .buffer_unordered(HEADERS_AT_ONCE)
+            .try_filter_map(|known| async move { Ok(known) })
             .try_collect()
             .await?;
         let writer = Writer {

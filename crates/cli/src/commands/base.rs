@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use pgkeep_base::{BackupId, BackupKind, ByteCount, Progress};
-use pgkeep_physical::manifest::BaseManifest;
+use pgkeep_physical::manifest::{BaseManifest, BaseTotals};
 use pgkeep_physical::memory;
 use pgkeep_physical::verify::{VerifyReport, verify};
 use pgkeep_repository::backups::BackupEntry;
 use pgkeep_repository::{Repository, RepositoryError};
 use serde_json::json;
 
-use super::list;
+use super::{list, recoverable};
 use crate::args::VerifyArgs;
 use crate::context::{Context, KeyUse, Settings};
 use crate::exit::{Failure, Outcome};
@@ -56,15 +56,26 @@ pub async fn show(context: &Context, settings: &Settings, text: &str) -> Result<
     let entry = entries.iter().find(|entry| entry.id.to_string() == manifest.id);
     let shown =
         serde_json::to_value(&manifest).map_err(|error| Failure::failed("cannot write JSON", &error))?;
+    let id: BackupId = manifest
+        .id
+        .parse()
+        .map_err(|error| Failure::failed("cannot read the id", &error))?;
+    let system = manifest.system_identifier.parse().unwrap_or_default();
+    let windows = pgkeep_physical::windows_of(&repository, system).await?;
     context.output.json(&json!({
         "id": manifest.id,
         "kind": "base",
+        "recoverable": windows.of_backup(&id).map(recoverable::document),
         "repository": repository.store().url(),
         "pin": entry.and_then(|entry| entry.pin.clone()),
         "verification": entry.and_then(|entry| entry.evidence.clone()),
         "manifest": shown,
     }));
     facts(context, &manifest, entry, repository.store().url());
+    if let Some(window) = windows.of_backup(&id) {
+        let words = recoverable::in_words(window);
+        context.output.facts(&[("recoverable", words)]);
+    }
     for omission in &manifest.omissions {
         context.output.note(format!("not in the backup: {omission}"));
     }
@@ -117,6 +128,7 @@ fn facts(context: &Context, manifest: &BaseManifest, entry: Option<&BackupEntry>
                 ByteCount(totals.stored_bytes)
             ),
         ),
+        ("stored", stored(&totals)),
         ("tablespaces", tablespaces.join(", ")),
         ("checksums", checksums),
         ("verified", verified.unwrap_or_else(|| "never".to_owned())),
@@ -125,6 +137,32 @@ fn facts(context: &Context, manifest: &BaseManifest, entry: Option<&BackupEntry>
         ("repository", url.to_owned()),
         ("pgkeep", manifest.pgkeep_version.clone()),
     ]);
+}
+
+/// How much a base backup stored, and how much of what it needs was there already.
+pub fn stored(totals: &BaseTotals) -> String {
+    let new = format!(
+        "{} in {}",
+        ByteCount(new_bytes(totals)),
+        counted(
+            totals.objects.saturating_sub(totals.reused_objects),
+            "object",
+            "objects"
+        )
+    );
+    match totals.reused_objects {
+        0 => new,
+        packs => format!(
+            "{new}; {} in {} of earlier backups",
+            ByteCount(totals.reused_bytes),
+            counted(packs, "pack", "packs")
+        ),
+    }
+}
+
+/// What a base backup stored itself, in bytes.
+pub fn new_bytes(totals: &BaseTotals) -> u64 {
+    totals.stored_bytes.saturating_sub(totals.reused_bytes)
 }
 
 /// `pgkeep verify ID`, in each repository that has it.

@@ -1,13 +1,19 @@
 //! `pgkeep list`: what is in the repository.
 
+use std::collections::BTreeMap;
+
 use pgkeep_base::{BackupId, BackupKind, ByteCount, quote_for_shell};
 use pgkeep_config::Overrides;
 use pgkeep_dump::manifest::DumpSummary;
+use pgkeep_physical::manifest::BaseSummary;
 use pgkeep_repository::Repository;
 use pgkeep_repository::backups::{BackupEntry, BackupState};
 use pgkeep_repository::records::Evidence;
+use pgkeep_wal::{Beginning, Windows};
 use serde_json::{Value, json};
 
+use super::base;
+use super::recoverable;
 use super::several;
 use super::summaries::{self, Summaries};
 use crate::args::ListArgs;
@@ -44,10 +50,13 @@ async fn in_one(context: &Context, settings: &Settings, args: &ListArgs) -> Resu
         .filter(|entry| args.all || entry.state.is_there() || entry.has_lost_manifest)
         .filter(|entry| !summaries.gone.contains(&entry.id))
         .collect();
+    let windows = windows(&repository, &summaries).await?;
     for entry in &entries {
-        context
-            .output
-            .json(&entry_json(entry, &summaries, repository.store().url()));
+        let mut document = entry_json(entry, &summaries, repository.store().url());
+        if let Some(window) = windows.iter().find_map(|windows| windows.of_backup(&entry.id)) {
+            document["recoverable"] = recoverable::document(window);
+        }
+        context.output.json(&document);
     }
     if entries.is_empty() {
         let (cluster, url) = (repository.cluster(), repository.store().url());
@@ -56,6 +65,9 @@ async fn in_one(context: &Context, settings: &Settings, args: &ListArgs) -> Resu
         ));
     } else {
         context.output.table(&table(&entries, &summaries));
+    }
+    for windows in &windows {
+        recoverable::tell(context, Some(windows));
     }
     if !args.all && unfinished > 0 && !context.output.is_json() {
         context.output.note(format!(
@@ -81,6 +93,23 @@ async fn in_one(context: &Context, settings: &Settings, args: &ListArgs) -> Resu
     } else {
         Outcome::Attention
     })
+}
+
+/// To which points the base backups and the WAL lead back: one for each database system.
+async fn windows(repository: &Repository, summaries: &Summaries) -> Result<Vec<Windows>, Failure> {
+    let mut by_system: BTreeMap<u64, Vec<Beginning>> = BTreeMap::new();
+    for (id, summary) in &summaries.bases {
+        if let Ok(system) = summary.system_identifier.parse() {
+            let beginning = pgkeep_physical::beginning(id, summary);
+            by_system.entry(system).or_default().push(beginning);
+        }
+    }
+    let mut all = Vec::new();
+    for (system, backups) in by_system {
+        let stored = pgkeep_wal::stored_wal(repository, system).await?;
+        all.push(Windows::of(&backups, &stored));
+    }
+    Ok(all)
 }
 
 /// What keeps a listed dump from being read.
@@ -158,10 +187,10 @@ fn table(entries: &[&BackupEntry], summaries: &Summaries) -> Table {
     .dispensable("SIZE");
     for entry in entries {
         let summary = summaries.by_id.get(&entry.id);
-        let base = summaries.bases.get(&entry.id);
+        let of_base = summaries.bases.get(&entry.id);
         let bytes = summary
             .map(|summary| (summary.totals.plain_bytes, summary.totals.stored_bytes))
-            .or_else(|| base.map(|base| (base.totals.plain_bytes, base.totals.stored_bytes)));
+            .or_else(|| of_base.map(|base| (base.totals.plain_bytes, base.totals.stored_bytes)));
         let holds = match entry.id.kind() {
             BackupKind::Dump => summary.map(|summary| databases(&summary.databases)),
             BackupKind::Base => Some(WHOLE.to_owned()),
@@ -177,7 +206,7 @@ fn table(entries: &[&BackupEntry], summaries: &Summaries) -> Table {
                 .map(|(_, stored)| ByteCount(stored).to_string())
                 .unwrap_or_default(),
             verified(entry),
-            notes(entry, summary).join(", "),
+            notes(entry, summary, of_base).join(", "),
         ]);
     }
     table
@@ -219,8 +248,11 @@ pub fn in_words(evidence: &Evidence) -> String {
     }
 }
 
-fn notes(entry: &BackupEntry, summary: Option<&DumpSummary>) -> Vec<String> {
+fn notes(entry: &BackupEntry, summary: Option<&DumpSummary>, of_base: Option<&BaseSummary>) -> Vec<String> {
     let mut notes = Vec::new();
+    if let Some(summary) = of_base.filter(|summary| summary.totals.reused_objects > 0) {
+        notes.push(format!("{} new", ByteCount(base::new_bytes(&summary.totals))));
+    }
     match entry.state {
         BackupState::Complete => {}
         BackupState::Incomplete if entry.has_lost_manifest => notes.push("its manifest is gone".to_owned()),

@@ -1,18 +1,16 @@
 //! `pgkeep prune`: the retention settings, carried out and explained.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod input;
+mod wal;
 
-use pgkeep_base::{BackupId, BackupKind, Classified, Hint};
+use pgkeep_base::{BackupId, Classified, Hint};
 use pgkeep_config::{Cluster, EncryptionMode, Overrides};
-use pgkeep_dump::DumpError;
-use pgkeep_dump::manifest::{DumpManifest, DumpSummary};
-use pgkeep_repository::Repository;
-use pgkeep_repository::prune::{self, Known, PruneInput, PruneReport};
+use pgkeep_repository::prune::{self, PruneReport};
 use pgkeep_repository::retention::{Decision, Plan, Policy, Reason};
 use serde_json::{Value, json};
 
 use super::list::manifest_gone;
-use super::{latest, several, summaries};
+use super::several;
 use crate::args::PruneArgs;
 use crate::context::{Context, KeyUse, LEASE_DURATION, Settings};
 use crate::exit::{Failure, Outcome};
@@ -42,40 +40,25 @@ async fn in_one(context: &Context, settings: &Settings, dry_run: bool) -> Result
             .note("no retention is configured, so every backup is kept: set keep.window, keep.daily, ...");
     }
     let url = settings.repository_url()?;
-    tell_bases(context, settings).await?;
     if dry_run {
         let planning = async {
             let repository = context.repository(settings, KeyUse::IfConfigured).await?;
-            let input = input(&repository).await?;
-            let policy = policy(&settings.cluster);
-            Ok(prune::plan(&repository, &policy, &input, repository.now()).await?)
+            let input = input::input(&repository).await?;
+            let (policy, now) = (policy(&settings.cluster), repository.now());
+            let plan = prune::plan(&repository, &policy, &input, now).await?;
+            let wal = prune::plan_wal(&repository, &policy, &input, &plan, now).await?;
+            Ok((plan, wal))
         };
-        let plan = context.cancellation.or(planning).await?;
+        let (plan, wal) = context.cancellation.or(planning).await?;
         tell_plan(context, &plan, None, url);
+        wal::tell(context, &wal, true, url);
         return tell_lost(context, settings, &plan);
     }
     let report = execute(context, settings).await?;
     tell_plan(context, &report.plan, Some(&report), url);
+    wal::tell(context, &report.wal, false, url);
     let lost = tell_lost(context, settings, &report.plan)?;
     Ok(tell_report(context, &report).and(lost))
-}
-
-/// Says what isn't planned for.
-async fn tell_bases(context: &Context, settings: &Settings) -> Result<(), Failure> {
-    let asking = async {
-        let Some(repository) = context.repository_if_there(settings, KeyUse::None).await? else {
-            return Ok(0);
-        };
-        Ok(latest::all_of(&repository, BackupKind::Base).await?.len())
-    };
-    let number = context.cancellation.or(asking).await?;
-    if number > 0 {
-        let bases = counted(number as u64, "base backup stays", "base backups stay");
-        context
-            .output
-            .note(format!("{bases}, and all WAL: this version prunes dumps only"));
-    }
-    Ok(())
 }
 
 fn tell_lost(context: &Context, settings: &Settings, plan: &Plan) -> Result<Outcome, Failure> {
@@ -116,7 +99,7 @@ pub async fn execute(context: &Context, settings: &Settings) -> Result<PruneRepo
     let removing = |id: &BackupId| tracing::info!("removing {id}");
     let cancelled = context.cancellation.cancelled();
     let policy = policy(&settings.cluster);
-    let input = input(&repository);
+    let input = input::input(&repository);
     prune::execute(&repository, &policy, input, LEASE_DURATION, removing, cancelled).await
 }
 
@@ -131,67 +114,6 @@ pub fn policy(cluster: &Cluster) -> Policy {
         yearly: keep.yearly,
         time_zone: cluster.timezone.clone(),
     }
-}
-
-async fn input(repository: &Repository) -> Result<PruneInput, Failure> {
-    let entries = repository.backups(BackupKind::Dump).await?;
-    let there = entries.into_iter().filter(|entry| entry.state.is_there());
-    let ids: Vec<BackupId> = there.map(|entry| entry.id).collect();
-    let summaries = summaries::read(repository, &ids).await?;
-    if let Some(reason) = &summaries.locked {
-        // A dump of one table would pass for one of the whole cluster, and push it out.
-        return Err(Failure::usage(
-            format!("without their key, dumps of a part can't be told from whole ones: {reason}"),
-            "prune where the private key is: --identity FILE or PGKEEP_IDENTITY_FILE=FILE",
-        ));
-    }
-    let known = |(id, summary): (&BackupId, &DumpSummary)| {
-        let scope = if summary.partial {
-            // A dump of some tables never stands for one of others, or of the whole database.
-            format!("{:?} {:?}", summary.databases, summary.filters)
-        } else {
-            String::new()
-        };
-        (
-            id.clone(),
-            Known {
-                system_identifier: summary.system_identifier.parse().ok(),
-                scope,
-            },
-        )
-    };
-    let mut known: BTreeMap<BackupId, Known> = summaries.by_id.iter().map(known).collect();
-    let mut damaged: BTreeSet<BackupId> = summaries.damaged.into_keys().collect();
-    for id in &ids {
-        match manifest_of_whole(repository, id).await {
-            // Without its summary, it knows at least whose it is: the database system's other backups may stand for it.
-            Ok(manifest) if damaged.contains(id) => {
-                let system_identifier = manifest.system_identifier.parse().ok();
-                known.insert(
-                    id.clone(),
-                    Known {
-                        system_identifier,
-                        ..Known::default()
-                    },
-                );
-            }
-            Ok(_) => {}
-            Err(error) if error.is_removed() => {}
-            // A dump whose manifest can't be opened restores nothing, nor does one without its rows.
-            Err(error) if error.is_damage() => {
-                damaged.insert(id.clone());
-            }
-            // Whether it is good can't be told just now: nothing may be removed for its sake, nor in its stead.
-            Err(error) => return Err(error.into()),
-        }
-    }
-    Ok(PruneInput { known, damaged })
-}
-
-async fn manifest_of_whole(repository: &Repository, id: &BackupId) -> Result<DumpManifest, DumpError> {
-    let manifest = pgkeep_dump::read_manifest(repository, id).await?;
-    pgkeep_dump::presence::require_all(repository, id, &manifest).await?;
-    Ok(manifest)
 }
 
 /// What stays and what goes; without a report of what was done, what would.
@@ -325,6 +247,14 @@ fn tell_report(context: &Context, report: &PruneReport) -> Outcome {
         let hint = error.hint();
         output.error(
             "cannot clean up after unfinished backups",
+            &[error.to_string()],
+            hint.as_ref().map(Hint::as_str),
+        );
+    }
+    if let Some(error) = &report.wal_failure {
+        let hint = error.hint();
+        output.error(
+            "cannot remove WAL that is not needed",
             &[error.to_string()],
             hint.as_ref().map(Hint::as_str),
         );

@@ -16,6 +16,7 @@ mod doctor;
 mod help;
 mod init;
 mod interrupted;
+mod keep;
 mod kills;
 mod large_rows;
 mod latest;

@@ -1,9 +1,14 @@
 //! Taking a base backup: the server's files, read by workers or from its stream of archives, cut into blocks, compressed, packed
 //! by a thread, uploaded while they come; its WAL beside it; the manifest last.
 
+mod before;
+mod blocks;
+mod cache;
 mod collect;
+mod fragments;
 mod local;
 mod pieces;
+mod refer;
 mod run;
 mod source;
 mod stages;
@@ -61,6 +66,10 @@ pub struct BackupOptions {
     pub jobs: usize,
     /// How the server makes the checkpoint before it.
     pub checkpoint: Checkpoint,
+    /// Store everything, and refer to nothing of the backups before.
+    pub full: bool,
+    /// Where it is kept what a backup holds, for the next one; without it, nothing is referred to.
+    pub cache_directory: Option<PathBuf>,
     /// Files are read no faster than this, in KiB a second (32 to 1,048,576).
     pub rate_kib_max: Option<u32>,
     /// The user's notes.
@@ -80,6 +89,8 @@ pub struct BackupReport {
     pub manifest: BaseManifest,
     /// What needs attention, in plain words.
     pub attention: Vec<String>,
+    /// What is worth knowing, in plain words.
+    pub notes: Vec<String>,
     /// Why the files came by replication, where the choice was left to the program.
     pub fallback: Option<String>,
     /// How long it took.
@@ -187,9 +198,10 @@ async fn under_lease(
     };
     let error = match built {
         Ok(ready) => {
-            let manifest = run.commit(ready).await?;
+            let (manifest, notes) = run.commit(ready).await?;
             return Ok(BackupReport {
                 attention: run::attention(&manifest),
+                notes,
                 fallback,
                 id,
                 manifest,
@@ -199,6 +211,7 @@ async fn under_lease(
         }
         Err(error) => error,
     };
+    run.forget_map();
     drop(run);
     if tokio::time::timeout(TASKS_END_MAX, ended.recv()).await.is_err() {
         tracing::debug!("a task goes on; what it still stores stays until the next run");

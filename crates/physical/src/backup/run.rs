@@ -16,10 +16,12 @@ use pgkeep_wal::RangeReceiver;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
+use super::before::{Before, Found};
+use super::blocks::BlockMapWriter;
 use super::collect::Captured;
 use super::local::Pages;
-use super::pieces::Bench;
-use super::source::Source;
+use super::refer;
+use super::source::{Source, Started};
 use super::stages::{self, Stored};
 use super::stream::{Reading, Received};
 use super::{BACKUP_FAILED, BackupOptions};
@@ -38,7 +40,7 @@ pub struct Prepared {
     pub identity: Identity,
     server_version: String,
     server_version_num: u32,
-    block_bytes: u32,
+    pub block_bytes: u32,
     data_checksums: bool,
     source: Source,
     /// Why the files come by replication, where nobody asked for that.
@@ -101,6 +103,10 @@ pub struct Run<'a> {
 pub struct Ready {
     manifest: BaseManifest,
     sealed: SealedObject,
+    packs: PackTable,
+    /// What it holds, for the next one.
+    map: Option<BlockMapWriter>,
+    notes: Vec<String>,
 }
 
 /// What was read and stored.
@@ -111,35 +117,44 @@ struct Taken {
     received: Received,
     stored: Stored,
     fingerprint_key: [u8; 32],
+    before: Option<Arc<Before>>,
 }
 
 impl Run<'_> {
     /// Everything up to the manifest, which isn't put yet.
     pub async fn all(&self, mut prepared: Prepared) -> Result<Ready, PhysicalError> {
+        let Found { before, note } = self.before(&prepared).await?;
         self.progress.set_phase("preparing to receive WAL");
         // Before the backup: its slot holds all WAL from the checkpoint on that the backup begins with.
         let receiver =
             RangeReceiver::connect(self.target, self.repository, self.options.accept_new_identity).await?;
-        let taken = self.take(&mut prepared, receiver).await?;
+        let mut taken = self.take(&mut prepared, receiver, before.map(Arc::new)).await?;
         let (start, stop) = (taken.start, taken.received.stop);
         self.check_wal(prepared.identity.system_identifier, start.0, stop)
             .await?;
         let mut manifest = self.manifest(&prepared, &taken)?;
         prepared.session.close().await;
         self.progress.set_phase("writing the manifest");
-        let sealed = self.describe(&mut manifest, taken.stored).await?;
-        Ok(Ready { manifest, sealed })
+        let packs = refer::table(&taken.stored.places, &taken.stored.packs, taken.before.as_ref())?;
+        let map = taken.stored.map.take();
+        let sealed = self.describe(&mut manifest, taken.stored, &packs).await?;
+        Ok(Ready {
+            manifest,
+            sealed,
+            packs,
+            map,
+            notes: note.into_iter().collect(),
+        })
     }
 
-    /// The files and the WAL at once.
-    async fn take(&self, prepared: &mut Prepared, receiver: RangeReceiver) -> Result<Taken, PhysicalError> {
-        if receiver.identity().system_identifier != prepared.identity.system_identifier {
-            return Err(another_server());
-        }
+    /// Begins to read, by whatever reader there is; returns its name, too.
+    async fn start<'p>(
+        &self,
+        prepared: &'p mut Prepared,
+    ) -> Result<(&'static str, Started<'p>), PhysicalError> {
         self.progress.set_phase("waiting for the server's checkpoint");
-        let block_bytes = prepared.block_bytes;
         let pages = Pages {
-            block_bytes,
+            block_bytes: prepared.block_bytes,
             have_checksums: prepared.data_checksums,
         };
         let source = std::mem::replace(&mut prepared.source, Source::Replication);
@@ -149,33 +164,58 @@ impl Run<'_> {
         let started = source
             .start(&mut prepared.session, named, (timeline, pages))
             .await?;
-        let start = started.start();
-        let tablespaces = started.tablespaces()?;
-        started.expect(self.progress);
-        self.progress.set_phase("copying files");
+        Ok((reader, started))
+    }
 
-        let (stop_wal, stop) = watch::channel(None);
+    /// The backup's WAL, from its start until its end is told.
+    fn receive(
+        &self,
+        receiver: RangeReceiver,
+        start: (Lsn, Timeline),
+        stop: watch::Receiver<Option<Lsn>>,
+    ) -> JoinSet<Result<pgkeep_wal::RangeReport, pgkeep_wal::WalError>> {
         let mut receiving = JoinSet::new();
         let alive = self.alive.clone();
         receiving.spawn(async move {
             let _alive = alive;
             receiver.receive(start.0, start.1, stop).await
         });
-        let mut fingerprint_key = [0; 32];
-        getrandom::fill(&mut fingerprint_key).map_err(PhysicalError::internal)?;
+        receiving
+    }
+
+    /// The files and the WAL at once.
+    async fn take(
+        &self,
+        prepared: &mut Prepared,
+        receiver: RangeReceiver,
+        before: Option<Arc<Before>>,
+    ) -> Result<Taken, PhysicalError> {
+        if receiver.identity().system_identifier != prepared.identity.system_identifier {
+            return Err(another_server());
+        }
+        let block_bytes = prepared.block_bytes;
+        let (reader, started) = self.start(prepared).await?;
+        let start = started.start();
+        let tablespaces = started.tablespaces()?;
+        started.expect(self.progress);
+        self.progress.set_phase("copying files");
+
+        let (stop_wal, stop) = watch::channel(None);
+        let mut receiving = self.receive(receiver, start, stop);
+        let (bench, fingerprint_key) = self.bench(block_bytes, before.as_ref())?;
         let place = (&self.id, self.prefix.as_str());
         let jobs = self.options.jobs;
         let (to_pack, mut storing) = stages::start(
             self.destinations,
             place,
             block_bytes,
+            self.map(block_bytes),
             jobs,
             self.progress,
             &self.alive,
         );
-        let level = self.destinations.access().compression_level;
         let reading = Reading {
-            bench: &Arc::new(Bench::new(level, fingerprint_key, block_bytes)),
+            bench: &bench,
             block_bytes,
             jobs,
             to_pack,
@@ -208,6 +248,7 @@ impl Run<'_> {
             received,
             stored,
             fingerprint_key,
+            before,
         })
     }
 
@@ -304,22 +345,27 @@ impl Run<'_> {
         &self,
         manifest: &mut BaseManifest,
         stored: Stored,
+        table: &PackTable,
     ) -> Result<SealedObject, PhysicalError> {
         let destinations = self.destinations;
-        let table = PackTable { packs: stored.packs };
         let contents = table.encode().map_err(PhysicalError::internal)?;
         let name = layout::pack_table_object(destinations.access().sealed_suffix());
         let packs = destinations
             .put_contents(&self.prefix, &name, Bytes::from(contents))
             .await?;
-        let mut objects = stored.pack_objects;
+        let referred = refer::referred(table, &self.id).map(|pack| refer::as_object(pack, &self.id));
+        let mut objects: Vec<ObjectRef> = referred.collect();
+        let (reused_objects, reused_bytes) = (objects.len() as u64, sum(&objects));
+        objects.extend(stored.pack_objects);
         objects.extend(stored.records.iter().cloned());
         objects.push(packs.clone());
         manifest.files = stored.records;
         manifest.packs = packs;
         manifest.totals = BaseTotals {
             objects: objects.len() as u64,
-            stored_bytes: objects.iter().map(|object| object.stored_bytes).sum(),
+            stored_bytes: sum(&objects),
+            reused_objects,
+            reused_bytes,
             zero_bytes: stored.zero_bytes,
             packs: table.packs.len() as u64,
             ..manifest.totals
@@ -342,8 +388,8 @@ impl Run<'_> {
         Ok(sealed)
     }
 
-    /// The manifest: from now on the backup exists.
-    pub async fn commit(&self, ready: Ready) -> Result<BaseManifest, PhysicalError> {
+    /// The manifest: from now on the backup exists. Returns it, with what is worth knowing.
+    pub async fn commit(&self, ready: Ready) -> Result<(BaseManifest, Vec<String>), PhysicalError> {
         for (place, repository) in self.destinations.remaining() {
             let sealed = ready.sealed.clone();
             let committing = self
@@ -356,8 +402,11 @@ impl Run<'_> {
                     source: Box::new(source),
                 },
             })?;
+            refer::look_again(repository, &self.id, &ready.packs).await?;
         }
-        Ok(ready.manifest)
+        let hash = ready.sealed.hash.to_hex().to_string();
+        self.remember(ready.map, ready.packs, &ready.manifest, hash).await;
+        Ok((ready.manifest, ready.notes))
     }
 }
 
@@ -445,6 +494,10 @@ pub fn attention(manifest: &BaseManifest) -> Vec<String> {
     let omitted = manifest.omissions.iter();
     attention.extend(omitted.map(|omission| format!("not in the backup: {omission}")));
     attention
+}
+
+fn sum(objects: &[ObjectRef]) -> u64 {
+    objects.iter().map(|object| object.stored_bytes).sum()
 }
 
 fn no_object() -> ObjectRef {

@@ -1,6 +1,7 @@
 //! What a restore would do, and whether it can be done: all that is asked before anything is touched.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use jiff::{SignedDuration, Timestamp};
@@ -9,22 +10,51 @@ use pgkeep_pgformat::{Lsn, SegmentName, SegmentSize, WalWalker};
 use pgkeep_repository::Repository;
 use pgkeep_repository::wal::Covered;
 use pgkeep_store::Disk;
+use pgkeep_wal::Windows;
 
 use super::{MARK, RecoveryTarget};
 use crate::choose;
 use crate::error::{Context, PhysicalError};
-use crate::manifest::BaseManifest;
+use crate::manifest::{BaseManifest, Tablespace};
+use crate::windows::windows_of;
 
 /// PostgreSQL's times begin in 2000; this many seconds after 1970 (`POSTGRES_EPOCH_JDATE`, `datatype/timestamp.h`).
 const EPOCH_SECONDS: i64 = 946_684_800;
+
+/// Which tablespace is meant.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum TablespaceName {
+    /// By its OID.
+    Oid(u32),
+    /// By the directory in which it was (`pg_tablespace_location`).
+    Location(String),
+}
+
+impl TablespaceName {
+    fn means(&self, space: &Tablespace) -> bool {
+        match self {
+            Self::Oid(oid) => space.oid == *oid,
+            Self::Location(path) => space.path == *path,
+        }
+    }
+}
+
+impl fmt::Display for TablespaceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Oid(oid) => write!(f, "{oid}"),
+            Self::Location(path) => f.write_str(path),
+        }
+    }
+}
 
 /// What is asked for.
 #[derive(Debug, Clone)]
 pub struct RestoreOptions {
     /// The data directory to be: empty, or not there yet.
     pub directory: PathBuf,
-    /// Where each tablespace goes, by its OID.
-    pub tablespaces: BTreeMap<u32, PathBuf>,
+    /// Where each tablespace goes.
+    pub tablespaces: BTreeMap<TablespaceName, PathBuf>,
     /// Where recovery ends.
     pub target: RecoveryTarget,
     /// Packs fetched and written at once.
@@ -77,16 +107,17 @@ pub async fn plan(
 ) -> Result<RestorePlan, PhysicalError> {
     check_place(&options.directory, "the data directory")?;
     let target = options.target;
-    let (manifest, covered) = choose(
-        repository,
-        text,
-        async |manifest: &BaseManifest| match check_target(repository, manifest, target).await {
-            Ok(covered) => Ok(Ok(covered)),
-            Err(error @ PhysicalError::Refused { .. }) => Ok(Err(error)),
-            Err(error) => Err(error),
-        },
-    )
-    .await?;
+    let (manifest, (covered, told)) =
+        choose(
+            repository,
+            text,
+            async |manifest: &BaseManifest| match check_target(repository, manifest, target).await {
+                Ok(covered) => Ok(Ok(covered)),
+                Err(error @ PhysicalError::Refused { .. }) => Ok(Err(error)),
+                Err(error) => Err(error),
+            },
+        )
+        .await?;
     let roots = roots(&manifest, options)?;
     let segment_size = segment_size(&manifest)?;
     let id = manifest.id.parse().map_err(PhysicalError::internal)?;
@@ -95,6 +126,7 @@ pub async fn plan(
         .iter()
         .map(|omission| format!("not in the backup: {omission}"))
         .collect();
+    attention.extend(told);
     if manifest.damaged_pages.reports_total > 0 {
         attention.push(format!(
             "pages were damaged at the server already when it was backed up: 'pgkeep show {id}' names them"
@@ -124,12 +156,13 @@ pub(crate) fn system_identifier(manifest: &BaseManifest) -> Result<u64, Physical
         .map_err(PhysicalError::internal)
 }
 
-/// Whether recovery from this backup can come to the target. Returns the WAL that follows it without a gap.
+/// Whether recovery from this backup can come to the target. Returns the WAL that follows it without a gap, and what is to be said
+/// of it.
 async fn check_target(
     repository: &Repository,
     manifest: &BaseManifest,
     target: RecoveryTarget,
-) -> Result<Covered, PhysicalError> {
+) -> Result<(Covered, Option<String>), PhysicalError> {
     let (start, stop) = (manifest.start_lsn, manifest.stop_lsn);
     let system = system_identifier(manifest)?;
     let covered = repository.wal_coverage(system, manifest.start_timeline).await?;
@@ -162,7 +195,7 @@ async fn check_target(
                     range.end,
                     gap.unwrap_or_default()
                 ),
-                hint: format!("the nearest point is --to-lsn {}, which is --to-end", range.end),
+                hint: nearest(&windows_of(repository, system).await?, manifest, lsn, range.end),
             });
         }
         RecoveryTarget::Lsn(_) => {}
@@ -180,7 +213,46 @@ async fn check_target(
             }
         }
     }
-    Ok(*range)
+    Ok((*range, told_of_end(manifest, target, &covered, range.end)))
+}
+
+/// How to come as near as possible to a point that WAL from a backup doesn't lead to.
+fn nearest(windows: &Windows, manifest: &BaseManifest, lsn: Lsn, end: Lsn) -> String {
+    let timeline = manifest.start_timeline;
+    let mut windows_with = windows.windows.iter();
+    if let Some(id) = windows_with
+        .find(|window| window.holds(timeline, lsn))
+        .and_then(|window| window.backups.first())
+    {
+        return format!(
+            "base backup {id} leads there: name it in place of {}",
+            manifest.id
+        );
+    }
+    let own = format!("the nearest point is --to-lsn {end}, which is --to-end");
+    match windows.nearest(timeline, lsn).1 {
+        Some(later) => match later.backups.first() {
+            Some(id) => format!("{own}; the next one is --to-lsn {} of backup {id}", later.from),
+            None => own,
+        },
+        None => own,
+    }
+}
+
+/// What is to be said of a recovery to the end that isn't the end of all that is stored.
+fn told_of_end(
+    manifest: &BaseManifest,
+    target: RecoveryTarget,
+    covered: &[Covered],
+    end: Lsn,
+) -> Option<String> {
+    let later = covered.iter().find(|later| later.start > end)?;
+    (target == RecoveryTarget::End).then(|| {
+        format!(
+            "recovery ends at {end}: WAL from there to {} is not stored, and later points take a later backup than {}",
+            later.start, manifest.id
+        )
+    })
 }
 
 /// The earliest time that recovery from a backup can be told: that of the last transaction that ended before the backup did,
@@ -276,12 +348,12 @@ fn check_place(place: &Path, what: &str) -> Result<(), PhysicalError> {
 fn roots(manifest: &BaseManifest, options: &RestoreOptions) -> Result<BTreeMap<u32, PathBuf>, PhysicalError> {
     use pgkeep_repository::map::{ROOT_DATA, ROOT_TABLESPACES};
     let directory = absolute(&options.directory)?;
-    let known = |oid: &u32| manifest.tablespaces.iter().any(|space| space.oid == *oid);
-    if let Some(unknown) = options.tablespaces.keys().find(|oid| !known(oid)) {
+    let known = |name: &TablespaceName| manifest.tablespaces.iter().any(|space| name.means(space));
+    if let Some(unknown) = options.tablespaces.keys().find(|name| !known(name)) {
         let oids: Vec<String> = manifest
             .tablespaces
             .iter()
-            .map(|space| space.oid.to_string())
+            .map(|space| format!("{} ({})", space.oid, space.path))
             .collect();
         return Err(PhysicalError::Usage {
             message: format!("backup {} has no tablespace {unknown}", manifest.id),
@@ -293,7 +365,9 @@ fn roots(manifest: &BaseManifest, options: &RestoreOptions) -> Result<BTreeMap<u
     }
     let mut roots = BTreeMap::from([(ROOT_DATA, directory)]);
     for (space, root) in manifest.tablespaces.iter().zip(ROOT_TABLESPACES..) {
-        let Some(place) = options.tablespaces.get(&space.oid) else {
+        let asked = options.tablespaces.iter().filter(|(name, _)| name.means(space));
+        let mut asked = asked.map(|(_, place)| place);
+        let Some(place) = asked.next() else {
             return Err(PhysicalError::Usage {
                 message: format!(
                     "backup {} has a tablespace {}, which was at {}",
@@ -302,6 +376,15 @@ fn roots(manifest: &BaseManifest, options: &RestoreOptions) -> Result<BTreeMap<u
                 hint: format!("say where it goes: --tablespace {}=DIRECTORY", space.oid),
             });
         };
+        if asked.next().is_some() {
+            return Err(PhysicalError::Usage {
+                message: format!(
+                    "tablespace {} at {} is told twice where it goes",
+                    space.oid, space.path
+                ),
+                hint: "name it once, by its OID or by its place".to_owned(),
+            });
+        }
         check_place(place, "the tablespace's directory")?;
         let place = absolute(place)?;
         if let Some(other) = roots

@@ -13,9 +13,7 @@ use pgkeep_testkit::{Cluster, require, requirements, server_user};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use super::support::{
-    self, READERS, Streaming, check_pages, contents, manifest, repository, restore, session,
-};
+use super::support::{self, Streaming, check_pages, contents, manifest, repository, restore, session};
 
 /// Rounds of each version: a few in every run, many in the long one.
 const ROUNDS: u64 = 1;

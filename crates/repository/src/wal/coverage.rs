@@ -41,6 +41,8 @@ pub struct TimelineWal {
 pub struct StoredWal {
     /// What it holds.
     pub object: WalObject,
+    /// Its size as stored, in bytes.
+    pub stored_bytes: u64,
     key: String,
 }
 
@@ -50,6 +52,7 @@ impl StoredWal {
         let object = WalObject::parse(name, size).ok()?;
         Some(Self {
             object,
+            stored_bytes: info.size,
             key: info.key,
         })
     }
@@ -59,11 +62,12 @@ impl StoredWal {
     pub(super) fn named(object: WalObject) -> Self {
         Self {
             object,
+            stored_bytes: 1,
             key: object.to_string(),
         }
     }
 
-    pub(super) fn key(&self) -> &str {
+    pub(crate) fn key(&self) -> &str {
         &self.key
     }
 }

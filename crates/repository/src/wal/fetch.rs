@@ -158,7 +158,7 @@ impl Repository {
     }
 
     /// Whether nothing of this timeline is stored behind the segment that would need it: what lies behind the first WAL of
-    /// all needs nothing before that.
+    /// all needs nothing before that, unless more was there once.
     async fn is_last_of_timeline(
         &self,
         system_identifier: u64,
@@ -183,12 +183,17 @@ impl Repository {
         let earlier = earlier
             || segments().any(|segment| segment == name)
             || logs.iter().any(|log| u64::from(*log) < name.log());
-        Ok(!(later && earlier))
+        if !earlier {
+            // A prune may have taken what was before it: then it is missing, and not behind the end.
+            let mark = layout::wal_pruned(&self.cluster, system_identifier, name.timeline());
+            return Ok(self.store.head(&mark).await?.is_none());
+        }
+        Ok(!later)
     }
 
     fn hole(&self, name: SegmentName, end: u64) -> RepositoryError {
         let what = match end {
-            0 => format!("{name} isn't stored, but what follows it is"),
+            0 => format!("{name} isn't stored, or not any more, but what follows it is or was"),
             end => format!("{name} is stored up to byte {end} only, and more follows"),
         };
         RepositoryError::WalHole {
@@ -205,7 +210,7 @@ impl Repository {
             .map(|part| async move {
                 match self.wal_contents_at(part.key(), &part.object).await? {
                     Some(bytes) => Ok((part, bytes)),
-                    None => Err(self.gone(part).await),
+                    None => Err(self.gone(part.key()).await),
                 }
             })
             .buffered(PARTS_AT_ONCE);
@@ -224,11 +229,11 @@ impl Repository {
     }
 
     /// The store's own error for an object that a listing showed and that isn't there any more.
-    async fn gone(&self, part: &StoredWal) -> RepositoryError {
-        match self.store.get_range(part.key(), 0..1).await {
+    pub(super) async fn gone(&self, key: &str) -> RepositoryError {
+        match self.store.get_range(key, 0..1).await {
             Err(error) => error.into(),
             Ok(_) => RepositoryError::Malformed {
-                key: part.key().to_owned(),
+                key: key.to_owned(),
                 reason: "it comes and goes".to_owned(),
             },
         }

@@ -15,6 +15,7 @@ mod coverage;
 mod fetch;
 mod name;
 mod ranges;
+pub(crate) mod walk;
 
 use std::io::Write;
 
@@ -34,6 +35,8 @@ pub use ranges::Ranges;
 
 /// A history of 100,000 timelines has some 5 MB.
 const HISTORY_BYTES_MAX: u64 = 16 << 20;
+/// A prune may take away what a put found taken.
+const PUT_ATTEMPTS_MAX: u32 = 4;
 /// What age adds, about: a header, and 16 bytes for each 64 KiB.
 const AGE_BYTES: u64 = 32 << 10;
 
@@ -190,17 +193,35 @@ impl Repository {
         let hash = contents.hash();
         let access = self.shared_access();
         let body = blocking(move || seal(&access, contents)).await?;
-        match self.store.put_new_parts(&key, body).await? {
-            PutOutcome::Created => Ok(Stored::Created),
-            PutOutcome::AlreadyExists => {
-                let found = self.wal_hash_at(&key, object.plain_bytes_max()).await?;
-                if found != hash {
-                    return Ok(Stored::OtherBytes);
-                }
-                self.store.ensure_durable(&key).await?;
-                Ok(Stored::SameBytes)
+        for _ in 0..PUT_ATTEMPTS_MAX {
+            match self.store.put_new_parts(&key, body.clone()).await? {
+                PutOutcome::Created => return Ok(Stored::Created),
+                PutOutcome::AlreadyExists => {}
+            }
+            match self.compare_wal(&key, object, hash).await {
+                // A prune has just taken it away.
+                Err(RepositoryError::Store(error)) if error.kind() == StoreErrorKind::NotFound => {}
+                compared => return compared,
             }
         }
+        Err(RepositoryError::Malformed {
+            key,
+            reason: "it comes and goes".to_owned(),
+        })
+    }
+
+    async fn compare_wal(
+        &self,
+        key: &str,
+        object: WalObject,
+        hash: blake3::Hash,
+    ) -> Result<Stored, RepositoryError> {
+        let found = self.wal_hash_at(key, object.plain_bytes_max()).await?;
+        if found != hash {
+            return Ok(Stored::OtherBytes);
+        }
+        self.store.ensure_durable(key).await?;
+        Ok(Stored::SameBytes)
     }
 
     /// The hash of a stored object's contents: out of its header, or else by reading it.
@@ -222,11 +243,9 @@ impl Repository {
             }
         }
         let mut hasher = blake3::Hasher::new();
-        let gone = || RepositoryError::Malformed {
-            key: key.to_owned(),
-            reason: "it was there, and is gone".to_owned(),
+        let Some(mut contents) = self.contents_of_key(key, bytes_max).await? else {
+            return Err(self.gone(key).await);
         };
-        let mut contents = self.contents_of_key(key, bytes_max).await?.ok_or_else(gone)?;
         while let Some(block) = contents.next().await? {
             hasher.update(&block);
         }

@@ -30,6 +30,7 @@ fn backup(started_at: Timestamp, suffix: u32) -> Candidate {
         verified: None,
         pinned: None,
         system_identifier: Some(1),
+        ended_at: None,
     }
 }
 

@@ -82,7 +82,8 @@ pub async fn open_denied(folder: &Path, now: Timestamp, denied: &str) -> Reposit
     open_with(folder, now, &options).await
 }
 
-async fn open_with(folder: &Path, now: Timestamp, options: &StoreOptions) -> Repository {
+/// The same through a store with these options.
+pub async fn open_with(folder: &Path, now: Timestamp, options: &StoreOptions) -> Repository {
     let store = Store::open(&format!("file://{}", folder.display()), options)
         .await
         .unwrap();
@@ -97,16 +98,17 @@ async fn open_with(folder: &Path, now: Timestamp, options: &StoreOptions) -> Rep
 
 /// Stores the objects of a backup that was begun when the repository's clock stands, and returns its id.
 pub async fn unfinished(repository: &Repository, objects: usize) -> BackupId {
-    uncommitted(repository, objects, None).await.0
+    uncommitted(repository, BackupKind::Dump, objects, None).await.0
 }
 
 /// The same, with the manifest that is still to be put.
 async fn uncommitted(
     repository: &Repository,
+    kind: BackupKind,
     objects: usize,
     reused: Option<ObjectRef>,
 ) -> (BackupId, SealedObject) {
-    let id = BackupId::new(BackupKind::Dump, repository.now()).unwrap();
+    let id = BackupId::new(kind, repository.now()).unwrap();
     let prefix = layout::backup_prefix(CLUSTER, &id);
     let destinations = Destinations::from(repository.clone());
     let mut stored = Vec::new();
@@ -135,7 +137,21 @@ async fn uncommitted(
 
 /// A whole one.
 pub async fn backup(repository: &Repository, objects: usize) -> BackupId {
-    let (id, manifest) = uncommitted(repository, objects, None).await;
+    whole(repository, BackupKind::Dump, objects, None).await
+}
+
+/// A whole base backup.
+pub async fn base_backup(repository: &Repository) -> BackupId {
+    whole(repository, BackupKind::Base, 2, None).await
+}
+
+async fn whole(
+    repository: &Repository,
+    kind: BackupKind,
+    objects: usize,
+    reused: Option<ObjectRef>,
+) -> BackupId {
+    let (id, manifest) = uncommitted(repository, kind, objects, reused).await;
     repository.commit(&id, manifest).await.unwrap();
     id
 }
@@ -153,9 +169,7 @@ pub async fn incremental(repository: &Repository, objects: usize, base: &BackupI
         hash: of_base.hash.clone(),
         plain_bytes: 0,
     };
-    let (id, manifest) = uncommitted(repository, objects, Some(reused)).await;
-    repository.commit(&id, manifest).await.unwrap();
-    id
+    whole(repository, BackupKind::Dump, objects, Some(reused)).await
 }
 
 /// Whether its manifest is there, and all that it needs, as it was written.

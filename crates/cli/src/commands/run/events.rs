@@ -161,6 +161,19 @@ impl<'a> Events<'a> {
             let ids: Vec<String> = report.removed.iter().map(|(id, _)| id.to_string()).collect();
             self.calm("pruned", &text, json!({ "removed": ids }));
         }
+        let (objects, bytes) = (report.wal.objects(), report.wal.stored_bytes());
+        if objects > 0 {
+            let text = format!(
+                "{} of WAL removed, {}",
+                counted(objects, "object", "objects"),
+                ByteCount(bytes)
+            );
+            self.calm(
+                "pruned",
+                &text,
+                json!({ "wal_objects": objects, "wal_bytes": bytes }),
+            );
+        }
         lost.iter().for_each(|line| self.attention(line));
         let mut needs_attention = !lost.is_empty();
         for error in report.failures() {

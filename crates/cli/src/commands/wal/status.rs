@@ -6,10 +6,10 @@ use pgkeep_base::ByteCount;
 use pgkeep_config::Overrides;
 use pgkeep_pgformat::{Timeline, TimelineHistory};
 use pgkeep_repository::{Repository, RepositoryError, lease};
-use pgkeep_wal::{Gap, SlotLag, StoredTimeline, WalError};
+use pgkeep_wal::{Gap, SlotLag, StoredTimeline, WalError, Windows};
 use serde_json::{Value, json};
 
-use super::super::{attention, several};
+use super::super::{attention, recoverable, several};
 use crate::context::{Context, KeyUse, Settings};
 use crate::exit::{Failure, Outcome};
 use crate::output::{counted, time};
@@ -50,9 +50,13 @@ async fn in_one(
     for system in &systems {
         let stored = pgkeep_wal::stored_wal(&repository, *system).await?;
         let (gaps, unread) = gaps(&repository, *system, &stored).await?;
+        let windows = windows(&repository, *system, &stored).await?;
         let lag = lag.as_ref().ok().filter(|lag| lag.system_identifier == *system);
         tell(context, *system, &stored, lag, receiver.as_ref());
-        lines.extend(gaps.iter().map(|gap| {
+        recoverable::tell(context, windows.as_ref());
+        // What lies before a backup is history, or was pruned.
+        let is_open = |gap: &&Gap| windows.as_ref().is_none_or(|windows| windows.is_open(gap));
+        lines.extend(gaps.iter().filter(is_open).map(|gap| {
             format!(
                 "WAL from {} to {} of timeline {} is missing: no restore can go over it; the next base backup begins a new \
                  window",
@@ -64,9 +68,13 @@ async fn in_one(
                 "whether WAL is missing between timelines isn't known: {unread}"
             ));
         }
-        context
-            .output
-            .json(&document(*system, &stored, &gaps, lag, receiver.as_ref()));
+        context.output.json(&document(
+            *system,
+            &stored,
+            (&gaps, windows.as_ref()),
+            lag,
+            receiver.as_ref(),
+        ));
     }
     if systems.is_empty() {
         let (cluster, url) = (repository.cluster(), repository.store().url());
@@ -106,6 +114,19 @@ async fn gaps(
     }
     gaps.sort_unstable_by_key(|gap| (gap.timeline, gap.start));
     Ok((gaps, None))
+}
+
+/// To which points one can go back; `None` without the secret key.
+async fn windows(
+    repository: &Repository,
+    system: u64,
+    stored: &[StoredTimeline],
+) -> Result<Option<Windows>, Failure> {
+    match pgkeep_physical::windows(repository, system, stored).await {
+        Ok(windows) => Ok(Some(windows)),
+        Err(error) if error.is_locked() => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
 fn tell(
@@ -157,11 +178,12 @@ fn tell(
 fn document(
     system: u64,
     stored: &[StoredTimeline],
-    gaps: &[Gap],
+    (gaps, windows): (&[Gap], Option<&Windows>),
     lag: Option<&SlotLag>,
     receiver: Option<&RepositoryError>,
 ) -> Value {
     json!({
+        "windows": windows.map(|windows| windows.windows.iter().map(recoverable::document).collect::<Vec<_>>()),
         "system_identifier": system.to_string(),
         "receiver": receiver.map(ToString::to_string),
         "newest_at": stored.iter().filter_map(|stored| stored.newest_at).max().map(|at| at.to_string()),

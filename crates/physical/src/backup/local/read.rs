@@ -14,6 +14,7 @@ use pgkeep_repository::map::ROOT_DATA;
 use pgkeep_repository::pack::FRAME_CONTENT_BYTES_MAX;
 
 use super::plan::Part;
+use crate::backup::blocks::FileKey;
 use crate::backup::pieces::{FileHead, Piece, Step};
 use crate::error::{Context, PhysicalError};
 use crate::manifest::{DAMAGE_REPORTS_MAX, DamagedPages};
@@ -178,6 +179,10 @@ impl Reader {
                     size,
                     modified_at: open.modified_at,
                 }));
+            } else {
+                // It is the first of its piece.
+                let key = FileKey::of(part.file.root, &part.file.path);
+                piece.goes_on = Some((key, part.offset / self.block_bytes as u64));
             }
             if bytes > 0 {
                 self.blocks(&part, &open, bytes, &mut piece)?;
