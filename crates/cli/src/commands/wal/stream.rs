@@ -17,10 +17,8 @@ pub async fn run(context: &Context, args: &StreamArgs) -> Result<Outcome, Failur
     let target = settings.target()?.with_application_name("pgkeep wal stream");
     let repository = context.cancellation.or(settings.repository_to_write()).await?;
     let options = ReceiverOptions {
-        slot: settings.cluster.wal.slot.clone(),
-        flush_after: flush_after(&settings),
         accept_new_identity: args.accept_new_identity,
-        ..ReceiverOptions::default()
+        ..options(&settings)
     };
     let (receiver, state) = Receiver::new(target, repository, options);
     let (stop, told) = watch::channel(false);
@@ -50,6 +48,15 @@ pub async fn run(context: &Context, args: &StreamArgs) -> Result<Outcome, Failur
         true => Outcome::Done,
         false => Outcome::Attention,
     })
+}
+
+/// How WAL is received, by the settings.
+pub fn options(settings: &Settings) -> ReceiverOptions {
+    ReceiverOptions {
+        slot: settings.cluster.wal.slot.clone(),
+        flush_after: flush_after(settings),
+        ..ReceiverOptions::default()
+    }
 }
 
 fn flush_after(settings: &Settings) -> Duration {
