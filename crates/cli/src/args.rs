@@ -13,7 +13,7 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use pgkeep_base::ByteCount;
 
 pub use bucket::{BucketAction, BucketArgs, WantedArgs};
-pub use physical::{BackupArgs, RecoveryArgs};
+pub use physical::{BackupArgs, RecoveryArgs, TablespaceArgs};
 pub use restore::RestoreArgs;
 pub use wal::{FetchArgs, PushArgs, StreamArgs, WalAction, WalArgs};
 
@@ -386,15 +386,18 @@ pub struct ExportArgs {
     /// Backup: an id, the beginning of one, or 'latest', the newest that holds what is asked for.
     #[arg(value_name = "ID", default_value = "latest")]
     pub backup: String,
-    /// A folder with a script that restores it, or one SQL script.
-    #[arg(long, short = 'F', value_enum, default_value = "files")]
-    pub format: ExportAs,
-    /// Folder (files), or file or store URL (plain; .gz and .zst compress, .age encrypts).
+    /// A folder with a script that restores it, one SQL script, or a base backup as pg_basebackup makes one [default: files,
+    /// or basebackup for a base backup].
+    #[arg(long, short = 'F', value_enum)]
+    pub format: Option<ExportAs>,
+    /// Folder (files, basebackup), or file or store URL (plain; .gz and .zst compress, .age encrypts).
     #[arg(long, short = 'o', value_name = "PATH")]
     pub output: String,
     /// Database to write into the script; may be repeated [default: all].
     #[arg(long = "database", short = 'd', value_name = "NAME")]
     pub databases: Vec<String>,
+    #[command(flatten)]
+    pub tablespaces: TablespaceArgs,
 }
 
 /// What `pgkeep export` writes.
@@ -404,6 +407,8 @@ pub enum ExportAs {
     Files,
     // One script.
     Plain,
+    // A directory that a server starts from, with a backup_manifest.
+    Basebackup,
 }
 
 /// `pgkeep key`

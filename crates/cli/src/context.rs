@@ -360,10 +360,10 @@ impl Settings {
         Ok(Store::open(url, &options).await?)
     }
 
-    /// Opens the repository that is written to, or makes it, without any key.
-    pub async fn repository_to_write(&self) -> Result<Repository, Failure> {
+    /// Opens the repository that is written to, or makes it.
+    pub async fn repository_to_write(&self, keys: KeyUse) -> Result<Repository, Failure> {
         let url = self.repository_url()?;
-        let access = self.access(KeyUse::None)?;
+        let access = self.access(keys)?;
         access.encryption.check_writable()?;
         let store = self.store(url).await?;
         Ok(Repository::open_or_create(store, &self.name, access).await?)

@@ -208,6 +208,22 @@ pub struct Backup {
     pub jobs: Option<u32>,
     /// zstd level, 1 to 19.
     pub compression_level: Option<i32>,
+    /// How files are read.
+    pub reader: BackupReader,
+    /// Where the data directory is on this host.
+    pub data_directory: Option<PathBuf>,
+}
+
+/// How the files of a base backup are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum BackupReader {
+    /// From the data directory where that can be, else by replication.
+    #[default]
+    Auto,
+    /// From the data directory.
+    Local,
+    /// By replication.
+    Replication,
 }
 
 /// Logical backups.

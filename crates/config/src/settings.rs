@@ -1,4 +1,4 @@
-use crate::cluster::{Cluster, DumpFormat, EncryptionMode, RowFormatChoice};
+use crate::cluster::{BackupReader, Cluster, DumpFormat, EncryptionMode, RowFormatChoice};
 use crate::input::Input;
 
 /// One setting.
@@ -86,6 +86,11 @@ const FORMATS: &[(&str, DumpFormat)] = &[
     ("custom", DumpFormat::Custom),
     ("directory", DumpFormat::Directory),
 ];
+const READERS: &[(&str, BackupReader)] = &[
+    ("auto", BackupReader::Auto),
+    ("local", BackupReader::Local),
+    ("replication", BackupReader::Replication),
+];
 const JOBS_MAX: u32 = 256;
 const KEEP_MAX: u32 = 100_000;
 
@@ -134,7 +139,7 @@ pub const SETTINGS: &[Setting] = &[
         "cache_directory",
         "path",
         "`$XDG_CACHE_HOME/pgkeep` or `~/.cache/pgkeep`",
-        "Where the last dump's manifest is kept for the next incremental one. It may be deleted at any time.",
+        "Where the last dump's manifest is kept for the next incremental one, and what the last base backup holds: 0.2 % of the cluster's size, twice that while one runs. It may be deleted at any time.",
         |cluster, input| cluster.cache_directory = Some(input.path()?)
     ),
     setting!(
@@ -271,6 +276,20 @@ pub const SETTINGS: &[Setting] = &[
         "3",
         "zstd's level for base backups and their WAL.",
         |cluster, input| cluster.backup.compression_level = Some(input.compression_level()?)
+    ),
+    setting!(
+        "backup.reader",
+        "`auto`, `local` or `replication`",
+        "`auto`",
+        "How a base backup reads files: `local` from the data directory on this host, `replication` over the connection. `auto`: `local` where the directory is readable and proven to be the server's.",
+        |cluster, input| cluster.backup.reader = input.choice(READERS)?
+    ),
+    setting!(
+        "backup.data_directory",
+        "path",
+        "what the server says",
+        "Where the server's data directory is on this host, such as the mount point of a container's volume.",
+        |cluster, input| cluster.backup.data_directory = Some(input.path()?)
     ),
     setting!(
         "drill.schedule",

@@ -13,7 +13,6 @@ use jiff::SignedDuration;
 use pgkeep_base::{BackupId, BackupKind};
 use pgkeep_repository::backups::BackupEntry;
 use pgkeep_repository::destinations::Destinations;
-use pgkeep_repository::integrity::names;
 use pgkeep_repository::object::ObjectRef;
 use pgkeep_repository::{Repository, RepositoryError, layout};
 
@@ -274,7 +273,7 @@ impl<'a> Place<'a> {
             .collect();
         Ok(Self {
             repository,
-            suspects: suspects(repository, &there).await,
+            suspects: repository.suspects(&there).await,
             cached: cached(repository, options, asked).await,
             there: there.into_iter().map(|entry| entry.id).collect(),
         })
@@ -301,31 +300,6 @@ async fn manifest_in_any(
         }
     }
     Ok(None)
-}
-
-/// Dumps whose newest verification failed, and those whose objects they refer to: what is damaged may lie in any of these
-/// folders, and may not go on into new dumps.
-async fn suspects(repository: &Repository, there: &[BackupEntry]) -> BTreeSet<BackupId> {
-    let mut suspects = BTreeSet::new();
-    for entry in there {
-        if entry.evidence.as_ref().is_none_or(|evidence| evidence.passed) {
-            continue;
-        }
-        suspects.insert(entry.id.clone());
-        match repository.checksums(&entry.id).await {
-            Ok(checksums) => {
-                let names = names(&checksums);
-                suspects.extend(names.filter_map(|name| layout::reference(name).map(|(owner, _)| owner)));
-            }
-            // What it refers to can't be told, be it damaged or not for this host to read: whatever is older.
-            Err(error) => {
-                tracing::debug!(%error, "nothing older than {} is taken over", entry.id);
-                let older = there.iter().filter(|other| other.id < entry.id);
-                suspects.extend(older.map(|other| other.id.clone()));
-            }
-        }
-    }
-    suspects
 }
 
 /// The last manifest of a dump of the same, as the cache has it.

@@ -13,6 +13,7 @@ pub mod fuzzing;
 mod history;
 mod lsn;
 mod page;
+mod relation_file;
 mod segment;
 mod tablespace_map;
 mod wal_header;
@@ -23,6 +24,7 @@ pub use control_file::{CONTROL_FILE_BYTES, ControlFile, ControlFileError, Databa
 pub use history::{HistoryEntry, TimelineHistory, TimelineHistoryError};
 pub use lsn::{Lsn, ParseLsnError, ParseTimelineError, Timeline};
 pub use page::{PageBytesError, PageHeader, PageVerdict, page_checksum, verify_page};
+pub use relation_file::{Fork, RelationFileName};
 pub use segment::{SegmentName, SegmentSize, SegmentSizeError, WalFileName, WalFileNameError};
 pub use tablespace_map::{MappedTablespace, TablespaceMap, TablespaceMapError};
 pub use wal_header::{WAL_HEADER_BYTES, WalHeader, WalHeaderError};

@@ -90,6 +90,19 @@ pub enum PhysicalError {
         /// Where, and how.
         reason: String,
     },
+    /// Packs of earlier backups went while a new one that refers to them was made.
+    #[error(
+        "{first}{} went while backup {id} was made, which needs what is in it, so it was given up",
+        others_in_words(*others)
+    )]
+    PacksMissing {
+        /// The backup that there isn't.
+        id: String,
+        /// The name of the first one, in its folder.
+        first: String,
+        /// How many more.
+        others: u64,
+    },
     /// The store's last answer was lost: the backup may be there or not.
     #[error("whether backup {id} is there isn't known: {source}")]
     Unconfirmed {
@@ -140,6 +153,14 @@ impl PhysicalError {
     }
 }
 
+fn others_in_words(others: u64) -> String {
+    match others {
+        0 => String::new(),
+        1 => " and another pack".to_owned(),
+        more => format!(" and {more} other packs"),
+    }
+}
+
 impl From<WalError> for PhysicalError {
     fn from(error: WalError) -> Self {
         Self::Wal(Box::new(error))
@@ -178,7 +199,7 @@ impl Classified for PhysicalError {
                 )
             }
             Self::Unconfirmed { id, .. } => format!("'pgkeep show {id}' tells, as soon as the store answers"),
-            Self::WalIncomplete { .. } => "run 'pgkeep backup' again".to_owned(),
+            Self::WalIncomplete { .. } | Self::PacksMissing { .. } => "run 'pgkeep backup' again".to_owned(),
             _ => return None,
         };
         Some(Hint::new(text))

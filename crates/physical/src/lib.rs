@@ -6,6 +6,7 @@
 //! | `manifest`, `read` | what a backup says of itself |
 //! | `choose` | which backup is meant |
 //! | `restore` | the plan, the files, the WAL that is staged for the server, its settings |
+//! | `export` | a backup as `pg_basebackup` makes one |
 //! | `windows` | to which points one can go back |
 //! | `verify` | whether a backup is what was written |
 //!
@@ -14,6 +15,7 @@
 pub mod backup;
 mod choose;
 mod error;
+pub mod export;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzzing;
@@ -24,7 +26,7 @@ pub mod restore;
 pub mod verify;
 mod windows;
 
-pub use backup::{BackupOptions, BackupReport, backup};
+pub use backup::{BackupOptions, BackupReport, ReaderChoice, backup};
 pub use choose::{choose, find};
 pub use error::PhysicalError;
 pub use read::{read_manifest, read_summary};

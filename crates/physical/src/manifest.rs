@@ -115,7 +115,7 @@ pub struct DamagedPages {
 /// Sums over a base backup.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BaseTotals {
-    /// Objects stored for it, manifest and `checksums.b3` not counted.
+    /// Objects that it needs, manifest and `checksums.b3` not counted.
     pub objects: u64,
     /// Their size, in bytes.
     pub stored_bytes: u64,
@@ -125,8 +125,14 @@ pub struct BaseTotals {
     pub plain_bytes: u64,
     /// How much of that is blocks of zeros, which are not stored, in bytes.
     pub zero_bytes: u64,
-    /// Packs that it refers to.
+    /// Packs that it needs.
     pub packs: u64,
+    /// Of the objects, those that lie in the folders of earlier backups: packs.
+    #[serde(default)]
+    pub reused_objects: u64,
+    /// Their size as stored, in bytes.
+    #[serde(default)]
+    pub reused_bytes: u64,
 }
 
 /// What is read for a list of backups.

@@ -17,10 +17,12 @@ use age::stream::StreamReader;
 use crate::compression::FrameWriter;
 use crate::keys::{Identity, Recipient};
 
+mod end;
 mod error;
 mod stanza;
 mod writer;
 
+pub(crate) use end::{EndRanges, decrypt_end};
 pub use error::EncryptionError;
 pub(crate) use stanza::{HASH_HEAD_BYTES, hash_in_header};
 pub(crate) use writer::encrypt_writer_with_hash;

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "here a panic is how a defect is reported")]
 
 use crate::map::{PackTable, RecordContents, RecordReader, RecordWriter, blocks_of};
-use crate::pack::{FRAME_CONTENT_BYTES_MAX, PackReader};
+use crate::pack::{FRAME_CONTENT_BYTES_MAX, PackIndex, PackReader};
 
 const BLOCK_BYTES: u32 = 1024;
 
@@ -29,6 +29,12 @@ fn pack(data: &[u8]) {
         return;
     };
     let index = reader.index();
+    // Without its beginning it is the same, or nothing.
+    for start in [1, data.len() / 2, data.len().saturating_sub(40)] {
+        if let Ok(end) = PackIndex::parse_end(&data[start..], data.len() as u64) {
+            assert_eq!(end, *index);
+        }
+    }
     let mut blocks = 0;
     for (number, entry) in index.frames().iter().enumerate() {
         assert_eq!(index.frame_of(blocks), Some((number, blocks)));

@@ -243,10 +243,9 @@ async fn execute_under(
     let mut plan = plan(repository, policy, input, repository.now()).await?;
     let mut report = PruneReport::default();
     let mut references: BTreeMap<BackupKind, References> = BTreeMap::new();
-    for kind in plan.removed().map(|decision| decision.id.kind()) {
-        if !references.contains_key(&kind) {
-            references.insert(kind, repository.references(kind).await?);
-        }
+    let kinds: BTreeSet<BackupKind> = plan.removed().map(|decision| decision.id.kind()).collect();
+    for kind in kinds {
+        references.insert(kind, repository.references(kind).await?);
     }
     for decision in plan.decisions.iter_mut().filter(|decision| !decision.keep) {
         lease.check()?;

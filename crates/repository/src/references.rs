@@ -9,8 +9,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use pgkeep_base::{BackupId, BackupKind};
 
-use crate::backups::BackupState;
+use crate::backups::{BackupEntry, BackupState};
 use crate::error::RepositoryError;
+use crate::integrity::names;
 use crate::layout;
 use crate::repo::Repository;
 
@@ -77,5 +78,30 @@ impl Repository {
             }
         }
         Ok(references)
+    }
+
+    /// Backups whose newest verification failed, and those whose objects they refer to: what is damaged may lie in any of these
+    /// folders, and may not go on into new backups. `there` are the backups of one kind.
+    pub async fn suspects(&self, there: &[BackupEntry]) -> BTreeSet<BackupId> {
+        let mut suspects = BTreeSet::new();
+        for entry in there {
+            if entry.evidence.as_ref().is_none_or(|evidence| evidence.passed) {
+                continue;
+            }
+            suspects.insert(entry.id.clone());
+            match self.checksums(&entry.id).await {
+                Ok(checksums) => {
+                    let names = names(&checksums);
+                    suspects.extend(names.filter_map(|name| layout::reference(name).map(|(owner, _)| owner)));
+                }
+                // What it refers to can't be told, be it damaged or not for this host to read: whatever is older.
+                Err(error) => {
+                    tracing::debug!(%error, "nothing older than {} is taken over", entry.id);
+                    let older = there.iter().filter(|other| other.id < entry.id);
+                    suspects.extend(older.map(|other| other.id.clone()));
+                }
+            }
+        }
+        suspects
     }
 }

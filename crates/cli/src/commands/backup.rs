@@ -3,15 +3,15 @@
 use std::sync::Arc;
 
 use pgkeep_base::{ByteCount, Progress};
-use pgkeep_config::Overrides;
+use pgkeep_config::{BackupReader, Overrides};
 use pgkeep_pg::replication::Checkpoint;
-use pgkeep_physical::{BackupOptions, BackupReport, memory};
+use pgkeep_physical::{BackupOptions, BackupReport, ReaderChoice, memory};
 use serde_json::json;
 
 use crate::args::BackupArgs;
-use crate::context::{Context, LEASE_DURATION, Settings};
+use crate::context::{Context, KeyUse, LEASE_DURATION, Settings};
 use crate::exit::{Failure, Outcome};
-use crate::output::{ACCENT, counted, duration, ratio, styled};
+use crate::output::{ACCENT, Output, counted, duration, ratio, styled};
 use crate::progress::Display;
 
 /// `pgkeep backup`
@@ -35,15 +35,26 @@ pub async fn into_repository(
         .of_base_backups(args.jobs, args.compression_level);
     let target = settings.target()?;
     check_repository(&settings)?;
-    let opening = settings.repository_to_write();
+    // Where there is a key, the backup before can be read with it.
+    let opening = settings.repository_to_write(match args.full {
+        true => KeyUse::None,
+        false => KeyUse::IfThere,
+    });
     let repository = context.cancellation.or(opening).await?;
     let level = settings.compression_level();
     let options = BackupOptions {
+        reader: args
+            .reader
+            .map_or_else(|| reader(settings.cluster.backup.reader), Into::into),
+        data_directory: settings.cluster.backup.data_directory.clone(),
+        strict: args.strict,
         jobs: settings.jobs_in_memory(&context.output, |limit| memory::backup_jobs_max(limit, level)),
         checkpoint: match args.fast_checkpoint {
             true => Checkpoint::Fast,
             false => Checkpoint::Spread,
         },
+        full: args.full,
+        cache_directory: settings.cache_directory(),
         rate_kib_max: None,
         annotations: args.annotations.into_iter().collect(),
         accept_new_identity: args.accept_new_identity,
@@ -55,6 +66,15 @@ pub async fn into_repository(
     let report = pgkeep_physical::backup(&repository, &target, &options, &progress, cancelled).await;
     drop(display);
     Ok((report?, repository.store().url().to_owned()))
+}
+
+/// The setting `backup.reader`.
+fn reader(setting: BackupReader) -> ReaderChoice {
+    match setting {
+        BackupReader::Auto => ReaderChoice::Auto,
+        BackupReader::Local => ReaderChoice::Local,
+        BackupReader::Replication => ReaderChoice::Replication,
+    }
 }
 
 /// Several repositories aren't written from one read yet.
@@ -71,46 +91,62 @@ pub fn check_repository(settings: &Settings) -> Result<(), Failure> {
     }
 }
 
-fn tell(context: &Context, report: &BackupReport, url: &str) -> Outcome {
-    let output = &context.output;
+/// What was done, for a person.
+fn facts(output: &Output, report: &BackupReport, url: &str) {
     let manifest = &report.manifest;
     let totals = manifest.totals;
     let (plain, stored) = (totals.plain_bytes, totals.stored_bytes);
+    output.line(format!(
+        "Base backup {} is complete.\n",
+        styled(ACCENT, &report.id)
+    ));
+    let ratio = ratio(plain, stored);
+    let ratio = if ratio.is_empty() {
+        ratio
+    } else {
+        format!(" ({ratio})")
+    };
+    output.facts(&[
+        ("server", format!("PostgreSQL {}", manifest.server_version)),
+        (
+            "files",
+            format!(
+                "{}, read {}",
+                counted(totals.files, "file", "files"),
+                match manifest.reader.as_str() {
+                    "local" => "from the data directory",
+                    _ => "by replication",
+                }
+            ),
+        ),
+        (
+            "size",
+            format!("{}, {} compressed{ratio}", ByteCount(plain), ByteCount(stored)),
+        ),
+        ("stored", super::base::stored(&totals)),
+        (
+            "WAL",
+            format!(
+                "{} to {} on timeline {}",
+                manifest.start_lsn, manifest.stop_lsn, manifest.start_timeline
+            ),
+        ),
+        ("time", duration(report.elapsed)),
+        ("repository", url.to_owned()),
+    ]);
+    output.line(format!(
+        "\nCheck it with    pgkeep verify {id}\nRestore it with  pgkeep restore {id} --into DIRECTORY",
+        id = report.id
+    ));
+}
+
+fn tell(context: &Context, report: &BackupReport, url: &str) -> Outcome {
+    let output = &context.output;
+    let manifest = &report.manifest;
     if output.is_quiet() {
         output.line(report.id.to_string());
     } else {
-        output.line(format!(
-            "Base backup {} is complete.\n",
-            styled(ACCENT, &report.id)
-        ));
-        let ratio = ratio(plain, stored);
-        let ratio = if ratio.is_empty() {
-            ratio
-        } else {
-            format!(" ({ratio})")
-        };
-        output.facts(&[
-            ("server", format!("PostgreSQL {}", manifest.server_version)),
-            ("files", counted(totals.files, "file", "files")),
-            (
-                "size",
-                format!("{}, {} compressed{ratio}", ByteCount(plain), ByteCount(stored)),
-            ),
-            ("stored", counted(totals.objects, "object", "objects")),
-            (
-                "WAL",
-                format!(
-                    "{} to {} on timeline {}",
-                    manifest.start_lsn, manifest.stop_lsn, manifest.start_timeline
-                ),
-            ),
-            ("time", duration(report.elapsed)),
-            ("repository", url.to_owned()),
-        ]);
-        output.line(format!(
-            "\nCheck it with    pgkeep verify {id}\nRestore it with  pgkeep restore {id} --into DIRECTORY",
-            id = report.id
-        ));
+        facts(output, report, url);
     }
     output.json(&json!({
         "id": report.id.to_string(),
@@ -123,11 +159,17 @@ fn tell(context: &Context, report: &BackupReport, url: &str) -> Outcome {
         "start_lsn": manifest.start_lsn.to_string(),
         "stop_lsn": manifest.stop_lsn.to_string(),
         "timeline": manifest.start_timeline.as_u32(),
+        "reader": manifest.reader,
+        "fallback": report.fallback,
         "elapsed_seconds": report.elapsed.as_secs_f64(),
-        "totals": totals,
+        "totals": manifest.totals,
         "attention": report.attention,
+        "notes": report.notes,
         "swept": report.swept.backups.iter().map(ToString::to_string).collect::<Vec<_>>(),
     }));
+    if let Some(reason) = &report.fallback {
+        output.note(format!("read by replication: {reason}"));
+    }
     if !report.swept.backups.is_empty() {
         let number = report.swept.backups.len() as u64;
         output.note(format!(
@@ -135,5 +177,6 @@ fn tell(context: &Context, report: &BackupReport, url: &str) -> Outcome {
             counted(number, "backup", "backups")
         ));
     }
+    report.notes.iter().for_each(|note| output.note(note.clone()));
     super::attention(context, &report.attention)
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use pgkeep_base::{BackupId, BackupKind, ByteCount, Progress};
-use pgkeep_physical::manifest::BaseManifest;
+use pgkeep_physical::manifest::{BaseManifest, BaseTotals};
 use pgkeep_physical::memory;
 use pgkeep_physical::verify::{VerifyReport, verify};
 use pgkeep_repository::backups::BackupEntry;
@@ -128,6 +128,7 @@ fn facts(context: &Context, manifest: &BaseManifest, entry: Option<&BackupEntry>
                 ByteCount(totals.stored_bytes)
             ),
         ),
+        ("stored", stored(&totals)),
         ("tablespaces", tablespaces.join(", ")),
         ("checksums", checksums),
         ("verified", verified.unwrap_or_else(|| "never".to_owned())),
@@ -136,6 +137,32 @@ fn facts(context: &Context, manifest: &BaseManifest, entry: Option<&BackupEntry>
         ("repository", url.to_owned()),
         ("pgkeep", manifest.pgkeep_version.clone()),
     ]);
+}
+
+/// How much a base backup stored, and how much of what it needs was there already.
+pub fn stored(totals: &BaseTotals) -> String {
+    let new = format!(
+        "{} in {}",
+        ByteCount(new_bytes(totals)),
+        counted(
+            totals.objects.saturating_sub(totals.reused_objects),
+            "object",
+            "objects"
+        )
+    );
+    match totals.reused_objects {
+        0 => new,
+        packs => format!(
+            "{new}; {} in {} of earlier backups",
+            ByteCount(totals.reused_bytes),
+            counted(packs, "pack", "packs")
+        ),
+    }
+}
+
+/// What a base backup stored itself, in bytes.
+pub fn new_bytes(totals: &BaseTotals) -> u64 {
+    totals.stored_bytes.saturating_sub(totals.reused_bytes)
 }
 
 /// `pgkeep verify ID`, in each repository that has it.

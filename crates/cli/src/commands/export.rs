@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use pgkeep_base::{BackupId, ByteCount};
+use pgkeep_base::{BackupId, BackupKind, ByteCount};
 use pgkeep_config::Overrides;
 use pgkeep_dump::manifest::DumpManifest;
 use pgkeep_dump::{DumpError, ExportFormat, ExportOptions, Progress, Wanted};
@@ -11,8 +11,8 @@ use pgkeep_repository::encryption::Encryption;
 use serde_json::json;
 
 use super::several::{self, Choice};
-use super::{base, latest};
-use crate::args::{ExportArgs, ExportAs};
+use super::{export_base, latest};
+use crate::args::{ExportArgs, ExportAs, TablespaceArgs};
 use crate::context::Context;
 use crate::exit::{Failure, Outcome};
 use crate::output::{ACCENT, styled};
@@ -20,12 +20,36 @@ use crate::progress::Display;
 
 /// `pgkeep export ID`
 pub async fn run(context: &Context, args: ExportArgs) -> Result<Outcome, Failure> {
-    base::refuse(&args.backup, "export")?;
-    let settings = context.settings(Overrides::default())?;
-    let format = match args.format {
-        ExportAs::Files => ExportFormat::Files,
-        ExportAs::Plain => ExportFormat::Plain,
+    let kind = BackupKind::of_beginning(&args.backup);
+    let format = match (args.format, kind) {
+        (Some(ExportAs::Basebackup), Some(BackupKind::Dump)) => {
+            return Err(Failure::usage(
+                format!(
+                    "{} is a dump, and a base backup is made of base backups alone",
+                    args.backup
+                ),
+                "leave --format basebackup out, or name a base backup: b...",
+            ));
+        }
+        (Some(ExportAs::Basebackup), _) | (None, Some(BackupKind::Base)) => {
+            return export_base::run(context, args).await;
+        }
+        (Some(ExportAs::Files) | None, _) => ExportFormat::Files,
+        (Some(ExportAs::Plain), _) => ExportFormat::Plain,
     };
+    if kind == Some(BackupKind::Base) {
+        return Err(Failure::usage(
+            format!("{} is a base backup, which holds files and no rows", args.backup),
+            "write --format basebackup, or name a dump: d...",
+        ));
+    }
+    if args.tablespaces != TablespaceArgs::default() {
+        return Err(Failure::usage(
+            "--tablespace is for base backups",
+            "leave it out, or add --format basebackup",
+        ));
+    }
+    let settings = context.settings(Overrides::default())?;
     if format == ExportFormat::Files && !args.databases.is_empty() {
         return Err(Failure::usage(
             "a folder holds the whole dump, and --database names a part",

@@ -5,12 +5,14 @@ use std::collections::BTreeMap;
 use pgkeep_base::{BackupId, BackupKind, ByteCount, quote_for_shell};
 use pgkeep_config::Overrides;
 use pgkeep_dump::manifest::DumpSummary;
+use pgkeep_physical::manifest::BaseSummary;
 use pgkeep_repository::Repository;
 use pgkeep_repository::backups::{BackupEntry, BackupState};
 use pgkeep_repository::records::Evidence;
 use pgkeep_wal::{Beginning, Windows};
 use serde_json::{Value, json};
 
+use super::base;
 use super::recoverable;
 use super::several;
 use super::summaries::{self, Summaries};
@@ -185,10 +187,10 @@ fn table(entries: &[&BackupEntry], summaries: &Summaries) -> Table {
     .dispensable("SIZE");
     for entry in entries {
         let summary = summaries.by_id.get(&entry.id);
-        let base = summaries.bases.get(&entry.id);
+        let of_base = summaries.bases.get(&entry.id);
         let bytes = summary
             .map(|summary| (summary.totals.plain_bytes, summary.totals.stored_bytes))
-            .or_else(|| base.map(|base| (base.totals.plain_bytes, base.totals.stored_bytes)));
+            .or_else(|| of_base.map(|base| (base.totals.plain_bytes, base.totals.stored_bytes)));
         let holds = match entry.id.kind() {
             BackupKind::Dump => summary.map(|summary| databases(&summary.databases)),
             BackupKind::Base => Some(WHOLE.to_owned()),
@@ -204,7 +206,7 @@ fn table(entries: &[&BackupEntry], summaries: &Summaries) -> Table {
                 .map(|(_, stored)| ByteCount(stored).to_string())
                 .unwrap_or_default(),
             verified(entry),
-            notes(entry, summary).join(", "),
+            notes(entry, summary, of_base).join(", "),
         ]);
     }
     table
@@ -246,8 +248,11 @@ pub fn in_words(evidence: &Evidence) -> String {
     }
 }
 
-fn notes(entry: &BackupEntry, summary: Option<&DumpSummary>) -> Vec<String> {
+fn notes(entry: &BackupEntry, summary: Option<&DumpSummary>, of_base: Option<&BaseSummary>) -> Vec<String> {
     let mut notes = Vec::new();
+    if let Some(summary) = of_base.filter(|summary| summary.totals.reused_objects > 0) {
+        notes.push(format!("{} new", ByteCount(base::new_bytes(&summary.totals))));
+    }
     match entry.state {
         BackupState::Complete => {}
         BackupState::Incomplete if entry.has_lost_manifest => notes.push("its manifest is gone".to_owned()),

@@ -7,6 +7,7 @@ mod copy;
 mod doctor;
 mod dump;
 mod export;
+mod export_base;
 mod in_container;
 mod init;
 mod keep;

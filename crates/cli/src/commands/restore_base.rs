@@ -93,7 +93,7 @@ fn options(settings: &Settings, args: &RestoreArgs, jobs: usize) -> Result<Resto
     };
     Ok(RestoreOptions {
         directory,
-        tablespaces: recovery.tablespaces.iter().cloned().collect(),
+        tablespaces: recovery.tablespaces.places(),
         target,
         jobs,
     })

@@ -4,7 +4,7 @@ use std::fs;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use pgkeep_testkit::{Cluster, ClusterOptions, requirements, seed};
+use pgkeep_testkit::{Cluster, ClusterOptions, requirements, run, seed};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
@@ -102,6 +102,33 @@ fn a_base_backup_is_taken_shown_verified_and_restored() {
 }
 
 #[test]
+fn an_export_is_what_postgresql_s_own_programs_know() {
+    let cluster = server_with(small_segments());
+    let place = Place::with(&cluster, None);
+    let (id, dump) = (backup(&place), place.dump());
+    let mut exported = Cluster::unmade(cluster.pg_bin(), cluster.major());
+    let into = exported.data_dir().display().to_string();
+    for (args, said) in [
+        (vec![&*id, "--format", "plain"], "is a base backup"),
+        (vec![&*id, "--database", "app"], "as a whole"),
+        (vec![&*dump, "--format", "basebackup"], "is a dump"),
+        (vec![&*dump, "--tablespace", "/a=/b"], "for base backups"),
+        (vec![&*id, "--tablespace", "/a=/b"], "no tablespace /a"),
+    ] {
+        let args = [&["export"], args.as_slice(), &["--output", &into]].concat();
+        let refused = place.run(&args).expect(2);
+        assert!(refused.stderr.contains(said), "{args:?}: {}", refused.stderr);
+        assert!(!exported.data_dir().exists(), "{args:?}");
+    }
+    let latest = ["export", "--format", "basebackup", "--output", &into];
+    let done = place.run(&latest).expect(0).stdout;
+    assert!(done.contains(&id) && done.contains("pg_verifybackup"), "{done}");
+    run(exported.client_command("pg_verifybackup").arg(&into));
+    exported.start_restored();
+    assert_eq!(exported.psql("app", "SELECT count(*) FROM players"), "3000");
+}
+
+#[test]
 fn what_belongs_to_the_other_kind_is_refused() {
     let cluster = server_with(small_segments());
     let place = Place::with(&cluster, None);
@@ -111,7 +138,6 @@ fn what_belongs_to_the_other_kind_is_refused() {
     let unplaced = "--to-lsn=FFFFFFFF/0";
     for (args, code, said) in [
         (vec!["copy", &id, "--to", &other], 2, "is a base backup"),
-        (vec!["export", &id, "--output", "x"], 2, "is a base backup"),
         (vec!["verify", &id, "--stored-only"], 2, "as a whole"),
         (vec!["restore", &id, "--into", &connection], 2, "into a directory"),
         (
@@ -250,6 +276,51 @@ fn killed_at_any_moment_there_is_a_whole_backup_or_none() {
     for id in &there {
         place.run(&["verify", id]).expect(0);
     }
+    // All the while, they referred to one another.
+    let last = place
+        .run(&["show", there.last().unwrap(), "--json"])
+        .expect(0)
+        .json();
+    assert!(
+        last["manifest"]["totals"]["reused_objects"].as_u64() > Some(0),
+        "{last}"
+    );
+}
+
+#[test]
+fn what_was_stored_and_what_is_referred_to_is_told() {
+    let cluster = server_with(small_segments());
+    let place = Place::with(&cluster, None);
+    let first = backup(&place);
+    let second = place.run(&["backup", "--fast-checkpoint"]).expect(0).stdout;
+    assert!(second.contains("in 1 pack of earlier backups"), "{second}");
+    let totals = |arguments: &[&str]| {
+        let taken = place.run(arguments).expect(0).json();
+        let number = |name: &str| taken["totals"][name].as_u64().unwrap();
+        (
+            number("reused_bytes"),
+            number("stored_bytes"),
+            taken["id"].to_string(),
+        )
+    };
+    let (reused, stored, _) = totals(&["backup", "--json", "--fast-checkpoint"]);
+    assert!(
+        reused > 0 && reused < stored && stored - reused < 1 << 20,
+        "{reused} {stored}"
+    );
+    let (reused, stored, full) = totals(&["backup", "--json", "--fast-checkpoint", "--full"]);
+    assert!(reused == 0 && stored > 1 << 20, "{stored}");
+    let list = place.run(&["list"]).expect(0).stdout;
+    assert_eq!(list.matches(" new").count(), 2, "{list}");
+    let full = full.trim_matches('"');
+    let shown = place.run(&["show", full]).expect(0).stdout;
+    assert!(!shown.contains("of earlier backups"), "{shown}");
+    let shown = place.run(&["show", &first]).expect(0).stdout;
+    assert!(!shown.contains("of earlier backups"), "{shown}");
+    // The cache may go at any time; with the secret key nothing is lost.
+    fs::remove_dir_all(place.path(".cache/pgkeep")).unwrap();
+    let (reused, ..) = totals(&["backup", "--json", "--fast-checkpoint"]);
+    assert!(reused > 0);
 }
 
 /// A killed restore leaves a directory that no server starts from and no restore takes.

@@ -114,6 +114,19 @@ fn base_backups_stay_within_the_limit_too() {
     let taken = done.json();
     assert!(taken["totals"]["packs"].as_u64().unwrap() >= 6, "{taken}");
     let mut peaks = vec![("backup", peak_bytes)];
+    // By the cache, then with what is read of the backup before.
+    for cached in [true, false] {
+        if !cached {
+            std::fs::remove_dir_all(place.path(".cache/pgkeep")).unwrap();
+        }
+        let (done, peak_bytes) = measured(&place, &["backup", "--json", "--fast-checkpoint"]);
+        let again = done.expect(0).json();
+        assert!(
+            again["totals"]["reused_objects"].as_u64().unwrap() >= 6,
+            "{again}"
+        );
+        peaks.push(("backup again", peak_bytes));
+    }
     let into = place.path("restored").display().to_string();
     for args in [
         &["verify", taken["id"].as_str().unwrap(), "--jobs", "64"][..],

@@ -3,6 +3,7 @@
 use pgkeep_repository::map::{FileRecord, ROOT_DATA, RecordContents};
 use pgkeep_repository::pack::FRAME_CONTENT_BYTES_MAX;
 
+use super::blocks::FileKey;
 use super::pieces::{Bench, FileHead, Piece, Step};
 use super::tar::{Entry, EntryKind, TarEvent};
 use crate::error::PhysicalError;
@@ -27,6 +28,12 @@ pub struct Captured {
 }
 
 impl Captured {
+    /// A file that lies at the top of the data directory.
+    pub fn found(&mut self, name: &[u8]) {
+        let known = CONFIGURATION.into_iter().find(|known| name == known.as_bytes());
+        self.found.extend(known);
+    }
+
     /// What a server needs and the archives didn't have.
     pub fn missing_configuration(&self) -> Vec<&'static str> {
         let missing = CONFIGURATION
@@ -47,6 +54,9 @@ enum Current {
 }
 
 struct Stored {
+    key: FileKey,
+    /// Its blocks that are whole so far.
+    blocks: u64,
     /// Kept beside: the control file is both.
     copy: Option<Vec<u8>>,
     /// Of its contents, in bytes, how many are still to come.
@@ -99,11 +109,7 @@ impl<'a> Collector<'a> {
     fn begin(&mut self, entry: &Entry) -> Result<(), PhysicalError> {
         let is_file = entry.kind == EntryKind::File;
         if self.root == ROOT_DATA {
-            self.captured.found.extend(
-                CONFIGURATION
-                    .into_iter()
-                    .filter(|name| entry.path == name.as_bytes()),
-            );
+            self.captured.found(&entry.path);
             if is_of_a_restore(&entry.path) {
                 self.current = if is_file { Current::Skipped } else { Current::None };
                 return Ok(());
@@ -149,6 +155,8 @@ impl<'a> Collector<'a> {
             modified_at: entry.modified_at,
         }));
         self.current = Current::Stored(Stored {
+            key: FileKey::of(self.root, &entry.path),
+            blocks: 0,
             copy: is_control_file.then(Vec::new),
             left: entry.size,
             in_block: 0,
@@ -173,7 +181,7 @@ impl<'a> Collector<'a> {
             let room = FRAME_CONTENT_BYTES_MAX - self.piece.buffer.len();
             let wanted = stored.wanted(room, self.block_bytes);
             if wanted == 0 {
-                return Ok(Some(std::mem::replace(&mut self.piece, self.bench.piece())));
+                return Ok(Some(self.rest()));
             }
             let (now, later) = bytes
                 .split_at_checked(wanted.min(bytes.len()))
@@ -187,6 +195,7 @@ impl<'a> Collector<'a> {
             if let Some(copy) = &mut stored.copy {
                 capture(copy, now)?;
             }
+            stored.blocks += ((stored.in_block + now.len()) / self.block_bytes) as u64;
             stored.in_block = (stored.in_block + now.len()) % self.block_bytes;
             stored.left = stored.left.saturating_sub(now.len() as u64);
         }
@@ -208,15 +217,24 @@ impl<'a> Collector<'a> {
         Ok(())
     }
 
-    /// Whether nothing but small things waits, which could go on for long without a block: names take memory, too.
+    /// Whether nothing but small things waits, which could go on for long without a block: names take memory, too. Never within a
+    /// block.
     pub fn is_crowded(&self) -> bool {
         const STEPS_MAX: usize = 20_000;
-        self.piece.steps.len() >= STEPS_MAX
+        let is_in_block = matches!(&self.current, Current::Stored(stored) if stored.in_block > 0);
+        self.piece.steps.len() >= STEPS_MAX && !is_in_block
     }
 
-    /// The piece that isn't full.
+    /// The piece as it is. A file that isn't at its end goes on in the next one.
     pub fn rest(&mut self) -> Piece {
-        std::mem::replace(&mut self.piece, self.bench.piece())
+        let next = Piece {
+            goes_on: match &self.current {
+                Current::Stored(stored) => Some((stored.key, stored.blocks)),
+                _ => None,
+            },
+            ..self.bench.piece()
+        };
+        std::mem::replace(&mut self.piece, next)
     }
 }
 
@@ -304,7 +322,7 @@ mod tests {
                             for run in runs {
                                 match run {
                                     Run::Stored(blocks) => left -= u64::from(blocks),
-                                    Run::Zeros(_) => panic!("no zeros"),
+                                    other => panic!("{other:?}"),
                                 }
                             }
                         }

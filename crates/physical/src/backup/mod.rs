@@ -1,14 +1,22 @@
-//! Taking a base backup by replication: one stream of archives, cut into blocks, compressed by workers, packed by a thread,
-//! uploaded while it comes; its WAL beside it; the manifest last.
+//! Taking a base backup: the server's files, read by workers or from its stream of archives, cut into blocks, compressed, packed
+//! by a thread, uploaded while they come; its WAL beside it; the manifest last.
 
+mod before;
+mod blocks;
+mod cache;
 mod collect;
+mod fragments;
+mod local;
 mod pieces;
+mod refer;
 mod run;
+mod source;
 mod stages;
 mod stream;
 mod tar;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -33,14 +41,36 @@ const TASKS_END_MAX: Duration = Duration::from_secs(10);
 /// Why a backup's objects are swept.
 pub(crate) const BACKUP_FAILED: &str = "the backup failed";
 
+/// How the files of a cluster are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ReaderChoice {
+    /// From the data directory where it lies on this host, may be read and is proven to be the server's; else by replication.
+    #[default]
+    Auto,
+    /// From the data directory, or not at all.
+    Local,
+    /// From the server's walsender.
+    Replication,
+}
+
 /// How a backup is taken.
 #[derive(Debug, Clone)]
 pub struct BackupOptions {
+    /// How the files are read.
+    pub reader: ReaderChoice,
+    /// Where the data directory is on this host, if it isn't where the server says.
+    pub data_directory: Option<PathBuf>,
+    /// No backup, if a page of it is damaged.
+    pub strict: bool,
     /// Pieces compressed at once.
     pub jobs: usize,
     /// How the server makes the checkpoint before it.
     pub checkpoint: Checkpoint,
-    /// The server sends no faster than this, in KiB a second (32 to 1,048,576).
+    /// Store everything, and refer to nothing of the backups before.
+    pub full: bool,
+    /// Where it is kept what a backup holds, for the next one; without it, nothing is referred to.
+    pub cache_directory: Option<PathBuf>,
+    /// Files are read no faster than this, in KiB a second (32 to 1,048,576).
     pub rate_kib_max: Option<u32>,
     /// The user's notes.
     pub annotations: BTreeMap<String, String>,
@@ -59,6 +89,10 @@ pub struct BackupReport {
     pub manifest: BaseManifest,
     /// What needs attention, in plain words.
     pub attention: Vec<String>,
+    /// What is worth knowing, in plain words.
+    pub notes: Vec<String>,
+    /// Why the files came by replication, where the choice was left to the program.
+    pub fallback: Option<String>,
     /// How long it took.
     pub elapsed: Duration,
     /// What was cleaned away of earlier, unfinished backups.
@@ -82,7 +116,7 @@ pub async fn backup(
     let destinations = Arc::new(Destinations::from(repository.clone()));
     progress.set_phase("connecting");
     let prepared = tokio::select! {
-        prepared = run::prepare(target) => prepared?,
+        prepared = run::prepare(target, options) => prepared?,
         () = &mut cancelled => return Err(PhysicalError::Interrupted),
     };
     destinations
@@ -157,15 +191,18 @@ async fn under_lease(
         alive,
     };
     // From here to the manifest the user may interrupt; the commit itself is a request, and then either true or not.
+    let fallback = prepared.fallback.clone();
     let built = tokio::select! {
         built = run.all(prepared) => built,
         () = cancelled => Err(PhysicalError::Interrupted),
     };
     let error = match built {
         Ok(ready) => {
-            let manifest = run.commit(ready).await?;
+            let (manifest, notes) = run.commit(ready).await?;
             return Ok(BackupReport {
                 attention: run::attention(&manifest),
+                notes,
+                fallback,
                 id,
                 manifest,
                 elapsed: Duration::ZERO,
@@ -174,6 +211,7 @@ async fn under_lease(
         }
         Err(error) => error,
     };
+    run.forget_map();
     drop(run);
     if tokio::time::timeout(TASKS_END_MAX, ended.recv()).await.is_err() {
         tracing::debug!("a task goes on; what it still stores stays until the next run");

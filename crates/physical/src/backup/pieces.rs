@@ -1,11 +1,13 @@
 //! Pieces: what passes from the stream to the workers, up to a frame's contents of blocks of one file or many; and the work
 //! on them: zero test, fingerprints, compression.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use pgkeep_repository::map::FileRecord;
-use pgkeep_repository::pack::{FRAME_CONTENT_BYTES_MAX, Frame, FrameBuilder};
+use pgkeep_repository::pack::{BlockAddress, FRAME_CONTENT_BYTES_MAX, Fingerprint, Frame, FrameBuilder};
 
+use super::before::Before;
+use super::blocks::FileKey;
 use crate::error::{Context, PhysicalError};
 
 /// What belongs to the record of a file before its blocks are known.
@@ -37,20 +39,27 @@ pub enum Step<B> {
 pub struct Piece {
     pub buffer: Vec<u8>,
     pub steps: Vec<Step<usize>>,
+    /// Of a file that began in an earlier piece: which one it is, and the number of its first block here.
+    pub goes_on: Option<(FileKey, u64)>,
 }
 
 /// Blocks one after another that are alike in this.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Run {
     Zeros(u64),
+    /// In the piece's frame.
     Stored(u32),
+    /// The backup before has them, from this address of its own on.
+    Referred(BlockAddress, u32),
 }
 
 /// What became of a piece.
 #[derive(Debug)]
 pub struct Worked {
-    /// Its blocks that aren't zeros.
+    /// Its blocks that aren't zeros and that the backup before doesn't have.
     pub frame: Option<Frame>,
+    /// Of all its blocks that aren't zeros.
+    pub fingerprints: Vec<Fingerprint>,
     pub steps: Vec<Step<Vec<Run>>>,
     pub zero_bytes: u64,
 }
@@ -60,6 +69,7 @@ pub struct Bench {
     level: i32,
     key: [u8; 32],
     block_bytes: u32,
+    before: Option<Arc<Before>>,
     builders: Mutex<Vec<FrameBuilder>>,
     buffers: Mutex<Vec<Vec<u8>>>,
 }
@@ -70,9 +80,16 @@ impl Bench {
             level,
             key,
             block_bytes,
+            before: None,
             builders: Mutex::default(),
             buffers: Mutex::default(),
         }
+    }
+
+    /// Refers to the blocks of an earlier backup; the key must be its own.
+    pub fn with_before(mut self, before: Option<Arc<Before>>) -> Self {
+        self.before = before;
+        self
     }
 
     /// An empty piece.
@@ -81,6 +98,7 @@ impl Bench {
         Piece {
             buffer: buffer.unwrap_or_else(|| Vec::with_capacity(FRAME_CONTENT_BYTES_MAX)),
             steps: Vec::new(),
+            goes_on: None,
         }
     }
 
@@ -92,24 +110,46 @@ impl Bench {
             Some(builder) => builder,
             None => FrameBuilder::new(self.level, self.key, self.block_bytes).context(compressing)?,
         };
-        let Piece { mut buffer, steps } = piece;
+        let Piece {
+            mut buffer,
+            steps,
+            goes_on: mut place,
+        } = piece;
         let mut rest = buffer.as_slice();
-        let mut zero_bytes = 0;
+        let mut work = Work {
+            builder: &mut builder,
+            fingerprints: Vec::new(),
+            zero_bytes: 0,
+        };
         let mut done = Vec::with_capacity(steps.len());
         for step in steps {
             done.push(match step {
-                Step::Begin(head) => Step::Begin(head),
-                Step::End => Step::End,
+                Step::Begin(head) => {
+                    place = self
+                        .before
+                        .is_some()
+                        .then(|| (FileKey::of(head.root, &head.path), 0));
+                    Step::Begin(head)
+                }
+                Step::End => {
+                    place = None;
+                    Step::End
+                }
                 Step::Whole(record) => Step::Whole(record),
                 Step::Blocks(bytes) => {
                     let (blocks, after) = rest
                         .split_at_checked(bytes)
                         .ok_or_else(|| PhysicalError::internal("a piece lacks some of its blocks"))?;
                     rest = after;
-                    Step::Blocks(self.blocks(blocks, &mut builder, &mut zero_bytes)?)
+                    Step::Blocks(self.blocks(blocks, &mut place, &mut work)?)
                 }
             });
         }
+        let Work {
+            fingerprints,
+            zero_bytes,
+            ..
+        } = work;
         let frame = builder.finish().context(compressing)?;
         buffer.clear();
         self.builders
@@ -122,6 +162,7 @@ impl Bench {
             .push(buffer);
         Ok(Worked {
             frame,
+            fingerprints,
             steps: done,
             zero_bytes,
         })
@@ -130,28 +171,61 @@ impl Bench {
     fn blocks(
         &self,
         blocks: &[u8],
-        builder: &mut FrameBuilder,
-        zero_bytes: &mut u64,
+        place: &mut Option<(FileKey, u64)>,
+        work: &mut Work<'_>,
     ) -> Result<Vec<Run>, PhysicalError> {
         let mut runs: Vec<Run> = Vec::new();
-        for block in blocks.chunks(self.block_bytes as usize) {
-            let zeros = is_zeros(block);
-            if zeros {
-                *zero_bytes += block.len() as u64;
-            } else if !builder.push(block) {
+        let blocks = blocks.chunks(self.block_bytes as usize);
+        let held = match (&self.before, place) {
+            (Some(before), Some((key, from))) => {
+                let held = before.held(*key, *from, blocks.len());
+                *from += blocks.len() as u64;
+                held
+            }
+            _ => Vec::new(),
+        };
+        let held = held.into_iter().chain(std::iter::repeat(None));
+        for (block, held) in blocks.zip(held) {
+            if is_zeros(block) {
+                work.zero_bytes += block.len() as u64;
+                match runs.last_mut() {
+                    Some(Run::Zeros(count)) => *count += 1,
+                    _ => runs.push(Run::Zeros(1)),
+                }
+                continue;
+            }
+            let fingerprint = work.builder.fingerprint(block);
+            work.fingerprints.push(fingerprint);
+            if let Some(held) = held.filter(|held| held.fingerprint == fingerprint) {
+                match runs.last_mut() {
+                    Some(Run::Referred(first, count))
+                        if first.pack == held.at.pack && first.block + *count == held.at.block =>
+                    {
+                        *count += 1;
+                    }
+                    _ => runs.push(Run::Referred(held.at, 1)),
+                }
+                continue;
+            }
+            if !work.builder.push_known(block, fingerprint) {
                 return Err(PhysicalError::internal(
                     "a piece has more blocks than a frame takes",
                 ));
             }
-            match (runs.last_mut(), zeros) {
-                (Some(Run::Zeros(count)), true) => *count += 1,
-                (Some(Run::Stored(count)), false) => *count += 1,
-                (_, true) => runs.push(Run::Zeros(1)),
-                (_, false) => runs.push(Run::Stored(1)),
+            match runs.last_mut() {
+                Some(Run::Stored(count)) => *count += 1,
+                _ => runs.push(Run::Stored(1)),
             }
         }
         Ok(runs)
     }
+}
+
+/// What becomes of a piece, while it is worked on.
+struct Work<'a> {
+    builder: &'a mut FrameBuilder,
+    fingerprints: Vec<Fingerprint>,
+    zero_bytes: u64,
 }
 
 /// Most blocks have something in their first bytes.
@@ -197,5 +271,61 @@ mod tests {
         assert_eq!(worked.frame.unwrap().entry.blocks(), 2);
         // The next one finds nothing of this one.
         assert!(bench.work(bench.piece()).unwrap().frame.is_none());
+    }
+
+    /// Only what is the same at the same place is referred to, also where a file goes on in a further piece.
+    #[test]
+    fn blocks_that_the_backup_before_has_there_are_referred_to() {
+        const KEY: [u8; 32] = [1; 32];
+        const BLOCK: usize = 1024;
+        let block = |number: u8| vec![number; BLOCK];
+        let before: Vec<Fingerprint> = (1..=6)
+            .map(|number| pgkeep_repository::pack::fingerprint(&KEY, &block(number)))
+            .collect();
+        let (root, path) = (0, b"base/1/2".to_vec());
+        let before = Before::of_blocks(KEY, FileKey::of(root, &path), &before);
+        let bench = Bench::new(1, KEY, 1024).with_before(Some(Arc::new(before)));
+        let head = |path: &[u8]| FileHead {
+            root,
+            path: path.to_vec(),
+            mode: 0o600,
+            size: 0,
+            modified_at: 0,
+        };
+        let runs = |steps: Vec<Step<usize>>, goes_on, numbers: &[u8]| {
+            let piece = Piece {
+                buffer: numbers.iter().flat_map(|number| block(*number)).collect(),
+                steps,
+                goes_on,
+            };
+            let worked = bench.work(piece).unwrap();
+            let runs = worked.steps.into_iter().filter_map(|step| match step {
+                Step::Blocks(runs) => Some(runs),
+                _ => None,
+            });
+            (runs.flatten().collect::<Vec<_>>(), worked.fingerprints.len())
+        };
+        let referred = |block, count| Run::Referred(BlockAddress { pack: 0, block }, count);
+        let all = Step::Blocks(5 * BLOCK);
+        let (found, fingerprints) = runs(vec![Step::Begin(head(&path)), all], None, &[1, 2, 9, 0, 5]);
+        let expected = [referred(0, 2), Run::Stored(1), Run::Zeros(1), referred(4, 1)];
+        assert_eq!((found.as_slice(), fingerprints), (&expected[..], 4));
+        // Moved, in another file, or of nobody knows which file: stored.
+        let begun = vec![Step::Begin(head(&path)), Step::Blocks(2 * BLOCK)];
+        assert_eq!(runs(begun, None, &[2, 1]).0, [Run::Stored(2)]);
+        let other = vec![Step::Begin(head(b"base/1/3")), Step::Blocks(2 * BLOCK)];
+        assert_eq!(runs(other, None, &[1, 2]).0, [Run::Stored(2)]);
+        assert_eq!(runs(vec![Step::Blocks(BLOCK)], None, &[1]).0, [Run::Stored(1)]);
+        // It goes on, beyond where it ended, and another one begins.
+        let goes_on = Some((FileKey::of(root, &path), 4));
+        let steps = vec![
+            Step::Blocks(2 * BLOCK),
+            Step::Blocks(BLOCK),
+            Step::End,
+            Step::Begin(head(&path)),
+            Step::Blocks(BLOCK),
+        ];
+        let (found, _) = runs(steps, goes_on, &[5, 6, 7, 1]);
+        assert_eq!(found, [referred(4, 2), Run::Stored(1), referred(0, 1)]);
     }
 }

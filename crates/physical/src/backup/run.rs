@@ -1,11 +1,10 @@
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use jiff::Timestamp;
 use pgkeep_base::{BackupId, Progress};
 use pgkeep_pg::Target;
-use pgkeep_pg::replication::{BaseBackupOptions, Identity, ReplicationSession};
+use pgkeep_pg::replication::{Identity, ReplicationSession};
 use pgkeep_pgformat::{BackupLabel, BackupSource, ControlFile, Lsn, Timeline};
 use pgkeep_repository::commit::CommitFailure;
 use pgkeep_repository::destinations::Destinations;
@@ -17,20 +16,23 @@ use pgkeep_wal::RangeReceiver;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
+use super::before::{Before, Found};
+use super::blocks::BlockMapWriter;
 use super::collect::Captured;
-use super::pieces::Bench;
+use super::local::Pages;
+use super::refer;
+use super::source::{Source, Started};
 use super::stages::{self, Stored};
 use super::stream::{Reading, Received};
 use super::{BACKUP_FAILED, BackupOptions};
 use crate::error::{Context, PhysicalError};
 use crate::manifest::{
-    BaseManifest, BaseTotals, MANIFEST_BYTES_MAX, MANIFEST_FORMAT, SUMMARY_BYTES_MAX, Tablespace,
+    BaseManifest, BaseTotals, DamagedPages, MANIFEST_BYTES_MAX, MANIFEST_FORMAT, SUMMARY_BYTES_MAX,
+    Tablespace,
 };
 
 /// The oldest server that is supported, as `server_version_num`.
 const SERVER_VERSION_NUM_MIN: u32 = 150_000;
-/// In the manifest, how the files were read.
-const READER: &str = "replication";
 
 /// What is known before the lease is taken.
 pub struct Prepared {
@@ -38,12 +40,15 @@ pub struct Prepared {
     pub identity: Identity,
     server_version: String,
     server_version_num: u32,
-    block_bytes: u32,
+    pub block_bytes: u32,
     data_checksums: bool,
+    source: Source,
+    /// Why the files come by replication, where nobody asked for that.
+    pub fallback: Option<String>,
 }
 
 /// Connects, and refuses what can't be backed up.
-pub async fn prepare(target: &Target) -> Result<Prepared, PhysicalError> {
+pub async fn prepare(target: &Target, options: &BackupOptions) -> Result<Prepared, PhysicalError> {
     let connecting = || format!("connecting to {} for replication", target.endpoint());
     let mut session = ReplicationSession::connect(target).await.context(connecting)?;
     let server_version_num = session.session().server_version_num();
@@ -69,6 +74,7 @@ pub async fn prepare(target: &Target) -> Result<Prepared, PhysicalError> {
     let block_bytes = session.show("block_size").await.context(asking)?;
     let data_checksums = session.show("data_checksums").await.context(asking)? == "on";
     let block_bytes = block_bytes.parse().ok().filter(|bytes| is_block_size(*bytes));
+    let (source, fallback) = Source::choose(target, options, &identity).await?;
     Ok(Prepared {
         session,
         identity,
@@ -76,6 +82,8 @@ pub async fn prepare(target: &Target) -> Result<Prepared, PhysicalError> {
         server_version_num,
         block_bytes: block_bytes.ok_or(PhysicalError::Archive("its pages have no size"))?,
         data_checksums,
+        source,
+        fallback,
     })
 }
 
@@ -95,87 +103,127 @@ pub struct Run<'a> {
 pub struct Ready {
     manifest: BaseManifest,
     sealed: SealedObject,
+    packs: PackTable,
+    /// What it holds, for the next one.
+    map: Option<BlockMapWriter>,
+    notes: Vec<String>,
 }
 
 /// What was read and stored.
 struct Taken {
+    reader: &'static str,
     start: (Lsn, Timeline),
     tablespaces: Vec<Tablespace>,
     received: Received,
     stored: Stored,
     fingerprint_key: [u8; 32],
+    before: Option<Arc<Before>>,
 }
 
 impl Run<'_> {
     /// Everything up to the manifest, which isn't put yet.
     pub async fn all(&self, mut prepared: Prepared) -> Result<Ready, PhysicalError> {
+        let Found { before, note } = self.before(&prepared).await?;
         self.progress.set_phase("preparing to receive WAL");
         // Before the backup: its slot holds all WAL from the checkpoint on that the backup begins with.
         let receiver =
             RangeReceiver::connect(self.target, self.repository, self.options.accept_new_identity).await?;
-        let taken = self.take(&mut prepared, receiver).await?;
+        let mut taken = self.take(&mut prepared, receiver, before.map(Arc::new)).await?;
         let (start, stop) = (taken.start, taken.received.stop);
         self.check_wal(prepared.identity.system_identifier, start.0, stop)
             .await?;
         let mut manifest = self.manifest(&prepared, &taken)?;
         prepared.session.close().await;
         self.progress.set_phase("writing the manifest");
-        let sealed = self.describe(&mut manifest, taken.stored).await?;
-        Ok(Ready { manifest, sealed })
+        let packs = refer::table(&taken.stored.places, &taken.stored.packs, taken.before.as_ref())?;
+        let map = taken.stored.map.take();
+        let sealed = self.describe(&mut manifest, taken.stored, &packs).await?;
+        Ok(Ready {
+            manifest,
+            sealed,
+            packs,
+            map,
+            notes: note.into_iter().collect(),
+        })
     }
 
-    /// The files and the WAL at once.
-    async fn take(&self, prepared: &mut Prepared, receiver: RangeReceiver) -> Result<Taken, PhysicalError> {
-        if receiver.identity().system_identifier != prepared.identity.system_identifier {
-            return Err(another_server());
-        }
+    /// Begins to read, by whatever reader there is; returns its name, too.
+    async fn start<'p>(
+        &self,
+        prepared: &'p mut Prepared,
+    ) -> Result<(&'static str, Started<'p>), PhysicalError> {
         self.progress.set_phase("waiting for the server's checkpoint");
-        let wanted = BaseBackupOptions {
-            label: format!("pgkeep {}", self.id),
-            checkpoint: self.options.checkpoint,
-            rate_kib_max: self.options.rate_kib_max,
-            ..BaseBackupOptions::default()
+        let pages = Pages {
+            block_bytes: prepared.block_bytes,
+            have_checksums: prepared.data_checksums,
         };
-        let block_bytes = prepared.block_bytes;
-        let beginning = || "beginning the base backup".to_owned();
-        let backup = prepared.session.base_backup(&wanted).await.context(beginning)?;
-        let start = backup.start();
-        let tablespaces = tablespaces(backup.tablespaces())?;
-        let expected_kib = backup.tablespaces().iter().filter_map(|space| space.size_kib);
-        // The server's numbers, which may be anything.
-        let expected = expected_kib.fold(0, u64::saturating_add).saturating_mul(1 << 10);
-        self.progress.bytes_total.store(expected, Ordering::Relaxed);
-        self.progress.set_phase("copying files");
+        let source = std::mem::replace(&mut prepared.source, Source::Replication);
+        let reader = source.name();
+        let named = (format!("pgkeep {}", self.id), self.options);
+        let timeline = prepared.identity.timeline;
+        let started = source
+            .start(&mut prepared.session, named, (timeline, pages))
+            .await?;
+        Ok((reader, started))
+    }
 
-        let (stop_wal, stop) = watch::channel(None);
+    /// The backup's WAL, from its start until its end is told.
+    fn receive(
+        &self,
+        receiver: RangeReceiver,
+        start: (Lsn, Timeline),
+        stop: watch::Receiver<Option<Lsn>>,
+    ) -> JoinSet<Result<pgkeep_wal::RangeReport, pgkeep_wal::WalError>> {
         let mut receiving = JoinSet::new();
         let alive = self.alive.clone();
         receiving.spawn(async move {
             let _alive = alive;
             receiver.receive(start.0, start.1, stop).await
         });
-        let mut fingerprint_key = [0; 32];
-        getrandom::fill(&mut fingerprint_key).map_err(PhysicalError::internal)?;
+        receiving
+    }
+
+    /// The files and the WAL at once.
+    async fn take(
+        &self,
+        prepared: &mut Prepared,
+        receiver: RangeReceiver,
+        before: Option<Arc<Before>>,
+    ) -> Result<Taken, PhysicalError> {
+        if receiver.identity().system_identifier != prepared.identity.system_identifier {
+            return Err(another_server());
+        }
+        let block_bytes = prepared.block_bytes;
+        let (reader, started) = self.start(prepared).await?;
+        let start = started.start();
+        let tablespaces = started.tablespaces()?;
+        started.expect(self.progress);
+        self.progress.set_phase("copying files");
+
+        let (stop_wal, stop) = watch::channel(None);
+        let mut receiving = self.receive(receiver, start, stop);
+        let (bench, fingerprint_key) = self.bench(block_bytes, before.as_ref())?;
         let place = (&self.id, self.prefix.as_str());
         let jobs = self.options.jobs;
         let (to_pack, mut storing) = stages::start(
             self.destinations,
             place,
             block_bytes,
+            self.map(block_bytes),
             jobs,
             self.progress,
             &self.alive,
         );
-        let level = self.destinations.access().compression_level;
         let reading = Reading {
-            bench: &Arc::new(Bench::new(level, fingerprint_key, block_bytes)),
+            bench: &bench,
             block_bytes,
             jobs,
             to_pack,
             progress: self.progress,
+            rate_kib_max: self.options.rate_kib_max,
         };
         let received = tokio::select! {
-            received = reading.run(backup) => received,
+            received = started.run(&reading) => received,
             // Without its WAL the backup is none.
             ended = receiving.join_next() => Err(ended_early(ended)),
         };
@@ -184,6 +232,9 @@ impl Run<'_> {
         if received.stop.1 != start.1 {
             return Err(another_timeline());
         }
+        if self.options.strict {
+            refuse_damage(&received.damaged_pages)?;
+        }
         self.progress.set_phase("waiting for the last WAL");
         let _ = stop_wal.send(Some(received.stop.0));
         match receiving.join_next().await {
@@ -191,11 +242,13 @@ impl Run<'_> {
             ended => return Err(ended_early(ended)),
         };
         Ok(Taken {
+            reader,
             start,
             tablespaces,
             received,
             stored,
             fingerprint_key,
+            before,
         })
     }
 
@@ -235,6 +288,9 @@ impl Run<'_> {
         if control.system_identifier != prepared.identity.system_identifier {
             return Err(another_server());
         }
+        if label.start_timeline != taken.start.1 {
+            return Err(another_timeline());
+        }
         if label.start_lsn != taken.start.0 || control.block_bytes != prepared.block_bytes {
             return Err(PhysicalError::Archive(
                 "its backup_label or pg_control is of another backup",
@@ -256,7 +312,7 @@ impl Run<'_> {
             block_bytes: prepared.block_bytes,
             wal_segment_bytes: control.wal_segment_size.bytes(),
             data_checksums: prepared.data_checksums,
-            reader: READER.to_owned(),
+            reader: taken.reader.to_owned(),
             from_standby: label.source == BackupSource::Standby,
             started_at: self.id.started_at(),
             finished_at: self.destinations.now(),
@@ -289,22 +345,27 @@ impl Run<'_> {
         &self,
         manifest: &mut BaseManifest,
         stored: Stored,
+        table: &PackTable,
     ) -> Result<SealedObject, PhysicalError> {
         let destinations = self.destinations;
-        let table = PackTable { packs: stored.packs };
         let contents = table.encode().map_err(PhysicalError::internal)?;
         let name = layout::pack_table_object(destinations.access().sealed_suffix());
         let packs = destinations
             .put_contents(&self.prefix, &name, Bytes::from(contents))
             .await?;
-        let mut objects = stored.pack_objects;
+        let referred = refer::referred(table, &self.id).map(|pack| refer::as_object(pack, &self.id));
+        let mut objects: Vec<ObjectRef> = referred.collect();
+        let (reused_objects, reused_bytes) = (objects.len() as u64, sum(&objects));
+        objects.extend(stored.pack_objects);
         objects.extend(stored.records.iter().cloned());
         objects.push(packs.clone());
         manifest.files = stored.records;
         manifest.packs = packs;
         manifest.totals = BaseTotals {
             objects: objects.len() as u64,
-            stored_bytes: objects.iter().map(|object| object.stored_bytes).sum(),
+            stored_bytes: sum(&objects),
+            reused_objects,
+            reused_bytes,
             zero_bytes: stored.zero_bytes,
             packs: table.packs.len() as u64,
             ..manifest.totals
@@ -327,8 +388,8 @@ impl Run<'_> {
         Ok(sealed)
     }
 
-    /// The manifest: from now on the backup exists.
-    pub async fn commit(&self, ready: Ready) -> Result<BaseManifest, PhysicalError> {
+    /// The manifest: from now on the backup exists. Returns it, with what is worth knowing.
+    pub async fn commit(&self, ready: Ready) -> Result<(BaseManifest, Vec<String>), PhysicalError> {
         for (place, repository) in self.destinations.remaining() {
             let sealed = ready.sealed.clone();
             let committing = self
@@ -341,8 +402,11 @@ impl Run<'_> {
                     source: Box::new(source),
                 },
             })?;
+            refer::look_again(repository, &self.id, &ready.packs).await?;
         }
-        Ok(ready.manifest)
+        let hash = ready.sealed.hash.to_hex().to_string();
+        self.remember(ready.map, ready.packs, &ready.manifest, hash).await;
+        Ok((ready.manifest, ready.notes))
     }
 }
 
@@ -380,25 +444,20 @@ fn another_timeline() -> PhysicalError {
     }
 }
 
-/// The backup's directories outside the data directory.
-fn tablespaces(
-    announced: &[pgkeep_pg::replication::BaseTablespace],
-) -> Result<Vec<Tablespace>, PhysicalError> {
-    let spaces = announced.iter().filter_map(|space| space.tablespace.as_ref());
-    spaces
-        .map(|(oid, path)| match path.starts_with(b"/") {
-            true => Ok(Tablespace {
-                oid: *oid,
-                path: String::from_utf8_lossy(path).into_owned(),
-            }),
-            false => Err(PhysicalError::Server {
-                message: format!(
-                    "tablespace {oid} lies inside the data directory (allow_in_place_tablespaces), which can't be backed up"
-                ),
-                hint: None,
-            }),
-        })
-        .collect()
+/// With `strict` a damaged page is the end.
+fn refuse_damage(damaged: &DamagedPages) -> Result<(), PhysicalError> {
+    let Some(first) = damaged.reports.first() else {
+        return Ok(());
+    };
+    let others = match damaged.reports_total {
+        0 | 1 => String::new(),
+        more => format!(" ({} reports in all)", more),
+    };
+    Err(PhysicalError::Refused {
+        message: format!("a page is damaged at the server: {first}{others}"),
+        hint: "the server's own check tells more: pg_amcheck --all; without --strict the pages are stored as they are, and named"
+            .to_owned(),
+    })
 }
 
 fn label(captured: &Captured) -> Result<(String, BackupLabel), PhysicalError> {
@@ -435,6 +494,10 @@ pub fn attention(manifest: &BaseManifest) -> Vec<String> {
     let omitted = manifest.omissions.iter();
     attention.extend(omitted.map(|omission| format!("not in the backup: {omission}")));
     attention
+}
+
+fn sum(objects: &[ObjectRef]) -> u64 {
+    objects.iter().map(|object| object.stored_bytes).sum()
 }
 
 fn no_object() -> ObjectRef {

@@ -1,19 +1,23 @@
 //! The stages behind the workers: one thread puts frames into packs and writes the records of files, one task uploads both.
 //! Memory is bounded by [`PACKS_MAX`] and by the pieces under way.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use pgkeep_base::{BackupId, Progress};
 use pgkeep_repository::destinations::Destinations;
-use pgkeep_repository::map::{Extent, FileRecord, PackInfo, RECORDS_BYTES, RecordContents, RecordWriter};
+use pgkeep_repository::map::{
+    Extent, FileRecord, PackInfo, RECORDS_BYTES, RecordContents, RecordWriter, blocks_of,
+};
 use pgkeep_repository::object::{ObjectRef, SealedObject, Sealer};
-use pgkeep_repository::pack::{BlockAddress, PackWriter, SealedPack};
+use pgkeep_repository::pack::{BlockAddress, Fingerprint, PackWriter, SealedPack};
 use pgkeep_repository::{Access, Broken, layout};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::{JoinHandle, JoinSet};
 
+use super::blocks::{BlockMapWriter, FileKey, Held, Room};
 use super::pieces::{FileHead, Run, Step, Worked};
 use crate::error::PhysicalError;
 
@@ -34,14 +38,27 @@ pub struct Stored {
     pub pack_objects: Vec<ObjectRef>,
     pub records: Vec<ObjectRef>,
     pub zero_bytes: u64,
+    /// In the order of the list of packs.
+    pub places: Vec<PackPlace>,
+    /// What the backup holds, for the next one, as far as it could be written.
+    pub map: Option<BlockMapWriter>,
+}
+
+/// A pack in the list of those that the backup needs. It gets its place when a file's extent first names it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PackPlace {
+    /// The backup's own, by its number from 1 on.
+    Own(u32),
+    /// One that the backup before needs, by its place in that one's list.
+    Before(u32),
 }
 
 /// On its way to the repository.
 enum Upload {
     Pack(u32, Box<SealedPack>, OwnedSemaphorePermit),
     Records(u32, SealedObject),
-    /// All is there; so many bytes were zeros.
-    End(u64),
+    /// All is there.
+    End(Box<Stored>),
 }
 
 /// Starts both. Their outcome is that of the returned set's task; dropped, the set ends them.
@@ -49,6 +66,7 @@ pub fn start(
     destinations: &Arc<Destinations>,
     (id, prefix): (&BackupId, &str),
     block_bytes: u32,
+    map: Option<BlockMapWriter>,
     jobs: usize,
     progress: &Arc<Progress>,
     alive: &mpsc::Sender<()>,
@@ -62,6 +80,8 @@ pub fn start(
         uploads: to_upload,
         pack: None,
         packs: 0,
+        places: Places::default(),
+        map,
         records: Vec::new(),
         record_writer: RecordWriter::default(),
         record_objects: 0,
@@ -110,6 +130,8 @@ fn unwritable(broken: Broken) -> PhysicalError {
 
 /// The pack that is being filled.
 struct Filling {
+    /// In the list of packs.
+    place: u32,
     writer: PackWriter,
     permit: OwnedSemaphorePermit,
 }
@@ -122,11 +144,55 @@ struct Packer {
     pack: Option<Filling>,
     /// Packs begun so far.
     packs: u32,
+    places: Places,
+    map: Option<BlockMapWriter>,
     records: Vec<u8>,
     record_writer: RecordWriter,
     record_objects: u32,
-    file: Option<(FileHead, Vec<Extent>)>,
+    file: Option<OpenFile>,
     zero_bytes: u64,
+}
+
+/// A file whose blocks come.
+struct OpenFile {
+    head: FileHead,
+    extents: Vec<Extent>,
+    /// How many there are so far.
+    blocks: u64,
+    /// Where the map has them, if it does.
+    room: Option<Room>,
+}
+
+/// Which packs have a place in the list.
+#[derive(Default)]
+struct Places {
+    all: Vec<PackPlace>,
+    /// Of the packs of the backup before, by their place there.
+    before: BTreeMap<u32, u32>,
+}
+
+impl Places {
+    fn add(&mut self, place: PackPlace) -> Result<u32, PhysicalError> {
+        let number = u32::try_from(self.all.len()).map_err(PhysicalError::internal)?;
+        self.all.push(place);
+        Ok(number)
+    }
+
+    fn of_before(&mut self, pack: u32) -> Result<u32, PhysicalError> {
+        if let Some(place) = self.before.get(&pack) {
+            return Ok(*place);
+        }
+        let place = self.add(PackPlace::Before(pack))?;
+        self.before.insert(pack, place);
+        Ok(place)
+    }
+}
+
+/// What the blocks of a piece are still to be found by.
+struct Position<'a> {
+    /// The next one of the frame.
+    next: BlockAddress,
+    fingerprints: &'a [Fingerprint],
 }
 
 impl Packer {
@@ -141,16 +207,19 @@ impl Packer {
             };
             let worked = runtime.block_on(piece).map_err(PhysicalError::internal)??;
             self.zero_bytes += worked.zero_bytes;
-            let mut next = BlockAddress::default();
+            let mut position = Position {
+                next: BlockAddress::default(),
+                fingerprints: &worked.fingerprints,
+            };
             if let Some(frame) = worked.frame {
                 let pack = self.pack_for(frame.entry.blocks(), &runtime)?;
-                next = BlockAddress {
+                position.next = BlockAddress {
                     block: pack.writer.append(frame)?,
-                    pack: self.packs - 1,
+                    pack: pack.place,
                 };
             }
             for step in worked.steps {
-                self.step(step, &mut next)?;
+                self.step(step, &mut position)?;
             }
         }
         Err(gone(()))
@@ -169,6 +238,7 @@ impl Packer {
             let permit = runtime.block_on(Arc::clone(&self.permits).acquire_owned());
             self.packs += 1;
             self.pack = Some(Filling {
+                place: self.places.add(PackPlace::Own(self.packs))?,
                 writer: PackWriter::new(&self.access, self.block_bytes)?,
                 permit: permit.map_err(gone)?,
             });
@@ -177,7 +247,7 @@ impl Packer {
     }
 
     fn finish_pack(&mut self) -> Result<(), PhysicalError> {
-        let Some(Filling { writer, permit }) = self.pack.take() else {
+        let Some(Filling { writer, permit, .. }) = self.pack.take() else {
             return Ok(());
         };
         let sealed = Box::new(writer.finish()?);
@@ -185,23 +255,35 @@ impl Packer {
         self.uploads.blocking_send(upload).map_err(gone)
     }
 
-    fn step(&mut self, step: Step<Vec<Run>>, next: &mut BlockAddress) -> Result<(), PhysicalError> {
+    fn step(&mut self, step: Step<Vec<Run>>, position: &mut Position<'_>) -> Result<(), PhysicalError> {
         match step {
-            Step::Begin(head) => self.file = Some((head, Vec::new())),
+            Step::Begin(head) => {
+                let key = FileKey::of(head.root, &head.path);
+                let blocks = blocks_of(head.size, self.block_bytes);
+                self.file = Some(OpenFile {
+                    room: self.with_map(|map| map.begin(key, blocks)).flatten(),
+                    head,
+                    extents: Vec::new(),
+                    blocks: 0,
+                });
+            }
             Step::Blocks(runs) => {
-                let Some((_, extents)) = &mut self.file else {
+                let Some(mut file) = self.file.take() else {
                     return Err(PhysicalError::internal("blocks belong to no file"));
                 };
-                runs.into_iter().for_each(|run| extend(extents, run, next));
-                if extents.len() > EXTENTS_MAX {
+                for run in runs {
+                    self.run_of_blocks(run, &mut file, position)?;
+                }
+                if file.extents.len() > EXTENTS_MAX {
                     return Err(PhysicalError::Server {
                         message: format!("a file of the server lies in more than {EXTENTS_MAX} pieces"),
                         hint: None,
                     });
                 }
+                self.file = Some(file);
             }
             Step::End => {
-                let Some((head, extents)) = self.file.take() else {
+                let Some(OpenFile { head, extents, .. }) = self.file.take() else {
                     return Err(PhysicalError::internal("a file ends that hasn't begun"));
                 };
                 self.record(&FileRecord {
@@ -218,6 +300,63 @@ impl Packer {
             Step::Whole(record) => self.record(&record)?,
         }
         Ok(())
+    }
+
+    /// Adds blocks that are alike to a file's record, and to the map.
+    fn run_of_blocks(
+        &mut self,
+        run: Run,
+        file: &mut OpenFile,
+        position: &mut Position<'_>,
+    ) -> Result<(), PhysicalError> {
+        let from = file.blocks;
+        let (at, blocks) = match run {
+            Run::Zeros(blocks) => {
+                file.blocks += blocks;
+                extend(&mut file.extents, Extent::Zeros(blocks));
+                return Ok(());
+            }
+            Run::Stored(blocks) => {
+                let at = position.next;
+                position.next.block += blocks;
+                (at, blocks)
+            }
+            Run::Referred(BlockAddress { pack, block }, blocks) => {
+                let pack = self.places.of_before(pack)?;
+                (BlockAddress { pack, block }, blocks)
+            }
+        };
+        file.blocks += u64::from(blocks);
+        extend(&mut file.extents, Extent::Stored { at, blocks });
+        let (fingerprints, rest) = position
+            .fingerprints
+            .split_at_checked(blocks as usize)
+            .ok_or_else(|| PhysicalError::internal("a block has no fingerprint"))?;
+        position.fingerprints = rest;
+        if let Some(room) = file.room {
+            let held = fingerprints
+                .iter()
+                .zip(at.block..)
+                .map(|(fingerprint, block)| Held {
+                    fingerprint: *fingerprint,
+                    at: BlockAddress { pack: at.pack, block },
+                });
+            let held: Vec<Held> = held.collect();
+            self.with_map(|map| map.put(room, from, &held));
+        }
+        Ok(())
+    }
+
+    /// Does something to the map. It is given up where that fails: the backup is as good without it.
+    fn with_map<T>(&mut self, work: impl FnOnce(&mut BlockMapWriter) -> std::io::Result<T>) -> Option<T> {
+        match work(self.map.as_mut()?) {
+            Ok(done) => Some(done),
+            Err(error) => {
+                tracing::warn!("what this backup holds can't be kept in cache_directory: {error}");
+                self.map = None;
+                None
+            }
+        }
     }
 
     fn record(&mut self, record: &FileRecord) -> Result<(), PhysicalError> {
@@ -249,29 +388,28 @@ impl Packer {
         }
         self.finish_pack()?;
         self.finish_records()?;
+        let stored = Stored {
+            zero_bytes: self.zero_bytes,
+            places: self.places.all,
+            map: self.map,
+            ..Stored::default()
+        };
         self.uploads
-            .blocking_send(Upload::End(self.zero_bytes))
+            .blocking_send(Upload::End(Box::new(stored)))
             .map_err(gone)
     }
 }
 
-/// Adds a run to a file's extents, to the last one where it goes on there.
-fn extend(extents: &mut Vec<Extent>, run: Run, next: &mut BlockAddress) {
-    match (run, extents.last_mut()) {
-        (Run::Zeros(more), Some(Extent::Zeros(blocks))) => *blocks += more,
-        (Run::Zeros(blocks), _) => extents.push(Extent::Zeros(blocks)),
-        (Run::Stored(more), last) => {
-            let at = *next;
-            next.block += more;
-            match last {
-                Some(Extent::Stored { at: first, blocks })
-                    if first.pack == at.pack && first.block + *blocks == at.block =>
-                {
-                    *blocks += more;
-                }
-                _ => extents.push(Extent::Stored { at, blocks: more }),
-            }
+/// Adds blocks to a file's extents, to the last one where they go on there.
+fn extend(extents: &mut Vec<Extent>, next: Extent) {
+    match (extents.last_mut(), next) {
+        (Some(Extent::Zeros(blocks)), Extent::Zeros(more)) => *blocks += more,
+        (Some(Extent::Stored { at: first, blocks }), Extent::Stored { at, blocks: more })
+            if first.pack == at.pack && first.block + *blocks == at.block =>
+        {
+            *blocks += more;
         }
+        _ => extents.push(next),
     }
 }
 
@@ -303,9 +441,9 @@ impl Uploader {
                     Uploaded::Records(number, object) => records.push((number, object)),
                 },
                 upload = uploads.recv(), if !ended && running.len() < UPLOADS_MAX => match upload {
-                    Some(Upload::End(zero_bytes)) => {
+                    Some(Upload::End(end)) => {
                         ended = true;
-                        stored.zero_bytes = zero_bytes;
+                        stored = Stored { packs: stored.packs, pack_objects: stored.pack_objects, ..*end };
                     }
                     Some(upload) => running.push(self.put(upload)),
                     None => return Err(gone(())),

@@ -12,7 +12,7 @@ use pgkeep_repository::map::{ROOT_DATA, ROOT_TABLESPACES};
 use tokio::sync::Semaphore;
 
 use super::collect::{Captured, Collector};
-use super::pieces::{Bench, Piece};
+use super::pieces::{Bench, Piece, Worked};
 use super::stages::ToPack;
 use super::tar::TarSplitter;
 use crate::error::{Context, PhysicalError};
@@ -39,7 +39,9 @@ pub struct Reading<'a> {
     pub block_bytes: u32,
     pub jobs: usize,
     pub to_pack: ToPack,
-    pub progress: &'a Progress,
+    pub progress: &'a Arc<Progress>,
+    /// Read no faster than this, in KiB a second.
+    pub rate_kib_max: Option<u32>,
 }
 
 impl Reading<'_> {
@@ -94,10 +96,7 @@ impl Reading<'_> {
                         reports.pages.reports.push(damage.message);
                     }
                     self.work(collector.rest(), &workers).await?;
-                    self.to_pack
-                        .send(None)
-                        .await
-                        .map_err(|_| PhysicalError::StageGone)?;
+                    self.end().await?;
                     return Ok(Received {
                         files: collector.files,
                         plain_bytes: collector.plain_bytes,
@@ -110,6 +109,14 @@ impl Reading<'_> {
             }
             reports.take(backup.take_notices());
         }
+    }
+
+    /// Tells the packing thread that nothing more comes.
+    pub async fn end(&self) -> Result<(), PhysicalError> {
+        self.to_pack
+            .send(None)
+            .await
+            .map_err(|_| PhysicalError::StageGone)
     }
 
     /// The next bytes of an archive.
@@ -131,13 +138,21 @@ impl Reading<'_> {
         Ok(())
     }
 
-    /// Hands a piece to the workers, as soon as one is free.
     async fn work(&self, piece: Piece, workers: &Arc<Semaphore>) -> Result<(), PhysicalError> {
+        let bench = Arc::clone(self.bench);
+        self.hand_over(workers, move || bench.work(piece)).await
+    }
+
+    /// Gives a worker something to do, as soon as one is free; what comes of it goes to the packing thread in this order.
+    pub async fn hand_over(
+        &self,
+        workers: &Arc<Semaphore>,
+        work: impl FnOnce() -> Result<Worked, PhysicalError> + Send + 'static,
+    ) -> Result<(), PhysicalError> {
         let permit = Arc::clone(workers).acquire_owned().await;
         let permit = permit.map_err(PhysicalError::internal)?;
-        let bench = Arc::clone(self.bench);
         let working = tokio::task::spawn_blocking(move || {
-            let worked = bench.work(piece);
+            let worked = work();
             drop(permit);
             worked
         });

@@ -94,7 +94,7 @@ impl Files<'_> {
     }
 
     /// The records of one object, each with what `work` made of it. Off the async threads.
-    async fn records<T: Send + 'static>(
+    pub async fn records<T: Send + 'static>(
         &self,
         object: &ObjectRef,
         work: impl Fn(&FileRecord) -> Result<T, PhysicalError> + Send + 'static,
@@ -115,6 +115,14 @@ impl Files<'_> {
                 .collect()
         });
         working.await.map_err(PhysicalError::internal)?
+    }
+
+    /// Where what a record names lies until all is there; of what is passed over, nothing.
+    pub fn path(place: &Place, record: &FileRecord) -> Result<Option<PathBuf>, PhysicalError> {
+        match is_passed_over(record) {
+            true => Ok(None),
+            false => place.path(record.root, path_of(record)).map(Some),
+        }
     }
 
     fn damaged(&self, reason: &str) -> PhysicalError {
@@ -249,10 +257,9 @@ fn path_of(record: &FileRecord) -> &[u8] {
 
 /// Makes what a record names, empty.
 fn make(place: &Place, record: &FileRecord) -> Result<(), PhysicalError> {
-    if is_passed_over(record) {
+    let Some(path) = Files::path(place, record)? else {
         return Ok(());
-    }
-    let path = place.path(record.root, path_of(record))?;
+    };
     match &record.contents {
         RecordContents::Directory => place.directory(&path, record.mode),
         RecordContents::File { size, .. } => place.file(&path, record.mode, *size).map(drop),

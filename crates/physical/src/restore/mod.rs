@@ -7,7 +7,10 @@ mod settings;
 mod target;
 mod wal;
 
+pub(crate) use files::{CONTROL_FILE_ASIDE, Files};
+pub(crate) use place::{Place, sync_directory};
 pub(crate) use plan::system_identifier;
+pub(crate) use wal::fetched;
 
 use std::fs;
 use std::path::PathBuf;
@@ -22,17 +25,18 @@ use pgkeep_repository::Repository;
 use pgkeep_repository::map::ROOT_TABLESPACES;
 
 use crate::error::{Context, PhysicalError};
-use files::{CONTROL_FILE_ASIDE, Files};
-use place::{Place, sync_directory};
 use settings::StopAt;
 
-pub use plan::{RestoreOptions, RestorePlan, plan};
+pub use plan::{RestoreOptions, RestorePlan, TablespaceName, plan};
 pub use target::{RecoveryTarget, parse_time};
 
 /// In the data directory: a restore is under way there, or stopped half-way.
 pub(crate) const MARK: &str = "pgkeep.restore";
 /// In the data directory: the WAL that the server asks for while it recovers.
 pub(crate) const STAGING: &str = "pgkeep_wal";
+
+/// The file that makes a server recover from a backup's start.
+pub(crate) const BACKUP_LABEL: &str = "backup_label";
 
 /// Whether a path below the data directory is of what a restore left there.
 pub(crate) fn is_of_a_restore(path: &[u8]) -> bool {
@@ -76,35 +80,45 @@ pub async fn restore(
     cancelled: impl Future<Output = ()>,
 ) -> Result<RestoreReport, PhysicalError> {
     let begun = Instant::now();
+    let report = claimed(plan, cancelled, async |place| {
+        into(repository, plan, place, progress).await
+    })
+    .await?;
+    Ok(RestoreReport {
+        elapsed: begun.elapsed(),
+        ..report
+    })
+}
+
+/// Marks the place, and does the work there. Whatever becomes of it, a place that isn't finished says so.
+pub(crate) async fn claimed<T>(
+    plan: &RestorePlan,
+    cancelled: impl Future<Output = ()>,
+    work: impl AsyncFnOnce(&Arc<Place>) -> Result<T, PhysicalError>,
+) -> Result<T, PhysicalError> {
     let roots = plan.roots.clone();
     let id = plan.id.to_string();
     let claiming = tokio::task::spawn_blocking(move || Place::claim(&roots, &id));
     let place = Arc::new(claiming.await.map_err(PhysicalError::internal)??);
     let cancelled = pin!(cancelled);
-    let restored = tokio::select! {
-        restored = into(repository, plan, &place, progress) => restored,
+    let done = tokio::select! {
+        done = work(&place) => done,
         () = cancelled => Err(PhysicalError::Interrupted),
     };
-    match restored {
-        Ok(report) => Ok(RestoreReport {
-            elapsed: begun.elapsed(),
-            ..report
-        }),
-        Err(source) => {
-            let removing = plan
-                .roots
-                .values()
-                .map(|root| quote_for_shell(&root.display().to_string()));
-            let removing: Vec<String> = removing.collect();
-            Err(PhysicalError::Unfinished {
-                source: Box::new(source),
-                hint: format!(
-                    "remove what it left, and restore again: find {} -mindepth 1 -delete",
-                    removing.join(" ")
-                ),
-            })
+    done.map_err(|source| {
+        let removing = plan
+            .roots
+            .values()
+            .map(|root| quote_for_shell(&root.display().to_string()));
+        let removing: Vec<String> = removing.collect();
+        PhysicalError::Unfinished {
+            source: Box::new(source),
+            hint: format!(
+                "remove what it left, and begin again: find {} -mindepth 1 -delete",
+                removing.join(" ")
+            ),
         }
-    }
+    })
 }
 
 async fn into(
@@ -199,10 +213,16 @@ fn finish(
         place.write(&data.join("tablespace_map"), &map.to_bytes())?;
     }
     place.sync()?;
-    place.write(&data.join("backup_label"), label.as_bytes())?;
+    place.write(&data.join(BACKUP_LABEL), label.as_bytes())?;
+    put_control_file(place)?;
+    place.unmark()
+}
+
+/// Gives the control file its name, when all else is durable: from then on a server may start.
+pub(crate) fn put_control_file(place: &Place) -> Result<(), PhysicalError> {
+    let data = place.data();
     sync_directory(data)?;
     let (aside, control) = (data.join(CONTROL_FILE_ASIDE), data.join("global/pg_control"));
     fs::rename(&aside, &control).context(|| format!("renaming {}", aside.display()))?;
-    sync_directory(&data.join("global"))?;
-    place.unmark()
+    sync_directory(&data.join("global"))
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown, lchown};
 use std::path::{Path, PathBuf};
 
 use pgkeep_repository::map::ROOT_DATA;
@@ -156,6 +156,17 @@ impl Place {
             .context(making)?;
         self.give(path)?;
         Ok(file)
+    }
+
+    /// Makes a symbolic link. Nothing must be there.
+    pub fn link(&self, path: &Path, target: &Path) -> Result<(), PhysicalError> {
+        let making = || format!("making {}", path.display());
+        self.parents(path)?;
+        std::os::unix::fs::symlink(target, path).context(making)?;
+        match self.owner {
+            None => Ok(()),
+            Some((user, group)) => lchown(path, Some(user), Some(group)).context(making),
+        }
     }
 
     /// Writes a whole file, which may be there.

@@ -1,6 +1,7 @@
 //! What a restore would do, and whether it can be done: all that is asked before anything is touched.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use jiff::{SignedDuration, Timestamp};
@@ -14,19 +15,46 @@ use pgkeep_wal::Windows;
 use super::{MARK, RecoveryTarget};
 use crate::choose;
 use crate::error::{Context, PhysicalError};
-use crate::manifest::BaseManifest;
+use crate::manifest::{BaseManifest, Tablespace};
 use crate::windows::windows_of;
 
 /// PostgreSQL's times begin in 2000; this many seconds after 1970 (`POSTGRES_EPOCH_JDATE`, `datatype/timestamp.h`).
 const EPOCH_SECONDS: i64 = 946_684_800;
+
+/// Which tablespace is meant.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum TablespaceName {
+    /// By its OID.
+    Oid(u32),
+    /// By the directory in which it was (`pg_tablespace_location`).
+    Location(String),
+}
+
+impl TablespaceName {
+    fn means(&self, space: &Tablespace) -> bool {
+        match self {
+            Self::Oid(oid) => space.oid == *oid,
+            Self::Location(path) => space.path == *path,
+        }
+    }
+}
+
+impl fmt::Display for TablespaceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Oid(oid) => write!(f, "{oid}"),
+            Self::Location(path) => f.write_str(path),
+        }
+    }
+}
 
 /// What is asked for.
 #[derive(Debug, Clone)]
 pub struct RestoreOptions {
     /// The data directory to be: empty, or not there yet.
     pub directory: PathBuf,
-    /// Where each tablespace goes, by its OID.
-    pub tablespaces: BTreeMap<u32, PathBuf>,
+    /// Where each tablespace goes.
+    pub tablespaces: BTreeMap<TablespaceName, PathBuf>,
     /// Where recovery ends.
     pub target: RecoveryTarget,
     /// Packs fetched and written at once.
@@ -320,12 +348,12 @@ fn check_place(place: &Path, what: &str) -> Result<(), PhysicalError> {
 fn roots(manifest: &BaseManifest, options: &RestoreOptions) -> Result<BTreeMap<u32, PathBuf>, PhysicalError> {
     use pgkeep_repository::map::{ROOT_DATA, ROOT_TABLESPACES};
     let directory = absolute(&options.directory)?;
-    let known = |oid: &u32| manifest.tablespaces.iter().any(|space| space.oid == *oid);
-    if let Some(unknown) = options.tablespaces.keys().find(|oid| !known(oid)) {
+    let known = |name: &TablespaceName| manifest.tablespaces.iter().any(|space| name.means(space));
+    if let Some(unknown) = options.tablespaces.keys().find(|name| !known(name)) {
         let oids: Vec<String> = manifest
             .tablespaces
             .iter()
-            .map(|space| space.oid.to_string())
+            .map(|space| format!("{} ({})", space.oid, space.path))
             .collect();
         return Err(PhysicalError::Usage {
             message: format!("backup {} has no tablespace {unknown}", manifest.id),
@@ -337,7 +365,9 @@ fn roots(manifest: &BaseManifest, options: &RestoreOptions) -> Result<BTreeMap<u
     }
     let mut roots = BTreeMap::from([(ROOT_DATA, directory)]);
     for (space, root) in manifest.tablespaces.iter().zip(ROOT_TABLESPACES..) {
-        let Some(place) = options.tablespaces.get(&space.oid) else {
+        let asked = options.tablespaces.iter().filter(|(name, _)| name.means(space));
+        let mut asked = asked.map(|(_, place)| place);
+        let Some(place) = asked.next() else {
             return Err(PhysicalError::Usage {
                 message: format!(
                     "backup {} has a tablespace {}, which was at {}",
@@ -346,6 +376,15 @@ fn roots(manifest: &BaseManifest, options: &RestoreOptions) -> Result<BTreeMap<u
                 hint: format!("say where it goes: --tablespace {}=DIRECTORY", space.oid),
             });
         };
+        if asked.next().is_some() {
+            return Err(PhysicalError::Usage {
+                message: format!(
+                    "tablespace {} at {} is told twice where it goes",
+                    space.oid, space.path
+                ),
+                hint: "name it once, by its OID or by its place".to_owned(),
+            });
+        }
         check_place(place, "the tablespace's directory")?;
         let place = absolute(place)?;
         if let Some(other) = roots

@@ -4,7 +4,8 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use futures::{StreamExt, TryStreamExt};
+use bytes::Bytes;
+use futures::{Stream, StreamExt, TryStreamExt};
 use jiff::Timestamp;
 use pgkeep_base::Progress;
 use pgkeep_pgformat::{Lsn, SegmentName, Timeline, WalFileName, WalRecord, WalWalker};
@@ -142,6 +143,26 @@ fn outcome(plan: &RestorePlan, scan: &Scan, segments: u64, newer: Option<Timelin
     }
 }
 
+/// The segments of WAL from a backup's start to a position, in order, some fetched ahead.
+pub(crate) fn fetched<'a>(
+    repository: &'a Repository,
+    plan: &'a RestorePlan,
+    end: Lsn,
+) -> Result<impl Stream<Item = Result<(SegmentName, Bytes), PhysicalError>> + 'a, PhysicalError> {
+    let manifest = &plan.manifest;
+    let system = plan::system_identifier(manifest)?;
+    let last = SegmentName::before(manifest.start_timeline, end, plan.segment_size);
+    let first = SegmentName::holding(manifest.start_timeline, manifest.start_lsn, plan.segment_size);
+    let names = std::iter::successors(Some(first), |name| name.next());
+    let names = names.take_while(move |name| name.number() <= last.number());
+    let at_once = usize::try_from(SEGMENT_BYTES_AT_ONCE / plan.segment_size.bytes()).unwrap_or(1);
+    let fetched = futures::stream::iter(names).map(move |name| async move {
+        let bytes = repository.fetch_wal_to(system, &name, end).await?;
+        Ok::<_, PhysicalError>((name, bytes.ok_or_else(|| plan::missing(manifest, name))?))
+    });
+    Ok(fetched.buffered(at_once.clamp(1, SEGMENTS_AT_ONCE)))
+}
+
 /// Fetches segments and walks over them, until the target is reached or there are no more.
 async fn segments(
     repository: &Repository,
@@ -151,22 +172,12 @@ async fn segments(
     progress: &Progress,
 ) -> Result<(Scan, u64), PhysicalError> {
     let manifest = &plan.manifest;
-    let system = plan::system_identifier(manifest)?;
     let end = match plan.options.target {
         RecoveryTarget::BackupEnd => manifest.stop_lsn,
         _ => plan.covered_to,
     };
     let last = SegmentName::before(manifest.start_timeline, end, plan.segment_size);
-    let first = SegmentName::holding(manifest.start_timeline, manifest.start_lsn, plan.segment_size);
-    let names = std::iter::successors(Some(first), |name| name.next());
-    let names = names.take_while(|name| name.number() <= last.number());
-    let at_once = usize::try_from(SEGMENT_BYTES_AT_ONCE / plan.segment_size.bytes()).unwrap_or(1);
-    let fetched = futures::stream::iter(names)
-        .map(|name| async move {
-            let bytes = repository.fetch_wal_to(system, &name, end).await?;
-            Ok::<_, PhysicalError>((name, bytes.ok_or_else(|| plan::missing(manifest, name))?))
-        })
-        .buffered(at_once.clamp(1, SEGMENTS_AT_ONCE));
+    let fetched = fetched(repository, plan, end)?;
     let mut fetched = std::pin::pin!(fetched);
     let mut scan = Scan {
         walker: WalWalker::new(),

@@ -7,7 +7,9 @@
     reason = "helpers of tests are tests"
 )]
 
+mod exported;
 mod faults;
+mod incremental;
 mod points;
 mod reader;
 mod refusals;

@@ -7,11 +7,14 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use pgkeep_physical::BackupReport;
 use pgkeep_physical::restore::RecoveryTarget;
+use pgkeep_repository::Repository;
 use pgkeep_testkit::requirements::tool;
 use pgkeep_testkit::{Cluster, require, run, server_user};
 
-use super::support::{backup, repository, restore, secret, server};
+use super::incremental::with_cache;
+use super::support::{backup_with, repository, restore, secret, server};
 
 const READER: &str = concat!(
     env!("CARGO_MANIFEST_DIR"),
@@ -67,6 +70,19 @@ fn read(tools: &str, arguments: &[&Path], key: &Path) {
         .env("PATH", path));
 }
 
+/// A backup that refers to another one's packs.
+async fn second(repository: &Repository, origin: &Cluster, folder: &Path) -> BackupReport {
+    let options = with_cache(&folder.join("cache"));
+    backup_with(repository, origin, &options).await.unwrap();
+    origin.psql(
+        "postgres",
+        "UPDATE a SET i = -i WHERE i % 1000 = 0; CREATE TABLE c AS SELECT 2 i",
+    );
+    let report = backup_with(repository, origin, &options).await.unwrap();
+    assert!(report.manifest.totals.reused_objects > 0);
+    report
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reader_in_another_language_gets_every_file_out() {
     let tools = require!(tool("age")).parent().unwrap().display().to_string();
@@ -101,7 +117,8 @@ async fn a_reader_in_another_language_gets_every_file_out() {
         let repository = repository(&stored, encrypted, None).await;
         let key = folder.path().join("key");
         fs::write(&key, secret(&repository)).unwrap();
-        let id = backup(&repository, &origin).await.unwrap().id.to_string();
+        let report = second(&repository, &origin, folder.path()).await;
+        let id = report.id.to_string();
 
         let out = folder.path().join("out");
         read(

@@ -11,7 +11,7 @@ use pgkeep_physical::{PhysicalError, verify};
 use pgkeep_repository::{Access, Repository, keys};
 use pgkeep_testkit::{Cluster, require, server_user};
 
-use super::support::{backup, repository, server};
+use super::support::{backup, by_oid, repository, server};
 
 fn options(directory: &Path) -> RestoreOptions {
     RestoreOptions {
@@ -93,7 +93,7 @@ async fn a_place_in_use_a_wrong_key_and_missing_tablespaces_are_refused_before_a
         ),
     ] {
         let options = RestoreOptions {
-            tablespaces,
+            tablespaces: by_oid(tablespaces),
             ..options(&fresh)
         };
         let error = plan_error(&repository, &options).await;

@@ -10,8 +10,8 @@ use pgkeep_pg::replication::Checkpoint;
 use pgkeep_pg::{Conninfo, Environment, Session, Target};
 use pgkeep_pgformat::{Lsn, Timeline};
 use pgkeep_physical::manifest::BaseManifest;
-use pgkeep_physical::restore::{self, RecoveryTarget, RestoreOptions, RestoreReport};
-use pgkeep_physical::{BackupOptions, BackupReport, PhysicalError};
+use pgkeep_physical::restore::{self, RecoveryTarget, RestoreOptions, RestoreReport, TablespaceName};
+use pgkeep_physical::{BackupOptions, BackupReport, PhysicalError, ReaderChoice};
 use pgkeep_repository::encryption::Encryption;
 use pgkeep_repository::{Access, Repository, keys};
 use pgkeep_store::fault::FaultPlan;
@@ -69,8 +69,13 @@ pub async fn session(cluster: &Cluster, database: &str) -> Session {
 
 pub fn backup_options() -> BackupOptions {
     BackupOptions {
+        reader: ReaderChoice::Replication,
+        data_directory: None,
+        strict: false,
         jobs: 2,
         checkpoint: Checkpoint::Fast,
+        full: false,
+        cache_directory: None,
         rate_kib_max: None,
         annotations: BTreeMap::from([("why".to_owned(), "a test".to_owned())]),
         accept_new_identity: false,
@@ -96,6 +101,13 @@ pub async fn backup_with(
         .expect("the backup comes to an end")
 }
 
+pub fn by_oid(tablespaces: BTreeMap<u32, PathBuf>) -> BTreeMap<TablespaceName, PathBuf> {
+    let places = tablespaces.into_iter();
+    places
+        .map(|(oid, place)| (TablespaceName::Oid(oid), place))
+        .collect()
+}
+
 /// Restores into the place of a server, which isn't started.
 pub async fn restore(
     repository: &Repository,
@@ -106,7 +118,7 @@ pub async fn restore(
 ) -> Result<RestoreReport, PhysicalError> {
     let options = RestoreOptions {
         directory: into.data_dir(),
-        tablespaces,
+        tablespaces: by_oid(tablespaces),
         target,
         jobs: 2,
     };
@@ -138,6 +150,9 @@ impl Streaming {
     /// Ends when all up to here is stored.
     pub async fn end(self, cluster: &Cluster) -> Lsn {
         let mut session = session(cluster, "postgres").await;
+        // So that the switch is one, and ends behind every position that was asked for before.
+        let something = "SELECT pg_logical_emit_message(false, 'test', '')";
+        session.query(something).await.unwrap();
         let end = lsn(&mut session, "pg_switch_wal()").await;
         self.stop.send(Some(end)).unwrap();
         tokio::time::timeout(LIMIT, self.receiving)

@@ -36,6 +36,14 @@ impl PackInfo {
         layout::pack_object(self.number, layout::sealed_suffix(self.header_bytes > 0))
     }
 
+    /// Its name in the folder of a backup that needs it: a [`layout::reference`] where it lies in another one's.
+    pub fn name_in(&self, id: &BackupId) -> String {
+        match self.owner == *id {
+            true => self.name(),
+            false => layout::reference_to(&self.owner, &self.name()),
+        }
+    }
+
     /// Its key in the repository.
     pub fn key(&self, cluster: &str) -> String {
         layout::backup_object(cluster, &self.owner, &self.name())

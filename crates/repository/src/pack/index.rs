@@ -170,7 +170,23 @@ impl PackIndex {
     /// # Errors
     /// It isn't one.
     pub fn parse(pack: &[u8]) -> Result<Self, Broken> {
-        let (before, footer) = pack
+        Self::parse_end(pack, pack.len() as u64)
+    }
+
+    /// How many bytes [`PackIndex::parse_end`] needs of a pack whose compressed index has so many.
+    pub fn end_bytes(index_bytes: u32) -> u64 {
+        u64::from(index_bytes) + (SKIPPABLE_HEADER_BYTES + FOOTER_BYTES) as u64
+    }
+
+    /// Reads the index of a pack of `pack_bytes`, inside age, of which the last ones are at hand.
+    ///
+    /// # Errors
+    /// It isn't one, or begins before them.
+    pub fn parse_end(end: &[u8], pack_bytes: u64) -> Result<Self, Broken> {
+        let missing_bytes = pack_bytes
+            .checked_sub(end.len() as u64)
+            .ok_or(Broken("it is shorter than its end"))?;
+        let (before, footer) = end
             .split_last_chunk::<FOOTER_BYTES>()
             .ok_or(Broken("it is shorter than any pack"))?;
         let mut footer = Fields(footer);
@@ -199,7 +215,8 @@ impl PackIndex {
         let entries = zstd::bulk::decompress(index, size_max.max(1))
             .map_err(|_| Broken("its index can't be decompressed"))?;
         let parsed = Self::new(block_bytes, parse_entries(&entries, frames)?)?;
-        if parsed.blocks() != blocks || parsed.starts.last() != Some(&(frames_part.len() as u64)) {
+        let frames_bytes = missing_bytes + frames_part.len() as u64;
+        if parsed.blocks() != blocks || parsed.starts.last() != Some(&frames_bytes) {
             return Err(Broken("its index doesn't fit its frames"));
         }
         Ok(parsed)

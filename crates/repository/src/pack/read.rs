@@ -1,7 +1,7 @@
 use bytes::Bytes;
 
 use super::{PACK_STORED_BYTES_MAX, PackIndex};
-use crate::encryption::{self, Encryption, OpenOptions};
+use crate::encryption::{self, Encryption, EndRanges, OpenOptions};
 use crate::error::RepositoryError;
 use crate::map::PackInfo;
 use crate::repo::{Access, Repository};
@@ -28,24 +28,12 @@ impl PackReader {
     /// # Errors
     /// The key is missing or wrong; it is damaged.
     pub fn open(key: &str, stored: &[u8], access: &Access) -> Result<Self, RepositoryError> {
-        let recipients = match &access.encryption {
-            Encryption::Age { recipients } => recipients.as_slice(),
-            Encryption::None => &[],
-        };
-        let options = OpenOptions {
-            identities: &access.identities,
-            recipients,
-            bytes_max: PACK_STORED_BYTES_MAX,
-        };
-        let contents =
-            encryption::decrypt_bytes(stored, &options).map_err(|source| RepositoryError::Open {
-                key: key.to_owned(),
-                source,
-            })?;
-        Self::new(contents).map_err(|broken| RepositoryError::Malformed {
+        let contents = encryption::decrypt_bytes(stored, &options(access));
+        let contents = contents.map_err(|source| RepositoryError::Open {
             key: key.to_owned(),
-            reason: broken.to_string(),
-        })
+            source,
+        })?;
+        Self::new(contents).map_err(|broken| malformed(key, broken))
     }
 
     /// What lies in it.
@@ -78,6 +66,39 @@ impl PackReader {
 }
 
 impl Repository {
+    /// Fetches what a pack says of the blocks in it, and none of them: its header and its end. That these are what was
+    /// written is known by age; of a pack that isn't encrypted, by zstd's checksum alone.
+    ///
+    /// # Errors
+    /// As [`Repository::open_pack`], but for the hash.
+    pub async fn pack_index(&self, pack: &PackInfo) -> Result<PackIndex, RepositoryError> {
+        let key = pack.key(&self.cluster);
+        let ranges = EndRanges::of(
+            pack.header_bytes,
+            pack.stored_bytes,
+            PackIndex::end_bytes(pack.index_bytes),
+        );
+        let ranges = ranges.ok_or_else(|| malformed(&key, Broken("it is shorter than its end")))?;
+        let head = self.store.get_range(&key, ranges.head.clone());
+        let end = self.store.get_range(&key, ranges.end.clone());
+        let (head, end) = match tokio::try_join!(head, end) {
+            Ok(fetched) => fetched,
+            Err(error) => return Err(self.unread(&pack.owner, error).await),
+        };
+        let (access, stored_bytes) = (self.shared_access(), pack.stored_bytes);
+        let opening = tokio::task::spawn_blocking(move || {
+            let contents = encryption::decrypt_end(&head, &end, stored_bytes, &ranges, &options(&access));
+            let contents = contents.map_err(|source| RepositoryError::Open {
+                key: key.clone(),
+                source,
+            })?;
+            PackIndex::parse_end(&contents, ranges.plain_bytes).map_err(|broken| malformed(&key, broken))
+        });
+        opening
+            .await
+            .map_err(|error| RepositoryError::Internal(error.to_string()))?
+    }
+
     /// Fetches a pack whole, compares its hash, and opens it.
     ///
     /// # Errors
@@ -94,6 +115,24 @@ impl Repository {
         opened
             .await
             .map_err(|error| RepositoryError::Internal(error.to_string()))?
+    }
+}
+
+fn options(access: &Access) -> OpenOptions<'_> {
+    OpenOptions {
+        identities: &access.identities,
+        recipients: match &access.encryption {
+            Encryption::Age { recipients } => recipients.as_slice(),
+            Encryption::None => &[],
+        },
+        bytes_max: PACK_STORED_BYTES_MAX,
+    }
+}
+
+fn malformed(key: &str, broken: Broken) -> RepositoryError {
+    RepositoryError::Malformed {
+        key: key.to_owned(),
+        reason: broken.to_string(),
     }
 }
 

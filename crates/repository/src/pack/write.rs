@@ -51,6 +51,17 @@ impl FrameBuilder {
 
     /// Adds a block, of the usual size or shorter. False, and nothing is added, if the frame has no room for it.
     pub fn push(&mut self, block: &[u8]) -> bool {
+        let fingerprint = self.fingerprint(block);
+        self.push_known(block, fingerprint)
+    }
+
+    /// The fingerprint of a block.
+    pub fn fingerprint(&self, block: &[u8]) -> Fingerprint {
+        fingerprint(&self.key, block)
+    }
+
+    /// As [`FrameBuilder::push`], with the block's fingerprint.
+    pub fn push_known(&mut self, block: &[u8], fingerprint: Fingerprint) -> bool {
         if self.contents.len() + block.len() > FRAME_CONTENT_BYTES_MAX || block.is_empty() {
             return false;
         }
@@ -59,7 +70,7 @@ impl FrameBuilder {
             let slot = u32::try_from(self.fingerprints.len()).unwrap_or(u32::MAX);
             self.short.push((slot, bytes));
         }
-        self.fingerprints.push(fingerprint(&self.key, block));
+        self.fingerprints.push(fingerprint);
         self.contents.extend_from_slice(block);
         true
     }

@@ -12,7 +12,7 @@ use super::events::Events;
 use super::job::{END_MAX, End};
 use super::service::Service;
 use crate::commands::wal;
-use crate::context::{Context, Settings};
+use crate::context::{Context, KeyUse, Settings};
 use crate::exit::{Failure, Outcome};
 
 /// The pause after a failure that doesn't pass by itself; it doubles with each, as that of the jobs.
@@ -67,7 +67,8 @@ impl Streaming<'_> {
     async fn receive(&self, pause: &mut Duration) -> Result<(), Failure> {
         let cancellation = &self.context.cancellation;
         let target = self.settings.target()?.with_application_name("pgkeep wal stream");
-        let repository = cancellation.or(self.settings.repository_to_write()).await?;
+        let opening = self.settings.repository_to_write(KeyUse::None);
+        let repository = cancellation.or(opening).await?;
         let options = ReceiverOptions {
             stop_max: END_MAX,
             ..wal::stream::options(self.settings)

@@ -36,7 +36,7 @@ pub async fn fetch(context: &Context, args: &FetchArgs) -> Result<Outcome, Failu
 /// `pgkeep wal push`
 pub async fn push(context: &Context, args: &PushArgs) -> Result<Outcome, Failure> {
     let settings = context.settings(Overrides::default())?;
-    let repository = settings.repository_to_write().await?;
+    let repository = settings.repository_to_write(KeyUse::None).await?;
     let directory = directory(args.data_directory.as_ref());
     let stored = pgkeep_wal::push(&repository, &args.path, directory).await?;
     context.output.json(&json!({

@@ -8,14 +8,17 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use crate::args::StreamArgs;
-use crate::context::{Context, Settings};
+use crate::context::{Context, KeyUse, Settings};
 use crate::exit::{Failure, Outcome};
 
 /// `pgkeep wal stream`
 pub async fn run(context: &Context, args: &StreamArgs) -> Result<Outcome, Failure> {
     let settings = context.settings(Overrides::default())?;
     let target = settings.target()?.with_application_name("pgkeep wal stream");
-    let repository = context.cancellation.or(settings.repository_to_write()).await?;
+    let repository = context
+        .cancellation
+        .or(settings.repository_to_write(KeyUse::None))
+        .await?;
     let options = ReceiverOptions {
         accept_new_identity: args.accept_new_identity,
         ..options(&settings)

@@ -1,0 +1,355 @@
+//! What a worker does before all others: reading the parts of a piece, and comparing pages with their checksums.
+
+use std::fs::{File, Metadata};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+use pgkeep_base::Progress;
+use pgkeep_pgformat::{Lsn, PageHeader, PageVerdict, verify_page};
+use pgkeep_repository::map::ROOT_DATA;
+use pgkeep_repository::pack::FRAME_CONTENT_BYTES_MAX;
+
+use super::plan::Part;
+use crate::backup::blocks::FileKey;
+use crate::backup::pieces::{FileHead, Piece, Step};
+use crate::error::{Context, PhysicalError};
+use crate::manifest::{DAMAGE_REPORTS_MAX, DamagedPages};
+
+/// Of a mode, what `chmod` takes.
+const MODE_BITS: u32 = 0o7777;
+/// A page whose checksum is wrong may be one that is being written: it is read again after so long each.
+const PAUSES: [Duration; 3] = [
+    Duration::from_millis(10),
+    Duration::from_millis(100),
+    Duration::from_millis(1000),
+];
+/// In a backup, so many pieces with wrong pages are waited for; in later ones a page is read again once only, so that a file
+/// full of damage doesn't take hours.
+const PATIENT_PIECES_MAX: u32 = 100;
+
+/// A file, as the workers that read parts of it share it: whoever is first opens it.
+#[derive(Debug)]
+pub struct SharedFile {
+    pub root: u32,
+    /// Relative to the root.
+    pub path: Vec<u8>,
+    at: PathBuf,
+    /// Its size when it was listed.
+    pub planned_bytes: u64,
+    /// Of a file with pages: its place among those of its relation.
+    segment: Option<u32>,
+    opened: Mutex<Option<Opened>>,
+}
+
+#[derive(Debug, Clone)]
+enum Opened {
+    Gone,
+    There(Arc<OpenFile>),
+}
+
+#[derive(Debug)]
+struct OpenFile {
+    file: File,
+    bytes: u64,
+    mode: u32,
+    modified_at: u64,
+}
+
+impl SharedFile {
+    pub fn new(root: u32, path: Vec<u8>, at: PathBuf, planned_bytes: u64, segment: Option<u32>) -> Self {
+        Self {
+            root,
+            path,
+            at,
+            planned_bytes,
+            segment,
+            opened: Mutex::new(None),
+        }
+    }
+
+    /// `None` if it is gone, which is no error: the WAL says so, too.
+    fn open(&self) -> Result<Option<Arc<OpenFile>>, PhysicalError> {
+        let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = match opened.take() {
+            Some(found) => found,
+            None => self.open_now()?,
+        };
+        *opened = Some(found.clone());
+        Ok(match found {
+            Opened::Gone => None,
+            Opened::There(file) => Some(file),
+        })
+    }
+
+    fn open_now(&self) -> Result<Opened, PhysicalError> {
+        let reading = || format!("reading {}", self.at.display());
+        let file = match File::open(&self.at) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Opened::Gone),
+            opened => opened.context(reading)?,
+        };
+        let metadata = file.metadata().context(reading)?;
+        Ok(Opened::There(Arc::new(OpenFile {
+            bytes: metadata.len(),
+            mode: metadata.mode() & MODE_BITS,
+            modified_at: u64::try_from(metadata.mtime()).unwrap_or(0),
+            file,
+        })))
+    }
+}
+
+/// How pages are compared with their checksums.
+#[derive(Debug, Clone, Copy)]
+pub struct PageChecks {
+    /// What has changed since then isn't judged: the WAL has it whole.
+    pub start: Lsn,
+    /// Pages of a file of a relation, at most.
+    pub segment_blocks: u32,
+}
+
+/// What all workers share.
+pub struct Reader {
+    pub block_bytes: usize,
+    pub checks: Option<PageChecks>,
+    /// Read ahead of a piece, in bytes: what the other workers read meanwhile.
+    pub ahead_bytes: u64,
+    pub progress: Arc<Progress>,
+    pub patient_pieces: AtomicU32,
+    pub damaged: Mutex<DamagedPages>,
+    pub files: AtomicU64,
+    pub plain_bytes: AtomicU64,
+}
+
+impl Reader {
+    pub fn new(block_bytes: u32, checks: Option<PageChecks>, jobs: usize, progress: &Arc<Progress>) -> Self {
+        Self {
+            block_bytes: block_bytes as usize,
+            checks,
+            ahead_bytes: (jobs as u64).saturating_mul(FRAME_CONTENT_BYTES_MAX as u64),
+            progress: Arc::clone(progress),
+            patient_pieces: AtomicU32::new(PATIENT_PIECES_MAX),
+            damaged: Mutex::default(),
+            files: AtomicU64::new(0),
+            plain_bytes: AtomicU64::new(0),
+        }
+    }
+
+    /// What was found so far.
+    pub fn damaged_pages(&self) -> DamagedPages {
+        self.damaged
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Reads the parts into an empty piece. Blocks.
+    pub fn fill(&self, parts: Vec<Part>, mut piece: Piece) -> Result<Piece, PhysicalError> {
+        let planned: usize = parts.iter().map(|part| part.bytes).sum();
+        let mut spare = FRAME_CONTENT_BYTES_MAX.saturating_sub(planned);
+        for part in parts {
+            let Some(open) = part.file.open()? else {
+                continue;
+            };
+            let bytes = match part.begins && part.ends {
+                // Whole in this piece: as it is now, unless it has grown by more than there is room.
+                true => match usize::try_from(open.bytes) {
+                    Ok(now) if now <= part.bytes => now,
+                    Ok(now) if now - part.bytes <= spare => {
+                        spare -= now - part.bytes;
+                        now
+                    }
+                    _ => part.bytes,
+                },
+                false => part.bytes,
+            };
+            if part.begins {
+                let size = match part.ends {
+                    true => bytes as u64,
+                    false => part.file.planned_bytes,
+                };
+                self.files.fetch_add(1, Ordering::Relaxed);
+                self.plain_bytes.fetch_add(size, Ordering::Relaxed);
+                piece.steps.push(Step::Begin(FileHead {
+                    root: part.file.root,
+                    path: part.file.path.clone(),
+                    mode: open.mode,
+                    size,
+                    modified_at: open.modified_at,
+                }));
+            } else {
+                // It is the first of its piece.
+                let key = FileKey::of(part.file.root, &part.file.path);
+                piece.goes_on = Some((key, part.offset / self.block_bytes as u64));
+            }
+            if bytes > 0 {
+                self.blocks(&part, &open, bytes, &mut piece)?;
+            }
+            if part.ends {
+                piece.steps.push(Step::End);
+            }
+            Progress::add(&self.progress.bytes_done, bytes as u64);
+        }
+        Ok(piece)
+    }
+
+    fn blocks(
+        &self,
+        part: &Part,
+        open: &OpenFile,
+        bytes: usize,
+        piece: &mut Piece,
+    ) -> Result<(), PhysicalError> {
+        let reading = || format!("reading {}", part.file.at.display());
+        if !part.ends {
+            self.read_ahead(part, open);
+        }
+        let start = piece.buffer.len();
+        piece.buffer.resize(start + bytes, 0);
+        let buffer = piece.buffer.get_mut(start..).unwrap_or_default();
+        read_at(&open.file, buffer, part.offset).context(reading)?;
+        if let (Some(checks), Some(segment)) = (self.checks, part.file.segment) {
+            let first = part.offset / self.block_bytes as u64;
+            let pages = Pages {
+                reader: self,
+                checks,
+                part,
+                file: &open.file,
+                first,
+                first_in_relation: u64::from(segment) * u64::from(checks.segment_blocks) + first,
+            };
+            pages.check(buffer).context(reading)?;
+        }
+        piece.steps.push(Step::Blocks(bytes));
+        Ok(())
+    }
+
+    /// The kernel may fetch what the next pieces need while this one is compressed. It needn't: then they wait.
+    fn read_ahead(&self, part: &Part, open: &OpenFile) {
+        let from = part.offset.saturating_add(self.ahead_bytes);
+        let bytes = FRAME_CONTENT_BYTES_MAX as u64;
+        if let (Ok(from), Ok(bytes)) = (i64::try_from(from), i64::try_from(bytes)) {
+            let _ = posix_fadvise(&open.file, from, bytes, PosixFadviseAdvice::POSIX_FADV_WILLNEED);
+        }
+    }
+}
+
+/// Fills the buffer with what is there from `offset` on, and with zeros what isn't there any more.
+fn read_at(file: &File, buffer: &mut [u8], mut offset: u64) -> std::io::Result<()> {
+    let mut rest = buffer;
+    while !rest.is_empty() {
+        match file.read_at(rest, offset) {
+            Ok(0) => break,
+            Ok(bytes) => {
+                offset += bytes as u64;
+                rest = rest.get_mut(bytes..).unwrap_or_default();
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    // What was cut off meanwhile is cut off again by the WAL.
+    rest.fill(0);
+    Ok(())
+}
+
+/// What a file is that lies in a piece as a whole.
+pub fn steps_of(path: &[u8], metadata: &Metadata, bytes: usize) -> Vec<Step<usize>> {
+    let head = FileHead {
+        root: ROOT_DATA,
+        path: path.to_vec(),
+        mode: metadata.mode() & MODE_BITS,
+        size: bytes as u64,
+        modified_at: u64::try_from(metadata.mtime()).unwrap_or(0),
+    };
+    vec![Step::Begin(head), Step::Blocks(bytes), Step::End]
+}
+
+/// The pages of a part.
+struct Pages<'a> {
+    reader: &'a Reader,
+    checks: PageChecks,
+    part: &'a Part,
+    file: &'a File,
+    /// The number of the first one in its file.
+    first: u64,
+    first_in_relation: u64,
+}
+
+/// A page whose checksum is wrong.
+struct Wrong {
+    slot: usize,
+    stored: u16,
+    reckoned: u16,
+}
+
+impl Pages<'_> {
+    /// Compares all, and reads again what is wrong, for as long as it may still be being written.
+    fn check(&self, pages: &mut [u8]) -> std::io::Result<()> {
+        let size = self.reader.block_bytes;
+        let mut wrong: Vec<Wrong> = pages
+            .chunks_exact(size)
+            .enumerate()
+            .filter_map(|(slot, page)| self.judge(slot, page))
+            .collect();
+        if wrong.is_empty() {
+            return Ok(());
+        }
+        let patience =
+            self.reader
+                .patient_pieces
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
+        let pauses = if patience.is_ok() { PAUSES.len() } else { 1 };
+        for pause in PAUSES.iter().take(pauses) {
+            std::thread::sleep(*pause);
+            let mut still = Vec::new();
+            for Wrong { slot, .. } in wrong {
+                let Some(page) = pages.chunks_exact_mut(size).nth(slot) else {
+                    continue;
+                };
+                let offset = self.part.offset + (slot * size) as u64;
+                read_at(self.file, page, offset)?;
+                still.extend(self.judge(slot, page));
+            }
+            if still.is_empty() {
+                return Ok(());
+            }
+            wrong = still;
+        }
+        let mut damaged = self.reader.damaged.lock().unwrap_or_else(PoisonError::into_inner);
+        for Wrong {
+            slot,
+            stored,
+            reckoned,
+        } in wrong
+        {
+            damaged.reports_total += 1;
+            if damaged.reports.len() < DAMAGE_REPORTS_MAX {
+                damaged.reports.push(format!(
+                    "{}, block {}: its checksum is {stored:04X}, its contents have {reckoned:04X}",
+                    self.part.file.at.display(),
+                    self.first + slot as u64,
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn judge(&self, slot: usize, page: &[u8]) -> Option<Wrong> {
+        let header = PageHeader::parse(page).ok()?;
+        if header.is_new() || header.lsn >= self.checks.start {
+            return None;
+        }
+        let block = u32::try_from(self.first_in_relation + slot as u64).ok()?;
+        match verify_page(page, block) {
+            Ok(PageVerdict::Wrong { stored, reckoned }) => Some(Wrong {
+                slot,
+                stored,
+                reckoned,
+            }),
+            _ => None,
+        }
+    }
+}
