@@ -341,12 +341,7 @@ impl Settings {
     /// Settings that are given and do nothing in this version, which must not go unnoticed.
     pub fn without_effect(&self) -> Vec<&'static str> {
         let cluster = &self.cluster;
-        let backup = &cluster.backup;
-        let all = [
-            ("stream", cluster.stream),
-            ("backup.schedule", backup.schedule.is_some()),
-            ("drill.schedule", cluster.drill.schedule.is_some()),
-        ];
+        let all = [("drill.schedule", cluster.drill.schedule.is_some())];
         all.into_iter()
             .filter(|(_, is_set)| *is_set)
             .map(|(name, _)| name)

@@ -239,7 +239,7 @@ pub const SETTINGS: &[Setting] = &[
         "stream",
         "`true` or `false`",
         "`false`",
-        "Receive WAL continuously in `pgkeep run`. Does nothing yet: run `pgkeep wal stream` beside it.",
+        "Receive WAL continuously in `pgkeep run`, as `pgkeep wal stream` does by itself.",
         |cluster, input| cluster.stream = input.boolean()?
     ),
     setting!(
@@ -260,7 +260,7 @@ pub const SETTINGS: &[Setting] = &[
         "backup.schedule",
         "cron expression",
         "none",
-        "When base backups are taken. Does nothing yet.",
+        "When `pgkeep run` takes base backups.",
         |cluster, input| cluster.backup.schedule = Some(input.schedule()?)
     ),
     setting!(

@@ -160,6 +160,14 @@ pub fn is_disposable(prefix: &str) -> bool {
     matches!(prefix.split('/').collect::<Vec<_>>().as_slice(), [_, "lease", ..])
 }
 
+/// Whether nothing but base backups, or WAL, lies below this prefix.
+pub fn is_physical(prefix: &str) -> bool {
+    matches!(
+        prefix.split('/').collect::<Vec<_>>().as_slice(),
+        [cluster, "base" | "wal", ..] if !cluster.is_empty()
+    )
+}
+
 /// Whose dumps they are, if nothing but a cluster's dumps lies below this prefix.
 pub fn cluster_of_dumps(prefix: &str) -> Option<&str> {
     match prefix.split('/').collect::<Vec<_>>().as_slice() {
@@ -195,6 +203,23 @@ mod tests {
         assert_eq!(cluster_of_dumps("main/dump"), Some("main"));
         for prefix in ["", "main", "main/dum", "main/pin/", "/dump/x"] {
             assert_eq!(cluster_of_dumps(prefix), None, "{prefix}");
+        }
+    }
+
+    #[test]
+    fn base_backups_and_wal_are_known_by_their_prefix() {
+        for prefix in ["main/base/", "main/wal/7/00000001/", "main/wal"] {
+            assert!(is_physical(prefix), "{prefix}");
+        }
+        for prefix in [
+            "",
+            "main",
+            "main/dump/",
+            "main/lease/wal/",
+            "/wal/x",
+            "main/base2/",
+        ] {
+            assert!(!is_physical(prefix), "{prefix}");
         }
     }
 

@@ -20,7 +20,7 @@ const TOLD_AGAIN_MAX: SignedDuration = SignedDuration::from_hours(12);
 /// More missed due times than this aren't counted one by one.
 const COUNT_MAX: u64 = 1000;
 
-/// One cluster's dumps: what was due, what came of it, what is next.
+/// One cluster's dumps, or its base backups: what was due, what came of it, what is next.
 ///
 /// Call [`Planner::decide`] until it says [`Action::Wait`], and again when that time has come or something happened.
 #[derive(Debug, Clone)]
@@ -132,8 +132,8 @@ impl std::fmt::Display for Reason {
         match self {
             Self::NotRunning => f.write_str("pgkeep wasn't running"),
             Self::Asleep => f.write_str("the machine slept, or its clock was set forward"),
-            Self::UnderWay => f.write_str("the dump before was still under way"),
-            Self::Failed { attempts: 1 } => f.write_str("the dump failed"),
+            Self::UnderWay => f.write_str("the one before was still under way"),
+            Self::Failed { attempts: 1 } => f.write_str("it failed"),
             Self::Failed { attempts } => write!(f, "all {attempts} attempts failed"),
         }
     }
@@ -323,6 +323,24 @@ impl Planner {
                 });
             }
         }
+    }
+
+    /// Something happened that makes a run due at once. False while one is under way, which may not be enough: then it is to be
+    /// called again when that has ended.
+    pub fn demand(&mut self, now: Timestamp) -> bool {
+        match &mut self.state {
+            State::Running { .. } => return false,
+            State::Ready(_) => {}
+            State::Failed { retry_at, .. } => *retry_at = now.min(*retry_at),
+            State::Idle => {
+                self.state = State::Ready(Run {
+                    due: Some(now),
+                    attempt: 1,
+                    catches_up: false,
+                });
+            }
+        }
+        true
     }
 
     /// The repository couldn't be asked. Returns when it is tried again.

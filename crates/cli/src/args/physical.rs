@@ -32,7 +32,7 @@ impl From<Reader> for ReaderChoice {
 }
 
 /// `pgkeep backup`
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 pub struct BackupArgs {
     /// Pieces compressed at the same time [default: by the number of CPUs].
     #[arg(long, short = 'j', value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]

@@ -20,7 +20,19 @@ pub async fn run(context: &Context, args: BackupArgs) -> Result<Outcome, Failure
         upload_limit: args.upload_limit.clone(),
         ..Overrides::default()
     })?;
-    let settings = settings.of_base_backups(args.jobs, args.compression_level);
+    let (report, url) = into_repository(context, &settings, args).await?;
+    Ok(tell(context, &report, &url))
+}
+
+/// Takes one. Returns also the URL of the repository that it is in.
+pub async fn into_repository(
+    context: &Context,
+    settings: &Settings,
+    args: BackupArgs,
+) -> Result<(BackupReport, String), Failure> {
+    let settings = settings
+        .clone()
+        .of_base_backups(args.jobs, args.compression_level);
     let target = settings.target()?;
     check_repository(&settings)?;
     // Where there is a key, the backup before can be read with it.
@@ -53,7 +65,7 @@ pub async fn run(context: &Context, args: BackupArgs) -> Result<Outcome, Failure
     let cancelled = context.cancellation.cancelled();
     let report = pgkeep_physical::backup(&repository, &target, &options, &progress, cancelled).await;
     drop(display);
-    Ok(tell(context, &report?, repository.store().url()))
+    Ok((report?, repository.store().url().to_owned()))
 }
 
 /// The setting `backup.reader`.
@@ -66,7 +78,7 @@ fn reader(setting: BackupReader) -> ReaderChoice {
 }
 
 /// Several repositories aren't written from one read yet.
-fn check_repository(settings: &Settings) -> Result<(), Failure> {
+pub fn check_repository(settings: &Settings) -> Result<(), Failure> {
     match settings.cluster.repositories()? {
         [_] => Ok(()),
         several => Err(Failure::usage(

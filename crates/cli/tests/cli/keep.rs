@@ -69,14 +69,40 @@ fn prune_lets_base_backups_and_their_wal_go_and_what_stays_restores() {
     write(&cluster, &place, 20_000);
     place.run(&["pin", &pinned, "--reason", "kept"]).expect(0);
 
+    check_plan(&place, &going, &staying);
+    let done = place.run(&["prune", "--keep-window", "0s", "--json"]).expect(0);
+    let wal = done
+        .json_lines()
+        .into_iter()
+        .find(|line| line["wal"].is_string())
+        .unwrap();
+    // The pinned one's own, and what follows the one that stays.
+    assert_eq!(wal["timelines"][0]["kept"].as_array().unwrap().len(), 2, "{wal}");
+    let listed = place.run(&["list", "--json"]).expect(0).json_lines();
+    let ids: Vec<&str> = listed.iter().map(|line| line["id"].as_str().unwrap()).collect();
+    assert_eq!(ids, [pinned.as_str(), staying.as_str()]);
+
+    check_windows(&place, &listed, &pinned, &staying);
+
+    // The receiver goes on as if nothing had been.
+    write(&cluster, &place, 100);
+    let rows = cluster.psql("app", "SELECT count(*) FROM players");
+    let sent = Command::new("kill").arg(receiver.id().to_string()).status();
+    assert!(sent.unwrap().success());
+    receiver.wait().unwrap();
+    check_restores(&cluster, &place, &pinned, &rows);
+}
+
+/// What a prune would do, for programs and for people.
+fn check_plan(place: &Place, going: &str, staying: &str) {
     // The window is nothing but now, so it begins with the newest that has ended.
     let planned = place
         .run(&["prune", "--dry-run", "--keep-window", "0s", "--json"])
         .expect(0)
         .json_lines();
     let of = |id: &str| planned.iter().find(|line| line["id"] == *id).unwrap();
-    assert_eq!(of(&going)["keep"], false);
-    let codes: Vec<&serde_json::Value> = of(&staying)["reasons"]
+    assert_eq!(of(going)["keep"], false);
+    let codes: Vec<&serde_json::Value> = of(staying)["reasons"]
         .as_array()
         .unwrap()
         .iter()
@@ -97,30 +123,21 @@ fn prune_lets_base_backups_and_their_wal_go_and_what_stays_restores() {
     ] {
         assert!(told.stdout.contains(text), "{text}: {}", told.stdout);
     }
+}
 
-    let done = place.run(&["prune", "--keep-window", "0s", "--json"]).expect(0);
-    let wal = done
-        .json_lines()
-        .into_iter()
-        .find(|line| line["wal"].is_string())
-        .unwrap();
-    // The pinned one's own, and what follows the one that stays.
-    assert_eq!(wal["timelines"][0]["kept"].as_array().unwrap().len(), 2, "{wal}");
-    let listed = place.run(&["list", "--json"]).expect(0).json_lines();
-    let ids: Vec<&str> = listed.iter().map(|line| line["id"].as_str().unwrap()).collect();
-    assert_eq!(ids, [pinned.as_str(), staying.as_str()]);
-
+/// What is told of the points that one can go back to.
+fn check_windows(place: &Place, listed: &[serde_json::Value], pinned: &str, staying: &str) {
     // To these points one can go back, and what lies between them isn't lost but was let go: no attention.
     assert_eq!(listed[0]["recoverable"]["backups"][0], pinned);
     assert_eq!(listed[1]["recoverable"]["backups"][0], staying);
     assert!(listed[1]["recoverable"]["to_at"].is_string(), "{}", listed[1]);
     let status = place.run(&["wal", "status"]).expect(0).stdout;
     assert!(status.contains("One can go back to"), "{status}");
-    let shown = place.run(&["show", &staying]).expect(0).stdout;
+    let shown = place.run(&["show", staying]).expect(0).stdout;
     assert!(shown.contains("recoverable"), "{shown}");
     let into = place.path("nowhere").display().to_string();
     let planned = place
-        .run(&["restore", &pinned, "--into", &into, "--to-end", "--dry-run"])
+        .run(&["restore", pinned, "--into", &into, "--to-end", "--dry-run"])
         .expect(3);
     assert!(
         planned.stderr.contains("later points take a later backup"),
@@ -129,24 +146,18 @@ fn prune_lets_base_backups_and_their_wal_go_and_what_stays_restores() {
     );
     let far = listed[1]["recoverable"]["to_lsn"].as_str().unwrap();
     let refused = place
-        .run(&["restore", &pinned, "--into", &into, "--to-lsn", far, "--dry-run"])
+        .run(&["restore", pinned, "--into", &into, "--to-lsn", far, "--dry-run"])
         .expect(4);
     assert!(
         refused.stderr.contains(&format!("{staying} leads there")),
         "{}",
         refused.stderr
     );
+}
 
-    // The receiver goes on as if nothing had been.
-    write(&cluster, &place, 100);
-    let rows = cluster.psql("app", "SELECT count(*) FROM players");
-    let sent = Command::new("kill").arg(receiver.id().to_string()).status();
-    assert!(sent.unwrap().success());
-    receiver.wait().unwrap();
-    for (id, target, expected) in [
-        ("latest", "--to-end", rows.as_str()),
-        (&pinned, "--to-backup-end", "3000"),
-    ] {
+/// The newest one to the end, and the pinned one to its own.
+fn check_restores(cluster: &Cluster, place: &Place, pinned: &str, rows: &str) {
+    for (id, target, expected) in [("latest", "--to-end", rows), (pinned, "--to-backup-end", "3000")] {
         let mut restored = Cluster::unmade(cluster.pg_bin(), cluster.major());
         let into = restored.data_dir().display().to_string();
         place.run(&["restore", id, "--into", &into, target]).expect(0);

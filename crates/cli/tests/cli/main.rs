@@ -25,6 +25,7 @@ mod namespaces;
 mod odd_names;
 mod pipes;
 mod scheduled;
+mod scheduled_base;
 mod secrets;
 mod several;
 mod support;

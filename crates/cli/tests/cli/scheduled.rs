@@ -14,17 +14,17 @@ use crate::support::{Place, files, server};
 
 const LIMIT: Duration = Duration::from_secs(60);
 /// Due once a year: what happens in a test is what happens at the start.
-const YEARLY: &str = "0 0 1 1 *";
+pub const YEARLY: &str = "0 0 1 1 *";
 
 /// `pgkeep run` in the background; gone at the end.
-struct Running {
+pub struct Running {
     child: Child,
     stdout: PathBuf,
     stderr: PathBuf,
 }
 
 impl Running {
-    fn start(place: &Place, args: &[&str]) -> Self {
+    pub fn start(place: &Place, args: &[&str]) -> Self {
         let (stdout, stderr) = (place.path("run.out"), place.path("run.err"));
         let mut command = place.command(&[&["run"], args].concat());
         command
@@ -38,12 +38,12 @@ impl Running {
         }
     }
 
-    fn said(&self) -> String {
+    pub fn said(&self) -> String {
         fs::read_to_string(&self.stderr).unwrap()
     }
 
     /// The events of `--json` so far.
-    fn events(&self) -> Vec<Value> {
+    pub fn events(&self) -> Vec<Value> {
         let text = fs::read_to_string(&self.stdout).unwrap();
         let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
         whole
@@ -52,7 +52,7 @@ impl Running {
             .collect()
     }
 
-    fn wait_for(&mut self, what: &str, mut condition: impl FnMut(&Self) -> bool) {
+    pub fn wait_for(&mut self, what: &str, mut condition: impl FnMut(&Self) -> bool) {
         poll_until(what, LIMIT, || {
             let done = condition(self);
             let ended = self.child.try_wait().unwrap();
@@ -65,13 +65,13 @@ impl Running {
         });
     }
 
-    fn signal(&self, name: &str) {
+    pub fn signal(&self, name: &str) {
         let pid = self.child.id().to_string();
         let sent = Command::new("kill").args(["-s", name, &pid]).status().unwrap();
         assert!(sent.success());
     }
 
-    fn wait(&mut self) -> ExitStatus {
+    pub fn wait(&mut self) -> ExitStatus {
         let mut status = None;
         poll_until("its end", LIMIT, || {
             status = self.child.try_wait().unwrap();
@@ -99,7 +99,7 @@ fn with_schedule(mut place: Place, schedule: &str) -> Place {
 }
 
 /// The last line of a run that failed, or was interrupted in the middle of a dump, is its error, and no event.
-fn words(events: &[Value]) -> Vec<&str> {
+pub fn words(events: &[Value]) -> Vec<&str> {
     events
         .iter()
         .filter_map(|event| event["event"].as_str())
@@ -316,7 +316,8 @@ fn a_failure_is_told_with_its_mend_and_tried_again() {
         place.path("pgkeep.toml"),
         format!(
             "[cluster.main]\nconnection = \"postgres://nobody@127.0.0.1:1/postgres\"\nencryption = \"none\"\n\
-             repository = \"{}\"\ndump = {{ schedule = \"{YEARLY}\" }}\nstream = true\n",
+             repository = \"{}\"\ndump = {{ schedule = \"{YEARLY}\" }}\n\
+             drill = {{ schedule = \"{YEARLY}\" }}\n",
             place.repository_url()
         ),
     )
@@ -333,7 +334,7 @@ fn a_failure_is_told_with_its_mend_and_tried_again() {
         events[0]["message"]
             .as_str()
             .unwrap()
-            .contains("'stream' does nothing yet")
+            .contains("'drill.schedule' does nothing yet")
     );
     let failed = &events[2];
     assert_eq!(failed["attempt"], 1);

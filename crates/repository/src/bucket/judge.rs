@@ -13,6 +13,9 @@ const CHECK: &str = "lifecycle";
 const WHY_TORN: &str =
     "It knows nothing of which objects belong together, of pins, and of which dump is the last good one.";
 
+const WHY_PHYSICAL: &str = "A base backup refers to what earlier ones stored, however old that is, and recovery needs all WAL \
+                            since: deleted by age, backups that look whole can't be restored.";
+
 /// Where in the bucket the backups are.
 pub(super) struct Place<'a> {
     /// Empty, or with a slash at its end.
@@ -35,6 +38,8 @@ enum Reach<'a> {
     DumpsOf(&'a ClusterKept),
     /// Dumps of a cluster that isn't among those that are known here.
     DumpsOfOthers,
+    /// Base backups or WAL alone.
+    Physical,
     /// Also the marker, pins, identities, or what isn't known.
     Everything,
 }
@@ -171,6 +176,13 @@ impl<'a> Place<'a> {
                     format!("It would also delete the repository's marker, identities and pins. {WHY_TORN}");
                 Some(finding(Severity::Error, what, &why, Some(self.mend(rule))))
             }
+            // At no age: each base backup refers to packs of earlier ones, and recovery to all WAL since.
+            Reach::Physical => Some(finding(
+                Severity::Error,
+                what,
+                WHY_PHYSICAL,
+                Some(self.mend(rule)),
+            )),
             Reach::DumpsOfOthers => {
                 let why = format!("Whether that is too early, the settings of that cluster say. {WHY_TORN}");
                 Some(finding(Severity::Info, what, &why, None))
@@ -231,6 +243,9 @@ impl<'a> Place<'a> {
         };
         if inside.starts_with(PROBE_PREFIX) || layout::is_disposable(inside) {
             return Reach::Nothing;
+        }
+        if layout::is_physical(inside) {
+            return Reach::Physical;
         }
         let Some(cluster) = layout::cluster_of_dumps(inside) else {
             return Reach::Everything;
@@ -314,6 +329,17 @@ mod tests {
                 Some(Severity::Error),
                 "{reaching}"
             );
+        }
+        for physical in [
+            "a/main/base/",
+            "a/main/base/b2026",
+            "a/main/wal/",
+            "a/other/wal/7/",
+        ] {
+            let found = &findings(&[expiring(physical, 9999)], Kept::default())[0];
+            assert_eq!(found.severity, Severity::Error, "{physical}");
+            assert!(found.why.contains("all WAL since"), "{physical}: {found:?}");
+            assert!(found.mend.as_ref().unwrap().contains("pgkeep prune"), "{found:?}");
         }
         for elsewhere in ["b/", "ab/", "a/main/lease/", "a/pgkeep-probe-"] {
             assert_eq!(

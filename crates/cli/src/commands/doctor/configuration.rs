@@ -78,8 +78,22 @@ fn schedule(settings: &Settings, findings: &mut Findings) {
         }
         Err(failure) => findings.failure(area, &failure),
     }
+    match scheduler::base_schedule(settings) {
+        Ok(Some(schedule)) => {
+            let due = schedule.upcoming(Timestamp::now()).take(DUE_SHOWN);
+            let due: Vec<String> = due.map(|due| time_in(due, schedule.zone().clone())).collect();
+            let due = due.join(", ");
+            findings.ok(
+                area,
+                format!("'pgkeep run' takes base backups at {due} ({schedule})"),
+            );
+        }
+        // Nobody needs them who doesn't want them.
+        Ok(None) => {}
+        Err(failure) => findings.failure(area, &failure),
+    }
     for name in settings.without_effect() {
-        let what = format!("'{name}' is set, and does nothing yet: only dumps are made");
+        let what = format!("'{name}' is set, and does nothing yet");
         let mend = format!("take {name} out of the configuration");
         findings.add(area, Severity::Warning, what, "", Some(mend));
     }

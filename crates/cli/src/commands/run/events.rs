@@ -1,7 +1,6 @@
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
-use pgkeep_base::{ByteCount, Classified, Hint};
-use pgkeep_dump::DumpReport;
+use pgkeep_base::{BackupId, ByteCount, Classified, Hint};
 use pgkeep_repository::prune::PruneReport;
 use pgkeep_schedule::{Missed, Run};
 use serde_json::{Value, json};
@@ -12,10 +11,42 @@ use crate::output::{DIM, Output, count, counted, duration, styled, time_in};
 /// The longest of the words that lines begin with.
 const WORD_WIDTH: usize = "interrupted".len();
 
+/// What a scheduler does with a cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum What {
+    /// Dumps.
+    Dump,
+    /// Base backups.
+    Base,
+    /// Receives its WAL.
+    Wal,
+}
+
+impl What {
+    /// In words; for programs with [`What::code`].
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Dump => "dump",
+            Self::Base => "base backup",
+            Self::Wal => "WAL",
+        }
+    }
+
+    fn code(self) -> &'static str {
+        match self {
+            Self::Dump => "dump",
+            Self::Base => "base",
+            Self::Wal => "wal",
+        }
+    }
+}
+
 /// Tells what happens to one cluster: a line on standard error for each event, or with `--json` one on standard output.
 pub struct Events<'a> {
     output: &'a Output,
     cluster: &'a str,
+    /// What it is about.
+    what: What,
     /// Of the column of clusters.
     width: usize,
     zone: &'a TimeZone,
@@ -23,13 +54,24 @@ pub struct Events<'a> {
 
 impl<'a> Events<'a> {
     /// Times are told in the schedule's zone; `width` is that of the longest cluster's name.
-    pub fn new(output: &'a Output, cluster: &'a str, width: usize, zone: &'a TimeZone) -> Self {
+    pub fn new(
+        output: &'a Output,
+        (cluster, what): (&'a str, What),
+        width: usize,
+        zone: &'a TimeZone,
+    ) -> Self {
         Self {
             output,
             cluster,
+            what,
             width,
             zone,
         }
+    }
+
+    /// What it is about.
+    pub fn what(&self) -> &'static str {
+        self.what.name()
     }
 
     /// A time as it's told here.
@@ -46,7 +88,8 @@ impl<'a> Events<'a> {
 
     fn tell(&self, word: &str, text: &str, details: Value) {
         let now = Timestamp::now();
-        let mut value = json!({ "at": now, "cluster": self.cluster, "event": word });
+        let mut value =
+            json!({ "at": now, "cluster": self.cluster, "kind": self.what.code(), "event": word });
         if let (Value::Object(value), Value::Object(details)) = (&mut value, details) {
             value.extend(details);
         }
@@ -69,28 +112,33 @@ impl<'a> Events<'a> {
     /// Which run it is, in words.
     fn of(&self, run: &Run) -> String {
         let Some(due) = run.due else {
-            return format!("the first dump{}", attempt(run));
+            return format!("the first {}{}", self.what(), attempt(run));
         };
         let missed = if run.catches_up { ", which was missed" } else { "" };
-        format!("the dump due at {}{missed}{}", self.time(due), attempt(run))
+        let what = self.what();
+        format!("the {what} due at {}{missed}{}", self.time(due), attempt(run))
     }
 
-    pub fn done(&self, report: &DumpReport) {
-        let totals = report.manifest.totals;
+    pub fn done(&self, done: &Done) {
         let text = format!(
             "{}, {}, stored in {}, {}",
-            report.id,
-            ByteCount(totals.plain_bytes),
-            ByteCount(totals.stored_bytes),
-            duration(report.elapsed)
+            done.id,
+            ByteCount(done.plain_bytes),
+            ByteCount(done.stored_bytes),
+            duration(done.elapsed)
         );
         let details = json!({
-            "id": report.id.to_string(),
-            "repositories": report.stored_in,
-            "totals": totals,
-            "elapsed_seconds": report.elapsed.as_secs_f64(),
+            "id": done.id.to_string(),
+            "repositories": done.stored_in,
+            "totals": done.totals,
+            "elapsed_seconds": done.elapsed.as_secs_f64(),
         });
         self.calm("done", &text, details);
+    }
+
+    /// WAL comes.
+    pub fn streaming(&self, text: &str, details: Value) {
+        self.calm("streaming", text, details);
     }
 
     /// `again`: when it's tried again; `next`: or else, when the next one is due.
@@ -126,10 +174,11 @@ impl<'a> Events<'a> {
     }
 
     pub fn missed(&self, missed: &Missed) {
+        let what = self.what();
         let text = match missed.count {
-            1 => format!("the dump due at {}: {}", self.time(missed.first), missed.reason),
+            1 => format!("the {what} due at {}: {}", self.time(missed.first), missed.reason),
             number => format!(
-                "{} dumps, due from {} to {}: {}",
+                "{} {what}s, due from {} to {}: {}",
                 count(number),
                 self.time(missed.first),
                 self.time(missed.last),
@@ -189,7 +238,8 @@ impl<'a> Events<'a> {
 
     fn prune_problem(&self, message: &str, hint: Option<&str>) {
         let mend = hint.map(|hint| format!("; mend: {hint}")).unwrap_or_default();
-        let text = format!("the dump is complete, and pruning failed: {message}{mend}");
+        let what = self.what();
+        let text = format!("the {what} is complete, and pruning failed: {message}{mend}");
         self.tell("attention", &text, json!({ "message": message, "hint": hint }));
     }
 
@@ -208,10 +258,24 @@ impl<'a> Events<'a> {
     pub fn next(&self, due: Timestamp) {
         self.calm(
             "next",
-            &format!("dump at {}", self.time(due)),
+            &format!("{} at {}", self.what(), self.time(due)),
             json!({ "due": due }),
         );
     }
+}
+
+/// What was made.
+pub struct Done {
+    pub id: BackupId,
+    pub plain_bytes: u64,
+    pub stored_bytes: u64,
+    /// Of the manifest.
+    pub totals: Value,
+    pub elapsed: std::time::Duration,
+    /// The repositories that have it, by their URLs.
+    pub stored_in: Vec<String>,
+    /// What needs attention.
+    pub attention: Vec<String>,
 }
 
 fn attempt(run: &Run) -> String {

@@ -1,27 +1,30 @@
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::join_all;
 use jiff::Timestamp;
 use pgkeep_base::{BackupKind, Clock, quote_for_shell};
+use pgkeep_repository::Repository;
 use pgkeep_repository::backups::BackupState;
 use pgkeep_schedule::{Action, Planner, Run, Schedule};
+use serde_json::json;
+use tokio::sync::{Mutex, watch};
 
-use super::events::Events;
+use super::events::{Done, Events};
 use super::service::Service;
-use crate::args::DumpArgs;
-use crate::commands::{dump, prune, summaries};
+use crate::args::{BackupArgs, DumpArgs};
+use crate::commands::{backup, dump, prune, summaries};
 use crate::context::{Context, KeyUse, Settings};
 use crate::exit::{Failure, Outcome};
 
 /// The clock is read at least this often: it may be set, and a machine that slept doesn't tell.
 const CLOCK_INTERVAL: Duration = Duration::from_secs(30);
 
-/// How long an interrupted dump has to clean up. What it leaves then is what a crash leaves: the next run sweeps it.
-const END_MAX: Duration = Duration::from_secs(8);
-const TOO_LATE: &str =
-    "the dump didn't end in time; unless it is listed, the next run removes what it stored";
+/// How long what is interrupted has to clean up. What it leaves then is what a crash leaves: the next run sweeps it.
+pub const END_MAX: Duration = Duration::from_secs(8);
+const TOO_LATE: &str = "it didn't end in time; unless it is listed, the next run removes what it stored";
 
-/// One cluster's dumps.
+/// One cluster's dumps, or its base backups.
 pub struct Job<'a> {
     pub context: &'a Context,
     pub settings: &'a Settings,
@@ -29,6 +32,11 @@ pub struct Job<'a> {
     pub clock: &'a dyn Clock,
     pub events: Events<'a>,
     pub service: &'a Service,
+    pub kind: BackupKind,
+    /// A cluster's dumps and base backups keep each other out of its repository, so they wait for each other here.
+    pub turn: Arc<Mutex<()>>,
+    /// How many pieces of WAL were found to be lost: each makes a base backup due at once.
+    pub gaps: Option<watch::Receiver<u64>>,
     /// Whether it can be pruned here.
     pub prunes: bool,
     /// Do what is due now, and no more.
@@ -39,7 +47,7 @@ pub struct Job<'a> {
 pub enum End {
     /// Idle.
     Outcome(Outcome),
-    /// In the middle of a dump.
+    /// In the middle of a run.
     Interrupted,
 }
 
@@ -51,17 +59,22 @@ enum Ran {
 }
 
 impl Job<'_> {
-    /// Dumps whenever it's due, until the user wants it to end.
+    /// Does it whenever it's due, until the user wants it to end.
     pub async fn run(&self) -> End {
-        let left_out = self.tell_what_is_left_out();
+        self.tell_what_is_left_out();
         let mut planner = Planner::new(self.schedule.clone(), self.clock.now());
         if self.once {
             planner = planner.started_now_and_then();
         }
         // A scheduler that ends because it is asked to has nothing to complain of.
-        let mut outcome = if self.once { left_out } else { Outcome::Done };
+        let mut outcome = Outcome::Done;
         let mut told_next = None;
+        let mut gaps = Gaps::new(self.gaps.clone());
         while !self.context.cancellation.is_cancelled() {
+            if gaps.is_new() && planner.demand(self.clock.now()) {
+                gaps.are_seen();
+                self.events.note("WAL is lost, so a base backup is due at once");
+            }
             match planner.decide(self.clock.now()) {
                 Action::Tell(missed) => self.events.missed(&missed),
                 Action::ClockWentBack(by) => self.events.clock_went_back(by),
@@ -87,6 +100,7 @@ impl Job<'_> {
                     }
                     tokio::select! {
                         () = self.wait(until) => {}
+                        () = gaps.changed() => {}
                         () = self.context.cancellation.cancelled() => {}
                     }
                 }
@@ -95,20 +109,24 @@ impl Job<'_> {
         End::Outcome(outcome)
     }
 
-    fn tell_what_is_left_out(&self) -> Outcome {
-        let mut outcome = Outcome::Done;
-        for setting in self.settings.without_effect() {
-            self.events.attention(&format!(
-                "the setting '{setting}' does nothing yet: only dumps are made"
-            ));
-            outcome = Outcome::Attention;
-        }
+    fn tell_what_is_left_out(&self) {
         if self.is_retention_configured() && !self.prunes {
-            self.events.note(
-                "dumps are made here, and not pruned: the secret key isn't here; run 'pgkeep prune' where it is",
-            );
+            self.events.note(&format!(
+                "{}s are made here, and not pruned: the secret key isn't here; run 'pgkeep prune' where it is",
+                self.events.what()
+            ));
         }
-        outcome
+    }
+
+    /// Tells what is being done, for `systemctl status`.
+    fn status(&self, text: String) {
+        let name = &self.settings.name;
+        match self.kind {
+            BackupKind::Dump => self.service.status(name, text),
+            BackupKind::Base => self
+                .service
+                .status(&format!("{name} ({})", self.events.what()), text),
+        }
     }
 
     fn is_retention_configured(&self) -> bool {
@@ -122,14 +140,11 @@ impl Job<'_> {
             self.events.next(until);
         }
         let what = if planner.next_due() == Some(until) {
-            "next dump"
+            format!("next {}", self.events.what())
         } else {
-            "trying again"
+            "trying again".to_owned()
         };
-        self.service.status(
-            &self.settings.name,
-            format!("{what} at {}", self.events.time(until)),
-        );
+        self.status(format!("{what} at {}", self.events.time(until)));
     }
 
     /// Until that time, or until the clock should be read again.
@@ -141,10 +156,10 @@ impl Job<'_> {
         tokio::time::sleep(rest.min(CLOCK_INTERVAL)).await;
     }
 
-    /// Looks for the newest dump. Returns what came of it, if it could.
+    /// Looks for the newest one. Returns what came of it, if it could.
     async fn look(&self, planner: &mut Planner) -> Option<Outcome> {
-        self.service
-            .status(&self.settings.name, "looking for the newest dump".to_owned());
+        let what = self.events.what();
+        self.status(format!("looking for the newest {what}"));
         let newest = tokio::select! {
             newest = self.newest() => newest,
             // The loop ends right after this.
@@ -159,14 +174,14 @@ impl Job<'_> {
             Err(failure) => {
                 let again = planner.look_failed(now);
                 let again = (!self.once).then_some(again);
-                self.events
-                    .failed("cannot look for the newest dump", &failure, None, again, None);
+                let looking = format!("cannot look for the newest {what}");
+                self.events.failed(&looking, &failure, None, again, None);
                 None
             }
         }
     }
 
-    /// When the newest dump was begun that counts (it is complete and whole, as far as the key tells, and not from the
+    /// When the newest one was begun that counts (it is complete and whole, as far as the key tells, and not from the
     /// future), and whether something of the repositories needs attention.
     async fn newest(&self) -> Result<(Option<Timestamp>, Outcome), Failure> {
         let mut newest: Option<Timestamp> = None;
@@ -202,8 +217,12 @@ impl Job<'_> {
         };
         for (url, found) in behind {
             let has = match found {
-                Some(found) => format!("the newest dump there is of {}", self.events.time(found)),
-                None => "there is no dump there".to_owned(),
+                Some(found) => format!(
+                    "the newest {} there is of {}",
+                    self.events.what(),
+                    self.events.time(found)
+                ),
+                None => format!("there is no {} there", self.events.what()),
             };
             let url_quoted = quote_for_shell(url);
             self.events.attention(&format!(
@@ -222,6 +241,9 @@ impl Job<'_> {
             return Ok(None);
         };
         let now = self.clock.now();
+        if self.kind == BackupKind::Base {
+            return self.newest_base_in(&repository).await;
+        }
         for id in repository.ids(BackupKind::Dump).await? {
             if id.started_at() > now || repository.state(&id).await? != BackupState::Complete {
                 continue;
@@ -240,13 +262,45 @@ impl Job<'_> {
         Ok(None)
     }
 
-    /// One run: the dump, what is due meanwhile, and what came of it.
+    /// The same of base backups; none where WAL is missing behind the newest, as far as the key tells.
+    async fn newest_base_in(&self, repository: &Repository) -> Result<Option<Timestamp>, Failure> {
+        let now = self.clock.now();
+        for id in repository.ids(BackupKind::Base).await? {
+            if id.started_at() > now || repository.state(&id).await? != BackupState::Complete {
+                continue;
+            }
+            let summary = match pgkeep_physical::read_summary(repository, &id).await {
+                Ok(summary) => summary,
+                // Without the key nobody can tell; then it counts.
+                Err(error) if error.is_locked() => return Ok(Some(id.started_at())),
+                Err(error) if error.is_removed() || error.is_of_one_backup() => continue,
+                Err(error) => return Err(error.into()),
+            };
+            let system = summary.system_identifier.parse().unwrap_or_default();
+            let stored = pgkeep_wal::stored_wal(repository, system).await?;
+            let windows = pgkeep_physical::windows(repository, system, &stored).await?;
+            let mut gaps = stored.iter().flat_map(|timeline| &timeline.gaps);
+            if let Some(gap) = gaps.find(|gap| windows.is_open(gap)) {
+                self.events.attention(&format!(
+                    "WAL from {} to {} of timeline {} is missing, and there is no base backup behind it: one is due at once",
+                    gap.start, gap.end, gap.timeline
+                ));
+                return Ok(None);
+            }
+            return Ok(Some(id.started_at()));
+        }
+        Ok(None)
+    }
+
+    /// One run: what is made, what is due meanwhile, and what came of it.
     async fn ran(&self, planner: &mut Planner, run: Run) -> Ran {
         self.events.started(&run);
         let since = self.events.time(self.clock.now());
-        self.service
-            .status(&self.settings.name, format!("dumping since {since}"));
-        let working = self.dump_and_prune();
+        self.status(match self.kind {
+            BackupKind::Dump => format!("dumping since {since}"),
+            BackupKind::Base => format!("backing up since {since}"),
+        });
+        let working = self.make_and_prune();
         tokio::pin!(working);
         let too_late = async {
             self.context.cancellation.cancelled().await;
@@ -292,37 +346,83 @@ impl Job<'_> {
         ran
     }
 
-    async fn dump_and_prune(&self) -> Ran {
-        let args = DumpArgs::scheduled();
+    /// Makes one.
+    async fn make(&self) -> Result<Done, Failure> {
+        match self.kind {
+            BackupKind::Dump => {
+                let args = DumpArgs::scheduled();
+                let report = dump::into_repository(self.context, self.settings, &args).await?;
+                let totals = report.manifest.totals;
+                Ok(Done {
+                    plain_bytes: totals.plain_bytes,
+                    stored_bytes: totals.stored_bytes,
+                    totals: json!(totals),
+                    elapsed: report.elapsed,
+                    attention: dump::attention(&report),
+                    stored_in: report.stored_in,
+                    id: report.id,
+                })
+            }
+            BackupKind::Base => {
+                let args = BackupArgs::default();
+                let (report, url) = backup::into_repository(self.context, self.settings, args).await?;
+                let totals = report.manifest.totals;
+                Ok(Done {
+                    id: report.id,
+                    plain_bytes: totals.plain_bytes,
+                    stored_bytes: totals.stored_bytes,
+                    totals: json!(totals),
+                    elapsed: report.elapsed,
+                    stored_in: vec![url],
+                    attention: report.attention,
+                })
+            }
+        }
+    }
+
+    async fn make_and_prune(&self) -> Ran {
         let cancellation = &self.context.cancellation;
-        let report = match dump::into_repository(self.context, self.settings, &args).await {
-            Ok(report) => report,
+        let _turn = tokio::select! {
+            turn = self.turn.lock() => turn,
+            // Nothing was begun.
+            () = cancellation.cancelled() => return Ran::Done(Outcome::Done),
+        };
+        let what = self.events.what();
+        let done = match self.make().await {
+            Ok(done) => done,
             Err(failure) if cancellation.is_cancelled() => {
                 self.events.interrupted(&format!(
-                    "the dump ({}); what it stored is removed, now or by the next run",
+                    "the {what} ({}); what it stored is removed, now or by the next run",
                     failure.text()
                 ));
                 return Ran::Interrupted;
             }
             Err(failure) => return Ran::Failed(failure),
         };
-        self.events.done(&report);
+        self.events.done(&done);
         let mut outcome = Outcome::Done;
-        for line in dump::attention(&report) {
-            self.events.attention(&line);
+        for line in &done.attention {
+            self.events.attention(line);
             outcome = Outcome::Attention;
         }
         if cancellation.is_cancelled() || !self.is_retention_configured() || !self.prunes {
             return Ran::Done(outcome);
         }
-        self.service.status(&self.settings.name, "pruning".to_owned());
-        let each = match self.settings.in_each_repository() {
-            Ok(each) => each,
-            Err(failure) => return Ran::Failed(failure),
-        };
+        self.status("pruning".to_owned());
+        match self.prune(&done.stored_in).await {
+            Ok(of_prune) => Ran::Done(outcome.and(of_prune)),
+            Err(ran) => ran,
+        }
+    }
+
+    /// Prunes the repositories that have what was just made.
+    async fn prune(&self, stored_in: &[String]) -> Result<Outcome, Ran> {
+        let cancellation = &self.context.cancellation;
+        let mut outcome = Outcome::Done;
+        let each = self.settings.in_each_repository().map_err(Ran::Failed)?;
         for settings in each {
-            // Where dumps don't arrive, the old ones are all there is.
-            let has_it = |url: &str| report.stored_in.iter().any(|stored| stored == url);
+            // Where new ones don't arrive, the old ones are all there is.
+            let has_it = |url: &str| stored_in.iter().any(|stored| stored == url);
             if !prune::is_configured(&settings) || !settings.repository_url().is_ok_and(has_it) {
                 continue;
             }
@@ -334,9 +434,10 @@ impl Job<'_> {
             let needs_attention = match pruned.await {
                 Ok((report, lost)) => self.events.pruned(&report, &lost),
                 Err(_) if cancellation.is_cancelled() => {
+                    let what = self.events.what();
                     self.events
-                        .interrupted("the prune; the dump before it is complete");
-                    return Ran::Interrupted;
+                        .interrupted(&format!("the prune; the {what} before it is complete"));
+                    return Err(Ran::Interrupted);
                 }
                 Err(failure) => {
                     self.events.prune_failed(&failure);
@@ -347,6 +448,40 @@ impl Job<'_> {
                 outcome = outcome.and(Outcome::Attention);
             }
         }
-        Ran::Done(outcome)
+        Ok(outcome)
+    }
+}
+
+/// Pieces of WAL that were found to be lost, as far as a base backup hasn't been asked for yet.
+struct Gaps {
+    found: Option<watch::Receiver<u64>>,
+    seen: u64,
+}
+
+impl Gaps {
+    fn new(found: Option<watch::Receiver<u64>>) -> Self {
+        Self { found, seen: 0 }
+    }
+
+    fn number(&self) -> u64 {
+        self.found.as_ref().map_or(0, |found| *found.borrow())
+    }
+
+    fn is_new(&self) -> bool {
+        self.number() > self.seen
+    }
+
+    fn are_seen(&mut self) {
+        self.seen = self.number();
+    }
+
+    /// Waits for a further one; for ever where nobody looks for them.
+    async fn changed(&mut self) {
+        if let Some(found) = &mut self.found
+            && found.changed().await.is_ok()
+        {
+            return;
+        }
+        std::future::pending().await
     }
 }

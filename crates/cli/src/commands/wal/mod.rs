@@ -2,7 +2,7 @@
 
 mod files;
 mod status;
-mod stream;
+pub mod stream;
 
 use crate::args::{WalAction, WalArgs};
 use crate::context::Context;

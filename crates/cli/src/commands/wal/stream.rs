@@ -20,10 +20,8 @@ pub async fn run(context: &Context, args: &StreamArgs) -> Result<Outcome, Failur
         .or(settings.repository_to_write(KeyUse::None))
         .await?;
     let options = ReceiverOptions {
-        slot: settings.cluster.wal.slot.clone(),
-        flush_after: flush_after(&settings),
         accept_new_identity: args.accept_new_identity,
-        ..ReceiverOptions::default()
+        ..options(&settings)
     };
     let (receiver, state) = Receiver::new(target, repository, options);
     let (stop, told) = watch::channel(false);
@@ -53,6 +51,15 @@ pub async fn run(context: &Context, args: &StreamArgs) -> Result<Outcome, Failur
         true => Outcome::Done,
         false => Outcome::Attention,
     })
+}
+
+/// How WAL is received, by the settings.
+pub fn options(settings: &Settings) -> ReceiverOptions {
+    ReceiverOptions {
+        slot: settings.cluster.wal.slot.clone(),
+        flush_after: flush_after(settings),
+        ..ReceiverOptions::default()
+    }
 }
 
 fn flush_after(settings: &Settings) -> Duration {

@@ -51,8 +51,9 @@ fn faults_of_the_configuration_are_found() {
         "error",
         "dump.exclude_databases",
     );
-    let stream = problem(&place, &["--set", "stream=true"], "warning", "'stream' is set");
-    assert!(stream.mend.contains("take stream out"), "{stream:?}");
+    let drill = ["--set", "drill.schedule=@weekly"];
+    let drill = problem(&place, &drill, "warning", "'drill.schedule' is set");
+    assert!(drill.mend.contains("take drill.schedule out"), "{drill:?}");
 
     place
         .environment
