@@ -373,7 +373,7 @@ fn add(writes: &mut Vec<Write>, write: Write) {
 /// Makes a range of a file zeros: a hole, where the file system has any.
 pub fn zero(path: &Path, at: u64, bytes: u64) -> Result<(), PhysicalError> {
     use nix::fcntl::{FallocateFlags, fallocate};
-    const PIECE: [u8; 64 << 10] = [0; 64 << 10];
+    static PIECE: [u8; 64 << 10] = [0; 64 << 10];
     let zeroing = || format!("writing {}", path.display());
     let file = OpenOptions::new().write(true).open(path).context(zeroing)?;
     let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
@@ -393,4 +393,74 @@ pub fn zero(path: &Path, at: u64, bytes: u64) -> Result<(), PhysicalError> {
         done += count;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn zeros_are_made_where_they_belong() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        let mut expected: Vec<u8> = (0..300_000_u32).map(|number| number as u8 | 1).collect();
+        fs::write(&path, &expected).unwrap();
+        for (at, bytes) in [(0, 8192), (16_384, 100_000), (299_000, 1000)] {
+            zero(&path, at, bytes).unwrap();
+            let range = usize::try_from(at).unwrap()..usize::try_from(at + bytes).unwrap();
+            expected[range].fill(0);
+            assert!(fs::read(&path).unwrap() == expected, "{at}");
+        }
+    }
+
+    #[test]
+    fn what_the_backup_has_is_no_stranger() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = |root: u32, path: &[u8]| {
+            let below = std::ffi::OsStr::from_bytes(path);
+            Ok(folder.path().join(root.to_string()).join(below))
+        };
+        let space = Tablespace {
+            oid: 7,
+            path: "/somewhere".to_owned(),
+        };
+        let mut known = Known::with(&[space]);
+        let file = || RecordContents::File {
+            size: 0,
+            modified_at: 0,
+            extents: Vec::new(),
+        };
+        for directory in ["0/base/1", "0/global", "0/pg_tblspc", "2/PG_16_1/5", "2/PG_15_1"] {
+            fs::create_dir_all(folder.path().join(directory)).unwrap();
+        }
+        for name in ["base", "base/1", "global", "pg_tblspc", "missing"] {
+            known.add(0, name.as_bytes(), &RecordContents::Directory);
+        }
+        known.add(0, b"base/1/2", &file());
+        known.add(2, b"PG_16_1", &RecordContents::Directory);
+        known.add(2, b"PG_16_1/5", &RecordContents::Directory);
+        known.add(2, b"PG_16_1/5/6", &file());
+        for file in [
+            "0/base/1/2",
+            "0/global/pg_control.pgkeep",
+            "0/pg_tblspc/7",
+            "0/pgkeep.restore",
+            "2/PG_16_1/5/6",
+        ] {
+            fs::write(folder.path().join(file), "").unwrap();
+        }
+        assert!(known.strangers(place).unwrap().is_empty());
+        for file in [
+            "0/base/1/6",
+            "0/x",
+            "0/pg_tblspc/8",
+            "0/base/pgkeep.restore",
+            "2/PG_16_1/5/2",
+        ] {
+            fs::write(folder.path().join(file), "").unwrap();
+            let found = known.strangers(place).unwrap();
+            assert_eq!(found, [folder.path().join(file)]);
+            remove(&folder.path().join(file)).unwrap();
+        }
+    }
 }

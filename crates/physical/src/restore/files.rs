@@ -350,13 +350,12 @@ fn make(place: &Place, record: &FileRecord, block_bytes: u32) -> Result<(), Phys
 /// Where a file is to be zeros, as far as it held something: position and length in bytes.
 fn zeros(extents: &[Extent], block_bytes: u32, held: u64) -> impl Iterator<Item = (u64, u64)> + '_ {
     let mut position = 0_u64;
-    let ranges = extents.iter().filter_map(move |extent| {
+    extents.iter().filter_map(move |extent| {
         let at = position;
         position = position.saturating_add(extent.blocks().saturating_mul(u64::from(block_bytes)));
         let end = position.min(held);
         (matches!(extent, Extent::Zeros(_)) && at < end).then(|| (at, end - at))
-    });
-    ranges
+    })
 }
 
 /// Fills files with one pack's blocks.
@@ -440,6 +439,22 @@ impl Filler {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_what_was_held_is_made_zeros() {
+        let at = pgkeep_repository::pack::BlockAddress::default();
+        let extents = [
+            Extent::Zeros(2),
+            Extent::Stored { at, blocks: 3 },
+            Extent::Zeros(10),
+        ];
+        let found = |held| zeros(&extents, 1024, held).collect::<Vec<_>>();
+        assert_eq!(found(0), []);
+        assert_eq!(found(1000), [(0, 1000)]);
+        assert_eq!(found(4096), [(0, 2048)]);
+        assert_eq!(found(6000), [(0, 2048), (5120, 880)]);
+        assert_eq!(found(u64::MAX), [(0, 2048), (5120, 10_240)]);
+    }
 
     #[test]
     fn groups_hold_every_pack_once_and_not_too_much() {
