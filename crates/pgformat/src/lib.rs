@@ -28,4 +28,4 @@ pub use relation_file::{Fork, RelationFileName};
 pub use segment::{SegmentName, SegmentSize, SegmentSizeError, WalFileName, WalFileNameError};
 pub use tablespace_map::{MappedTablespace, TablespaceMap, TablespaceMapError};
 pub use wal_header::{WAL_HEADER_BYTES, WalHeader, WalHeaderError};
-pub use wal_records::{WalRecord, WalWalker};
+pub use wal_records::{RestorePointName, WalRecord, WalWalker};

@@ -1,6 +1,8 @@
 //! Walking over the records of the WAL, as far as recovery targets need it: where records begin and end, and when
 //! transactions ended (`access/transam/xlogreader.c`, `access/xlogrecord.h`, `access/xlog_internal.h`, `access/xact.h`).
 
+use std::fmt;
+
 use crc_fast::{CrcAlgorithm, Digest};
 
 use crate::wal_header::{LONG_HEADER, WAL_HEADER_BYTES};
@@ -10,6 +12,8 @@ use crate::{Lsn, SegmentName};
 const WAL_PAGE_BYTES: usize = 8192;
 const SHORT_HEADER_BYTES: usize = 24;
 const RECORD_HEADER_BYTES: usize = 24;
+/// Where a record's header has its transaction.
+const XID_AT: usize = 4;
 /// Where a record's header has its CRC; all before it belongs to what is summed.
 const CRC_AT: usize = 20;
 /// `XLP_FIRST_IS_CONTRECORD`
@@ -23,6 +27,11 @@ const RM_XLOG: u8 = 0;
 const RM_XACT: u8 = 1;
 /// `XLOG_SWITCH`: nothing follows it in its segment.
 const XLOG_SWITCH: u8 = 0x40;
+/// `XLOG_RESTORE_POINT` (`catalog/pg_control.h`)
+const XLOG_RESTORE_POINT: u8 = 0x70;
+/// `xl_restore_point`: the time, then the name.
+const RESTORE_POINT_NAME_AT: usize = 8;
+const RESTORE_POINT_NAME_BYTES: usize = 64;
 /// `XLR_INFO_MASK` is what the resource manager doesn't have.
 const INFO_BITS: u8 = 0xf0;
 /// `XLOG_XACT_OPMASK`
@@ -44,6 +53,28 @@ pub struct WalRecord {
     pub end: Lsn,
     /// Of a record that ends a transaction, committed or not: when, in microseconds since 2000.
     pub transaction_end: Option<i64>,
+    /// Of such a record: which transaction.
+    pub transaction: Option<u32>,
+    /// Of a record that `pg_create_restore_point` wrote: its name.
+    pub restore_point: Option<RestorePointName>,
+}
+
+/// The name of a restore point: at most 63 bytes (`MAXFNAMELEN` with its end, `access/xlog_internal.h`).
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct RestorePointName([u8; RESTORE_POINT_NAME_BYTES]);
+
+impl RestorePointName {
+    /// Its bytes, in any encoding.
+    pub fn as_bytes(&self) -> &[u8] {
+        let end = self.0.iter().position(|byte| *byte == 0);
+        self.0.get(..end.unwrap_or(self.0.len())).unwrap_or_default()
+    }
+}
+
+impl fmt::Debug for RestorePointName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.as_bytes().escape_ascii().to_string())
+    }
 }
 
 /// A record that isn't whole yet.
@@ -88,7 +119,8 @@ impl WalWalker {
 
     /// Walks over a whole segment. One that doesn't follow the last begins anew.
     pub fn segment(&mut self, name: SegmentName, bytes: &[u8], mut found: impl FnMut(WalRecord)) {
-        if self.next_segment != Some(name) {
+        // A later timeline goes on where the one before was left.
+        if self.next_segment.map(|next| next.on(name.timeline())) != Some(name) {
             *self = Self::new();
         }
         self.next_segment = name.next();
@@ -216,6 +248,8 @@ impl Partial {
             start: self.start,
             end,
             transaction_end: self.transaction_end(),
+            transaction: self.transaction_end().and_then(|_| u32_at(&self.kept, XID_AT)),
+            restore_point: self.restore_point(),
         })
     }
 
@@ -234,14 +268,28 @@ impl Partial {
         if manager != RM_XACT || !XACT_ENDS.contains(&(info & XACT_OPERATION)) {
             return None;
         }
+        u64_at(self.data()?, 0).map(u64::cast_signed)
+    }
+
+    fn restore_point(&self) -> Option<RestorePointName> {
+        let (manager, info) = self.info();
+        if manager != RM_XLOG || info & INFO_BITS != XLOG_RESTORE_POINT {
+            return None;
+        }
+        let name = self.data()?.get(RESTORE_POINT_NAME_AT..)?;
+        name.first_chunk().copied().map(RestorePointName)
+    }
+
+    /// What a record holds that refers to no blocks, as far as it is kept.
+    fn data(&self) -> Option<&[u8]> {
         let mut at = RECORD_HEADER_BYTES;
         loop {
             match *self.kept.get(at)? {
                 ORIGIN => at += 1 + 2,
                 TOPLEVEL_XID => at += 1 + 4,
-                // It is the last thing before the data, of which the time is the first.
-                DATA_SHORT => return u64_at(self.kept.get(at + 2..)?, 0).map(u64::cast_signed),
-                DATA_LONG => return u64_at(self.kept.get(at + 5..)?, 0).map(u64::cast_signed),
+                // It is the last thing before the data.
+                DATA_SHORT => return self.kept.get(at + 2..),
+                DATA_LONG => return self.kept.get(at + 5..),
                 _ => return None,
             }
         }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use pgkeep_pgformat::Lsn;
 use pgkeep_physical::ReaderChoice;
-use pgkeep_physical::restore::TablespaceName;
+use pgkeep_physical::restore::{TablespaceName, TimelineChoice};
 
 use super::{parse_pair, parse_rate};
 
@@ -78,6 +78,16 @@ pub struct RecoveryArgs {
     /// Of a base backup: recover all that was committed by this time: 2026-11-22T14:05:00Z, or '2026-11-22 14:05[:30][+01:00]'.
     #[arg(long, value_name = "TIME", group = "recovery_target")]
     pub to_time: Option<String>,
+    /// Of a base backup: recover up to the end of this transaction, as pg_current_xact_id() tells it.
+    #[arg(long, value_name = "ID", group = "recovery_target")]
+    pub to_xid: Option<u64>,
+    /// Of a base backup: recover up to the point that pg_create_restore_point() gave this name.
+    #[arg(long, value_name = "NAME", group = "recovery_target", value_parser = parse_restore_point)]
+    pub to_name: Option<String>,
+    /// Of a base backup: which timeline recovery follows: latest, the newest that comes from the backup; current, the backup's
+    /// own; or a number [default: latest].
+    #[arg(long, value_name = "TIMELINE", value_parser = parse_timeline)]
+    pub timeline: Option<TimelineChoice>,
     #[command(flatten)]
     pub tablespaces: TablespaceArgs,
     /// Of a base backup: into a data directory of the same cluster whose server is stopped; only what differs is fetched and
@@ -108,8 +118,32 @@ impl RecoveryArgs {
             || self.to_backup_end
             || self.to_lsn.is_some()
             || self.to_time.is_some()
+            || self.to_xid.is_some()
+            || self.to_name.is_some()
+            || self.timeline.is_some()
             || !self.tablespaces.tablespaces.is_empty()
             || self.delta
+    }
+}
+
+fn parse_timeline(text: &str) -> Result<TimelineChoice, String> {
+    match text {
+        "latest" => Ok(TimelineChoice::Latest),
+        "current" => Ok(TimelineChoice::Current),
+        number => number
+            .parse()
+            .map(TimelineChoice::Number)
+            .map_err(|_| "write latest, current or a number, such as 2".to_owned()),
+    }
+}
+
+/// The longest name of a restore point, in bytes (`MAXFNAMELEN`).
+const RESTORE_POINT_BYTES_MAX: usize = 63;
+
+fn parse_restore_point(text: &str) -> Result<String, String> {
+    match text.len() {
+        1..=RESTORE_POINT_BYTES_MAX if !text.contains(|c: char| c.is_control()) => Ok(text.to_owned()),
+        _ => Err("a restore point's name has 1 to 63 bytes on one line".to_owned()),
     }
 }
 
@@ -130,6 +164,19 @@ fn parse_tablespace(text: &str) -> Result<(TablespaceName, PathBuf), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn timelines_and_names_are_read() {
+        assert_eq!(parse_timeline("latest"), Ok(TimelineChoice::Latest));
+        assert!(matches!(parse_timeline("7"), Ok(TimelineChoice::Number(_))));
+        for bad in ["", "0", "-1", "newest", "4294967296"] {
+            assert!(parse_timeline(bad).is_err(), "{bad}");
+        }
+        assert!(parse_restore_point("before it's gone").is_ok());
+        for bad in ["", "a\nb", &"x".repeat(64)] {
+            assert!(parse_restore_point(bad).is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn tablespaces_are_read() {

@@ -85,11 +85,18 @@ fn options(settings: &Settings, args: &RestoreArgs, jobs: usize) -> Result<Resto
         )
     })?;
     let recovery = &args.recovery;
-    let target = match (&recovery.to_lsn, &recovery.to_time) {
-        (Some(lsn), _) => RecoveryTarget::Lsn(*lsn),
-        (_, Some(text)) => RecoveryTarget::Time(restore::parse_time(text, &settings.cluster.timezone)?),
-        _ if recovery.to_backup_end => RecoveryTarget::BackupEnd,
-        _ => RecoveryTarget::End,
+    let target = if let Some(lsn) = recovery.to_lsn {
+        RecoveryTarget::Lsn(lsn)
+    } else if let Some(text) = &recovery.to_time {
+        RecoveryTarget::Time(restore::parse_time(text, &settings.cluster.timezone)?)
+    } else if let Some(id) = recovery.to_xid {
+        RecoveryTarget::Transaction(id)
+    } else if let Some(name) = &recovery.to_name {
+        RecoveryTarget::Name(name.clone())
+    } else if recovery.to_backup_end {
+        RecoveryTarget::BackupEnd
+    } else {
+        RecoveryTarget::End
     };
     Ok(RestoreOptions {
         directory,
@@ -101,6 +108,7 @@ fn options(settings: &Settings, args: &RestoreArgs, jobs: usize) -> Result<Resto
             (false, true) => Existing::Resume,
             (false, false) => Existing::Refuse,
         },
+        timeline: recovery.timeline.unwrap_or_default(),
     })
 }
 
@@ -152,7 +160,12 @@ fn tell_plan(context: &Context, plan: &RestorePlan, only_planned: bool) {
             ("recovery", format!("to {}", plan.options.target)),
             (
                 "WAL",
-                format!("{} to {}, without a gap", manifest.start_lsn, plan.covered_to),
+                format!(
+                    "{} to {}, without a gap, on timeline {}",
+                    manifest.start_lsn,
+                    plan.covered_to,
+                    plan.timelines()
+                ),
             ),
         ]);
     }

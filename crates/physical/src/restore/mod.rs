@@ -2,6 +2,7 @@
 
 mod delta;
 mod files;
+mod path;
 mod place;
 mod plan;
 mod settings;
@@ -21,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use pgkeep_base::{Progress, quote_for_shell};
-use pgkeep_pgformat::{MappedTablespace, TablespaceMap};
+use pgkeep_pgformat::{MappedTablespace, TablespaceMap, Timeline};
 use pgkeep_repository::Repository;
 use pgkeep_repository::map::ROOT_TABLESPACES;
 
@@ -29,6 +30,7 @@ use crate::error::{Context, PhysicalError};
 use settings::StopAt;
 
 pub use delta::Existing;
+pub use path::TimelineChoice;
 pub use plan::{RestoreOptions, RestorePlan, TablespaceName, plan};
 pub use target::{RecoveryTarget, parse_time};
 
@@ -109,6 +111,15 @@ pub(crate) async fn claimed<T>(
         done = work(&place) => done,
         () = cancelled => Err(PhysicalError::Interrupted),
     };
+    if let Err(PhysicalError::Refused { .. }) = &done
+        && plan.options.existing == Existing::Refuse
+    {
+        // It turned out before the first file; what was made is nobody's.
+        let place = Arc::clone(&place);
+        let clearing = tokio::task::spawn_blocking(move || place.clear());
+        clearing.await.map_err(PhysicalError::internal)??;
+        return done;
+    }
     done.map_err(|source| {
         let data = place.data().display().to_string();
         PhysicalError::Unfinished {
@@ -139,9 +150,11 @@ async fn into(
     progress.set_phase("making all durable");
     let ending = {
         let (place, stop_at) = (Arc::clone(place), staged.stop_at);
+        let timeline = plan.path.timeline();
+        let timeline = timeline.filter(|timeline| *timeline != plan.manifest.start_timeline);
         let label = plan.manifest.backup_label.clone();
         let map = tablespace_map(plan);
-        tokio::task::spawn_blocking(move || finish(&place, stop_at, &label, map.as_ref()))
+        tokio::task::spawn_blocking(move || finish(&place, (&stop_at, timeline), &label, map.as_ref()))
     };
     ending.await.map_err(PhysicalError::internal)??;
     let mut attention = plan.attention.clone();
@@ -183,20 +196,20 @@ fn tablespace_map(plan: &RestorePlan) -> Option<TablespaceMap> {
 /// Settings with those of a restore; for fuzzing.
 #[cfg(any(test, fuzzing))]
 pub(crate) fn settings_for_fuzzing(contents: &str) -> String {
-    settings::with_block(contents, &settings::block(StopAt::EndOfWal))
+    settings::with_block(contents, &settings::block(&StopAt::EndOfWal, None))
 }
 
 /// Settings; then, when all is durable, the label, and last the control file, without which no server starts.
 fn finish(
     place: &Place,
-    stop_at: StopAt,
+    (stop_at, timeline): (&StopAt, Option<Timeline>),
     label: &str,
     map: Option<&TablespaceMap>,
 ) -> Result<(), PhysicalError> {
     let data = place.data();
     let path = data.join(AUTO_CONF);
     let before = auto_conf(&path)?.unwrap_or_default();
-    let settings = settings::with_block(&before, &settings::block(stop_at));
+    let settings = settings::with_block(&before, &settings::block(stop_at, timeline));
     place.write(&path, settings.as_bytes())?;
     place.write(&data.join("recovery.signal"), b"")?;
     if let Some(map) = map {

@@ -128,6 +128,20 @@ impl Place {
         sync_directory(data)
     }
 
+    /// Removes all that was made in directories that had been empty.
+    pub fn clear(&self) -> Result<(), PhysicalError> {
+        for path in self.roots.values() {
+            let clearing = || format!("emptying {}", path.display());
+            for entry in fs::read_dir(path).context(clearing)? {
+                let entry = entry.context(clearing)?;
+                if entry.file_name() != MARK {
+                    delta::remove(&entry.path())?;
+                }
+            }
+        }
+        self.unmark()
+    }
+
     /// Takes the mark away: all is there and durable.
     pub fn unmark(&self) -> Result<(), PhysicalError> {
         let data = self.data();

@@ -15,6 +15,7 @@ use pgkeep_store::Disk;
 use pgkeep_wal::Windows;
 
 use super::delta::{self, Existing, Known};
+use super::path::{TimelineChoice, WalPath, path};
 use super::{MARK, RecoveryTarget};
 use crate::choose;
 use crate::error::{Context, PhysicalError};
@@ -67,6 +68,8 @@ pub struct RestoreOptions {
     pub jobs: usize,
     /// What becomes of what is there.
     pub existing: Existing,
+    /// Which timeline recovery follows.
+    pub timeline: TimelineChoice,
 }
 
 /// What would be done.
@@ -78,6 +81,8 @@ pub struct RestorePlan {
     pub manifest: BaseManifest,
     /// What was asked for.
     pub options: RestoreOptions,
+    /// The WAL that recovery follows.
+    pub(crate) path: WalPath,
     /// How far the WAL goes that follows the backup without a gap.
     pub covered_to: Lsn,
     /// The size of its segments.
@@ -97,12 +102,9 @@ impl RestorePlan {
         totals.plain_bytes.saturating_sub(totals.zero_bytes)
     }
 
-    /// The segments of WAL up to the end of what is stored.
-    pub fn segments(&self) -> u64 {
-        let timeline = self.manifest.start_timeline;
-        let first = SegmentName::holding(timeline, self.manifest.start_lsn, self.segment_size);
-        let last = SegmentName::before(timeline, self.covered_to, self.segment_size);
-        last.number().saturating_sub(first.number()) + 1
+    /// The timelines that recovery follows, in words.
+    pub fn timelines(&self) -> String {
+        self.path.in_words()
     }
 }
 
@@ -118,12 +120,11 @@ pub async fn plan(
     if options.existing == Existing::Refuse {
         check_place(&options.directory, "the data directory")?;
     }
-    let target = options.target;
-    let (manifest, (covered, told)) =
+    let (manifest, (path, covered, told)) =
         choose(
             repository,
             text,
-            async |manifest: &BaseManifest| match check_target(repository, manifest, target).await {
+            async |manifest: &BaseManifest| match check_target(repository, manifest, options).await {
                 Ok(covered) => Ok(Ok(covered)),
                 Err(error @ PhysicalError::Refused { .. }) => Ok(Err(error)),
                 Err(error) => Err(error),
@@ -151,6 +152,7 @@ pub async fn plan(
         id,
         manifest,
         options: options.clone(),
+        path,
         covered_to: covered.end,
         segment_size,
         roots,
@@ -212,16 +214,21 @@ pub(crate) fn system_identifier(manifest: &BaseManifest) -> Result<u64, Physical
         .map_err(PhysicalError::internal)
 }
 
-/// Whether recovery from this backup can come to the target. Returns the WAL that follows it without a gap, and what is to be said
-/// of it.
+/// Whether recovery from this backup can come to the target. Returns the WAL that it follows, how much of it there is without a
+/// gap, and what is to be said of that.
 async fn check_target(
     repository: &Repository,
     manifest: &BaseManifest,
-    target: RecoveryTarget,
-) -> Result<(Covered, Option<String>), PhysicalError> {
+    options: &RestoreOptions,
+) -> Result<(WalPath, Covered, Option<String>), PhysicalError> {
     let (start, stop) = (manifest.start_lsn, manifest.stop_lsn);
     let system = system_identifier(manifest)?;
-    let covered = repository.wal_coverage(system, manifest.start_timeline).await?;
+    let choice = match options.target {
+        RecoveryTarget::BackupEnd => TimelineChoice::Current,
+        _ => options.timeline,
+    };
+    let path = path(repository, manifest, choice).await?;
+    let covered = &path.covered;
     let Some(range) = covered.iter().find(|range| range.holds(start, stop)) else {
         return Err(PhysicalError::Refused {
             message: format!(
@@ -232,8 +239,10 @@ async fn check_target(
         });
     };
     let id = &manifest.id;
-    match target {
+    match options.target {
         RecoveryTarget::BackupEnd | RecoveryTarget::End => {}
+        // Where these are, only the WAL tells.
+        RecoveryTarget::Transaction(_) | RecoveryTarget::Name(_) => {}
         RecoveryTarget::Lsn(lsn) if lsn < stop => {
             return Err(PhysicalError::Refused {
                 message: format!(
@@ -269,7 +278,8 @@ async fn check_target(
             }
         }
     }
-    Ok((*range, told_of_end(manifest, target, &covered, range.end)))
+    let (range, told) = (*range, told_of_end(manifest, &options.target, covered, range.end));
+    Ok((path, range, told))
 }
 
 /// How to come as near as possible to a point that WAL from a backup doesn't lead to.
@@ -298,12 +308,12 @@ fn nearest(windows: &Windows, manifest: &BaseManifest, lsn: Lsn, end: Lsn) -> St
 /// What is to be said of a recovery to the end that isn't the end of all that is stored.
 fn told_of_end(
     manifest: &BaseManifest,
-    target: RecoveryTarget,
+    target: &RecoveryTarget,
     covered: &[Covered],
     end: Lsn,
 ) -> Option<String> {
     let later = covered.iter().find(|later| later.start > end)?;
-    (target == RecoveryTarget::End).then(|| {
+    (*target == RecoveryTarget::End).then(|| {
         format!(
             "recovery ends at {end}: WAL from there to {} is not stored, and later points take a later backup than {}",
             later.start, manifest.id

@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use pgkeep_pgformat::Lsn;
+use pgkeep_pgformat::{Lsn, Timeline};
 
 use super::STAGING;
 
@@ -20,7 +20,7 @@ pub const LIST_NAME: &str = "list";
 pub const COMPLETE_NAME: &str = "complete";
 
 /// What recovery is told to stop at; where it isn't, it ends with the WAL that it is given.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StopAt {
     /// `recovery_target = 'immediate'`
     Consistent,
@@ -28,6 +28,10 @@ pub enum StopAt {
     Lsn(Lsn),
     /// After the last transaction that ended by then.
     Time(Timestamp),
+    /// With the end of a transaction.
+    Transaction(u64),
+    /// At a restore point.
+    Name(String),
     /// With the WAL.
     EndOfWal,
 }
@@ -54,13 +58,16 @@ case $? in
 esac
 "#;
 
-/// The block for `postgresql.auto.conf`.
-pub fn block(stop_at: StopAt) -> String {
+/// The block for `postgresql.auto.conf`. Without a timeline, recovery follows the one on which the backup was taken.
+pub fn block(stop_at: &StopAt, timeline: Option<Timeline>) -> String {
     let mut lines = vec![
         BEGIN.to_owned(),
         // Relative to the data directory, in which the server runs it: the directory can be moved, into a container too.
         format!("restore_command = 'sh {STAGING}/{SCRIPT_NAME} \"%f\" \"%p\"'"),
-        "recovery_target_timeline = 'current'".to_owned(),
+        match timeline {
+            Some(timeline) => format!("recovery_target_timeline = '{timeline}'"),
+            None => "recovery_target_timeline = 'current'".to_owned(),
+        },
     ];
     match stop_at {
         StopAt::Consistent => lines.push("recovery_target = 'immediate'".to_owned()),
@@ -68,7 +75,9 @@ pub fn block(stop_at: StopAt) -> String {
             lines.push(format!("recovery_target_lsn = '{lsn}'"));
             lines.push("recovery_target_inclusive = off".to_owned());
         }
-        StopAt::Time(time) => lines.push(format!("recovery_target_time = '{}'", in_utc(time))),
+        StopAt::Time(time) => lines.push(format!("recovery_target_time = '{}'", in_utc(*time))),
+        StopAt::Transaction(id) => lines.push(format!("recovery_target_xid = '{id}'")),
+        StopAt::Name(name) => lines.push(format!("recovery_target_name = '{}'", quoted(name))),
         StopAt::EndOfWal => {}
     }
     lines.push("recovery_target_action = 'promote'".to_owned());
@@ -76,6 +85,11 @@ pub fn block(stop_at: StopAt) -> String {
     lines.push("archive_mode = off".to_owned());
     lines.push(END.to_owned());
     lines.join("\n") + "\n"
+}
+
+/// As a string in a file of settings (`GUC_scanstr`, `utils/misc/guc-file.l`).
+fn quoted(text: &str) -> String {
+    text.replace('\\', "\\\\").replace('\'', "''")
 }
 
 /// `2026-11-22 14:05:00.123456+00`
@@ -108,22 +122,25 @@ mod tests {
 
     #[test]
     fn the_block_replaces_that_of_an_earlier_restore() {
-        let first = with_block("work_mem = '1MB'", &block(StopAt::Consistent));
+        let first = with_block("work_mem = '1MB'", &block(&StopAt::Consistent, None));
         let time = "2026-11-22T14:05:00.5Z".parse().unwrap();
-        let second = with_block(&first, &block(StopAt::Time(time)));
+        let second = with_block(&first, &block(&StopAt::Time(time), None));
         assert!(second.starts_with("work_mem = '1MB'\n# pgkeep restore: begin"));
         assert!(
             second.contains("recovery_target_time = '2026-11-22 14:05:00.500000+00'\n"),
             "{second}"
         );
         assert!(!second.contains("immediate") && second.matches("restore_command").count() == 1);
-        assert_eq!(with_block(&second, &block(StopAt::Time(time))), second);
-        let lsn = block(StopAt::Lsn(Lsn::new(0x16_0000_0001)));
+        assert_eq!(with_block(&second, &block(&StopAt::Time(time), None)), second);
+        let lsn = block(&StopAt::Lsn(Lsn::new(0x16_0000_0001)), Timeline::new(3));
+        assert!(lsn.contains("recovery_target_timeline = '3'\n"), "{lsn}");
+        let name = block(&StopAt::Name("it's a \\".to_owned()), None);
+        assert!(name.contains("recovery_target_name = 'it''s a \\\\'\n"), "{name}");
         assert!(
             lsn.contains("recovery_target_lsn = '16/1'\nrecovery_target_inclusive = off\n"),
             "{lsn}"
         );
-        assert!(!block(StopAt::EndOfWal).contains("recovery_target_time ="));
+        assert!(!block(&StopAt::EndOfWal, None).contains("recovery_target_time ="));
     }
 
     #[test]

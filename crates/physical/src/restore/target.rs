@@ -10,7 +10,7 @@ use pgkeep_pgformat::Lsn;
 use crate::error::PhysicalError;
 
 /// Where recovery ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RecoveryTarget {
     /// As early as the backup is consistent.
     BackupEnd,
@@ -18,6 +18,10 @@ pub enum RecoveryTarget {
     Lsn(Lsn),
     /// After the last transaction that ended at this time or before.
     Time(Timestamp),
+    /// With the end of this transaction, committed or not: as `pg_current_xact_id` tells it.
+    Transaction(u64),
+    /// At the point that `pg_create_restore_point` gave this name.
+    Name(String),
     /// At the end of all WAL that is stored without a gap.
     End,
 }
@@ -28,6 +32,8 @@ impl fmt::Display for RecoveryTarget {
             Self::BackupEnd => f.write_str("the backup's end"),
             Self::Lsn(lsn) => write!(f, "{lsn}"),
             Self::Time(time) => write!(f, "{time}"),
+            Self::Transaction(id) => write!(f, "the end of transaction {id}"),
+            Self::Name(name) => write!(f, "restore point '{}'", name.escape_debug()),
             Self::End => f.write_str("the end of the stored WAL"),
         }
     }

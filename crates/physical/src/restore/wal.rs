@@ -55,8 +55,15 @@ impl Scan {
         if self.reached || record.start < self.start {
             return;
         }
-        let passes = match self.target {
-            RecoveryTarget::Lsn(lsn) => record.start >= lsn,
+        let passes = match &self.target {
+            RecoveryTarget::Lsn(lsn) => record.start >= *lsn,
+            // Only the lower half is in the WAL.
+            RecoveryTarget::Transaction(id) => record
+                .transaction
+                .is_some_and(|found| u64::from(found) == *id & u64::from(u32::MAX)),
+            RecoveryTarget::Name(name) => record
+                .restore_point
+                .is_some_and(|point| point.as_bytes() == name.as_bytes()),
             RecoveryTarget::Time(time) => {
                 // PostgreSQL compares in microseconds.
                 let ended = record.transaction_end;
@@ -68,8 +75,10 @@ impl Scan {
         };
         if passes {
             self.reached = true;
-            self.too_early = record.end <= self.stop && matches!(self.target, RecoveryTarget::Time(_));
-        } else {
+            self.too_early = record.end <= self.stop && !matches!(self.target, RecoveryTarget::Lsn(_));
+        }
+        // It is part of what is recovered itself, where it is the target and not the first behind it.
+        if !passes || matches!(self.target, RecoveryTarget::Transaction(_)) {
             self.last_transaction_end = record.transaction_end.or(self.last_transaction_end);
         }
     }
@@ -109,10 +118,12 @@ pub async fn stage(
 fn outcome(plan: &RestorePlan, scan: &Scan, segments: u64, newer: Option<Timeline>) -> Staged {
     let last_transaction_at = scan.last_transaction_end.and_then(time_of);
     let mut attention = Vec::new();
-    let stop_at = match plan.options.target {
+    let stop_at = match &plan.options.target {
         RecoveryTarget::BackupEnd => StopAt::Consistent,
-        RecoveryTarget::Lsn(lsn) if scan.reached => StopAt::Lsn(lsn),
-        RecoveryTarget::Time(time) if scan.reached => StopAt::Time(time),
+        RecoveryTarget::Lsn(lsn) if scan.reached => StopAt::Lsn(*lsn),
+        RecoveryTarget::Time(time) if scan.reached => StopAt::Time(*time),
+        RecoveryTarget::Transaction(id) => StopAt::Transaction(*id),
+        RecoveryTarget::Name(name) => StopAt::Name(name.clone()),
         RecoveryTarget::Time(time) => {
             let last = match last_transaction_at {
                 Some(last) => format!("the last one that is stored ended at {last}"),
@@ -128,11 +139,11 @@ fn outcome(plan: &RestorePlan, scan: &Scan, segments: u64, newer: Option<Timelin
         // Every record before it is there, and none behind it.
         RecoveryTarget::Lsn(_) | RecoveryTarget::End => StopAt::EndOfWal,
     };
-    if let (StopAt::EndOfWal, Some(newer)) = (stop_at, newer) {
+    if let (StopAt::EndOfWal, Some(newer)) = (&stop_at, newer) {
         attention.push(format!(
-            "recovery follows timeline {}, on which the backup was taken; the server went on to timeline {newer}, which this \
-             version of pgkeep doesn't follow",
-            plan.manifest.start_timeline
+            "recovery follows timeline {}; the server went on to timeline {newer} as well, which doesn't come from it or wasn't \
+             asked for",
+            plan.path.timeline().unwrap_or(plan.manifest.start_timeline)
         ));
     }
     Staged {
@@ -151,10 +162,7 @@ pub(crate) fn fetched<'a>(
 ) -> Result<impl Stream<Item = Result<(SegmentName, Bytes), PhysicalError>> + 'a, PhysicalError> {
     let manifest = &plan.manifest;
     let system = plan::system_identifier(manifest)?;
-    let last = SegmentName::before(manifest.start_timeline, end, plan.segment_size);
-    let first = SegmentName::holding(manifest.start_timeline, manifest.start_lsn, plan.segment_size);
-    let names = std::iter::successors(Some(first), |name| name.next());
-    let names = names.take_while(move |name| name.number() <= last.number());
+    let names = plan.path.segments(manifest.start_lsn, end);
     let at_once = usize::try_from(SEGMENT_BYTES_AT_ONCE / plan.segment_size.bytes()).unwrap_or(1);
     let fetched = futures::stream::iter(names).map(move |name| async move {
         let bytes = repository.fetch_wal_to(system, &name, end).await?;
@@ -176,12 +184,13 @@ async fn segments(
         RecoveryTarget::BackupEnd => manifest.stop_lsn,
         _ => plan.covered_to,
     };
+    // By number: the timeline doesn't matter.
     let last = SegmentName::before(manifest.start_timeline, end, plan.segment_size);
     let fetched = fetched(repository, plan, end)?;
     let mut fetched = std::pin::pin!(fetched);
     let mut scan = Scan {
         walker: WalWalker::new(),
-        target: plan.options.target,
+        target: plan.options.target.clone(),
         start: manifest.start_lsn,
         stop: manifest.stop_lsn,
         reached: false,
@@ -210,6 +219,27 @@ async fn segments(
             break;
         }
     }
+    if !scan.reached {
+        let missing = match &plan.options.target {
+            RecoveryTarget::Transaction(id) => Some(format!("no transaction {id} ended")),
+            RecoveryTarget::Name(name) => {
+                Some(format!("there is no restore point '{}'", name.escape_debug()))
+            }
+            _ => None,
+        };
+        if let Some(missing) = missing {
+            return Err(PhysicalError::Refused {
+                message: format!(
+                    "{missing} in the WAL from the end of backup {} to {} on timeline {}",
+                    manifest.id,
+                    plan.covered_to,
+                    plan.timelines()
+                ),
+                hint: "name another point, such as --to-time, or an earlier backup: 'pgkeep list' shows them"
+                    .to_owned(),
+            });
+        }
+    }
     Ok((scan, staged))
 }
 
@@ -233,8 +263,8 @@ fn check(plan: &RestorePlan, scan: &Scan, name: SegmentName, last: SegmentName) 
     Ok(())
 }
 
-/// Stages the histories of later timelines, so that the one which the restored server begins is one that nobody has. Returns
-/// the next one.
+/// Stages the histories of the timelines that recovery follows and of all later ones, so that the one which the restored server
+/// begins is one that nobody has. Returns the first that recovery doesn't follow.
 async fn histories(
     repository: &Repository,
     plan: &RestorePlan,
@@ -243,27 +273,28 @@ async fn histories(
 ) -> Result<Option<Timeline>, PhysicalError> {
     let system = plan::system_identifier(&plan.manifest)?;
     let own = plan.manifest.start_timeline;
+    let target = plan.path.timeline().unwrap_or(own);
     let mut newer = None;
-    // The server looks for them one after another, too (`findNewestTimeLine`, `access/transam/timeline.c`).
+    // Behind the target, the server looks for them one after another, too (`findNewestTimeLine`, `access/transam/timeline.c`).
     let mut timeline = Some(own);
     while let Some(this) = timeline {
         let history = repository.fetch_wal_history(system, this).await?;
         timeline = this.as_u32().checked_add(1).and_then(Timeline::new);
-        match history {
-            Some(history) => {
-                let name = WalFileName::History(this).to_string();
-                let path: PathBuf = place.data().join(STAGING).join(&name);
-                list.push_str(&format!("{name}\n"));
-                let place = Arc::clone(place);
-                let writing = tokio::task::spawn_blocking(move || place.write(&path, &history));
-                writing.await.map_err(PhysicalError::internal)??;
-                if this != own {
-                    newer = newer.or(Some(this));
-                }
+        let Some(history) = history else {
+            // The first of all has none, and numbers may be left out.
+            if this <= target {
+                continue;
             }
-            // The first of all has none.
-            None if this == own => {}
-            None => break,
+            break;
+        };
+        let name = WalFileName::History(this).to_string();
+        let path: PathBuf = place.data().join(STAGING).join(&name);
+        list.push_str(&format!("{name}\n"));
+        let place = Arc::clone(place);
+        let writing = tokio::task::spawn_blocking(move || place.write(&path, &history));
+        writing.await.map_err(PhysicalError::internal)??;
+        if this > target {
+            newer = newer.or(Some(this));
         }
     }
     Ok(newer)

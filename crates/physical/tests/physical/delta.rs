@@ -9,7 +9,9 @@ use std::sync::atomic::Ordering;
 
 use pgkeep_base::{Classified, Progress};
 use pgkeep_physical::PhysicalError;
-use pgkeep_physical::restore::{self, Existing, RecoveryTarget, RestoreOptions, RestoreReport};
+use pgkeep_physical::restore::{
+    self, Existing, RecoveryTarget, RestoreOptions, RestoreReport, TimelineChoice,
+};
 use pgkeep_repository::Repository;
 use pgkeep_testkit::{Cluster, StopMode, require, server_user};
 
@@ -29,6 +31,7 @@ async fn over(
         target: RecoveryTarget::BackupEnd,
         jobs: 2,
         existing,
+        timeline: TimelineChoice::Latest,
     };
     let plan = restore::plan(repository, text, &options).await?;
     let progress = Arc::new(Progress::default());

@@ -8,7 +8,9 @@ use std::sync::Arc;
 use pgkeep_base::Classified;
 use pgkeep_physical::PhysicalError;
 use pgkeep_physical::export::{ExportReport, export};
-use pgkeep_physical::restore::{self, Existing, RecoveryTarget, RestoreOptions, TablespaceName};
+use pgkeep_physical::restore::{
+    self, Existing, RecoveryTarget, RestoreOptions, TablespaceName, TimelineChoice,
+};
 use pgkeep_repository::Repository;
 use pgkeep_testkit::{Cluster, require, requirements, server_user};
 
@@ -26,6 +28,7 @@ async fn export_to(
         target: RecoveryTarget::BackupEnd,
         jobs: 2,
         existing: Existing::Refuse,
+        timeline: TimelineChoice::Latest,
     };
     let plan = restore::plan(repository, "latest", &options).await?;
     let progress = Arc::default();

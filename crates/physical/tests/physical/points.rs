@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 
 use jiff::{SignedDuration, Timestamp};
 use pgkeep_base::Classified;
+use pgkeep_pgformat::Timeline;
 use pgkeep_physical::PhysicalError;
-use pgkeep_physical::restore::RecoveryTarget;
+use pgkeep_physical::restore::{RecoveryTarget, TimelineChoice};
 use pgkeep_repository::Repository;
-use pgkeep_testkit::{Cluster, require};
+use pgkeep_testkit::{Cluster, StopMode, require};
 
-use super::support::{Streaming, backup, contents, lsn, repository, restore, server, session};
+use super::support::{Streaming, backup, contents, lsn, repository, restore, restore_on, server, session};
 
 async fn restored(
     repository: &Repository,
@@ -98,7 +99,7 @@ async fn a_time_after_the_last_transaction_is_the_end_and_is_told() {
     let before = report.manifest.stop_lsn.as_u64() - 8;
     let before = RecoveryTarget::Lsn(pgkeep_pgformat::Lsn::new(before));
     for text in ["latest", &report.id.to_string()] {
-        let (message, hint) = refused(&repository, &origin, text, before).await;
+        let (message, hint) = refused(&repository, &origin, text, before.clone()).await;
         let nearest = format!("--to-lsn {}", report.manifest.stop_lsn);
         assert!(
             message.contains("before the end") && hint.contains(&nearest),
@@ -153,7 +154,7 @@ async fn a_backup_is_restored_by_its_own_wal_whatever_gap_follows() {
 
     for target in [RecoveryTarget::BackupEnd, RecoveryTarget::End] {
         let id = first.id.to_string();
-        let (cluster, _) = restored(&repository, &origin, &id, target).await.unwrap();
+        let (cluster, _) = restored(&repository, &origin, &id, target.clone()).await.unwrap();
         assert_eq!(contents(&cluster).await, held, "{target}");
     }
     let target = RecoveryTarget::End;
@@ -174,4 +175,113 @@ async fn a_backup_is_restored_by_its_own_wal_whatever_gap_follows() {
         attention.iter().any(|told| told.contains("can't be told")),
         "{attention:?}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restore_point_and_a_transaction_are_come_to_or_refused() {
+    let origin = require!(Cluster::start(server(16)));
+    origin.psql("postgres", "CREATE TABLE a AS SELECT generate_series(1, 100) i");
+    let folder = tempfile::tempdir().unwrap();
+    let repository = repository(folder.path(), true, None).await;
+    let streaming = Streaming::start(&repository, &origin).await;
+    backup(&repository, &origin).await.unwrap();
+    origin.psql("postgres", "INSERT INTO a VALUES (101)");
+    let at_name = contents(&origin).await;
+    let name = "it's a \\ \"point\" ü";
+    origin.psql(
+        "postgres",
+        "SELECT pg_create_restore_point('it''s a \\ \"point\" ü')",
+    );
+    let id = origin.psql(
+        "postgres",
+        "BEGIN; INSERT INTO a VALUES (102); SELECT pg_current_xact_id(); COMMIT",
+    );
+    let id: u64 = id.lines().find_map(|line| line.trim().parse().ok()).unwrap();
+    let at_id = contents(&origin).await;
+    origin.psql("postgres", "INSERT INTO a VALUES (103)");
+    streaming.end(&origin).await;
+
+    let target = RecoveryTarget::Name(name.to_owned());
+    let (cluster, _) = restored(&repository, &origin, "latest", target).await.unwrap();
+    assert_eq!(contents(&cluster).await, at_name);
+    let target = RecoveryTarget::Transaction(id);
+    let (cluster, _) = restored(&repository, &origin, "latest", target).await.unwrap();
+    assert_eq!(contents(&cluster).await, at_id);
+    // What isn't there is told before a file is written, and nothing stays.
+    for (target, said) in [
+        (
+            RecoveryTarget::Name("nowhere".to_owned()),
+            "no restore point 'nowhere'",
+        ),
+        (RecoveryTarget::Transaction(id + 1000), "no transaction"),
+    ] {
+        let cluster = Cluster::unmade(origin.pg_bin(), origin.major());
+        let error = restore(&repository, "latest", &cluster, target, BTreeMap::new())
+            .await
+            .unwrap_err();
+        assert!(
+            matches!(error, PhysicalError::Refused { .. }) && error.to_string().contains(said),
+            "{error}"
+        );
+        assert_eq!(
+            std::fs::read_dir(cluster.data_dir()).unwrap().count(),
+            0,
+            "{error}"
+        );
+    }
+}
+
+/// A server that fails over goes on with another timeline, and a backup from before leads there.
+#[tokio::test(flavor = "multi_thread")]
+async fn recovery_follows_a_promotion() {
+    for major in [15, 18] {
+        let mut origin = require!(Cluster::start(server(major)));
+        origin.psql("postgres", "CREATE TABLE a AS SELECT generate_series(1, 100) i");
+        let folder = tempfile::tempdir().unwrap();
+        let repository = repository(folder.path(), major == 15, None).await;
+        let streaming = Streaming::start(&repository, &origin).await;
+        let first = backup(&repository, &origin).await.unwrap().id.to_string();
+        origin.psql("postgres", "INSERT INTO a SELECT generate_series(101, 30000)");
+        streaming.end(&origin).await;
+        let before = contents(&origin).await;
+        origin.stop(StopMode::Fast);
+        origin.write_file("standby.signal", "");
+        origin.start_again();
+        origin.psql("postgres", "SELECT pg_promote()");
+        let switch = origin.psql("postgres", "SELECT checkpoint_lsn FROM pg_control_checkpoint()");
+        let timeline = Timeline::new(2).unwrap();
+        let streaming = Streaming::start_on(&repository, &origin, switch.parse().unwrap(), timeline).await;
+        origin.psql("postgres", "INSERT INTO a SELECT generate_series(30001, 60000)");
+        let after = contents(&origin).await;
+        streaming.end(&origin).await;
+        assert_ne!(before, after);
+
+        let at = async |choice| {
+            let mut cluster = Cluster::unmade(origin.pg_bin(), origin.major());
+            let place = (BTreeMap::new(), choice);
+            let report = restore_on(&repository, &first, &cluster, RecoveryTarget::End, place).await?;
+            cluster.start_restored();
+            let timeline = cluster.psql("postgres", "SELECT timeline_id FROM pg_control_checkpoint()");
+            Ok::<_, PhysicalError>((contents(&cluster).await, timeline, report.attention))
+        };
+        let (found, now, attention) = at(TimelineChoice::Latest).await.unwrap();
+        assert_eq!(
+            (found, now.as_str(), attention),
+            (after.clone(), "3", vec![]),
+            "{major}"
+        );
+        let (found, ..) = at(TimelineChoice::Number(timeline)).await.unwrap();
+        assert_eq!(found, after);
+        // The way that was left, up to its end; the copy takes no number that is taken.
+        let (found, now, attention) = at(TimelineChoice::Current).await.unwrap();
+        assert_eq!((found, now.as_str()), (before.clone(), "3"));
+        assert!(
+            attention.iter().any(|told| told.contains("timeline 2")),
+            "{attention:?}"
+        );
+        let refused = at(TimelineChoice::Number(Timeline::new(7).unwrap()))
+            .await
+            .unwrap_err();
+        assert!(matches!(refused, PhysicalError::Refused { .. }), "{refused}");
+    }
 }

@@ -128,7 +128,7 @@ async fn bring_back(
     let mut restored = Cluster::unmade(primary.cluster.pg_bin(), primary.cluster.major());
     let place = restored.socket_dir().join("restored \\ tablespace");
     let tablespaces = BTreeMap::from([(primary.tablespace.0, place.clone())]);
-    let report = restore(repository, text, &restored, target, tablespaces)
+    let report = restore(repository, text, &restored, target.clone(), tablespaces)
         .await
         .unwrap();
     assert!(report.attention.is_empty(), "{target}: {:?}", report.attention);

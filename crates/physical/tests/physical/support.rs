@@ -11,7 +11,7 @@ use pgkeep_pg::{Conninfo, Environment, Session, Target};
 use pgkeep_pgformat::{Lsn, Timeline};
 use pgkeep_physical::manifest::BaseManifest;
 use pgkeep_physical::restore::{
-    self, Existing, RecoveryTarget, RestoreOptions, RestoreReport, TablespaceName,
+    self, Existing, RecoveryTarget, RestoreOptions, RestoreReport, TablespaceName, TimelineChoice,
 };
 use pgkeep_physical::{BackupOptions, BackupReport, PhysicalError, ReaderChoice};
 use pgkeep_repository::encryption::Encryption;
@@ -121,12 +121,31 @@ pub async fn restore(
     target: RecoveryTarget,
     tablespaces: BTreeMap<u32, PathBuf>,
 ) -> Result<RestoreReport, PhysicalError> {
+    restore_on(
+        repository,
+        text,
+        into,
+        target,
+        (tablespaces, TimelineChoice::Latest),
+    )
+    .await
+}
+
+/// The same, on a timeline.
+pub async fn restore_on(
+    repository: &Repository,
+    text: &str,
+    into: &Cluster,
+    target: RecoveryTarget,
+    (tablespaces, timeline): (BTreeMap<u32, PathBuf>, TimelineChoice),
+) -> Result<RestoreReport, PhysicalError> {
     let options = RestoreOptions {
         directory: into.data_dir(),
         tablespaces: by_oid(tablespaces),
         target,
         jobs: 2,
         existing: Existing::Refuse,
+        timeline,
     };
     let plan = restore::plan(repository, text, &options).await?;
     let progress = Arc::new(Progress::default());
@@ -148,8 +167,20 @@ impl Streaming {
             .await
             .unwrap();
         let from = receiver.identity().flushed;
+        Self::receive(receiver, from, Timeline::FIRST)
+    }
+
+    /// The same on a later timeline, from the beginning of the segment on that holds a position.
+    pub async fn start_on(repository: &Repository, cluster: &Cluster, from: Lsn, timeline: Timeline) -> Self {
+        let receiver = RangeReceiver::connect(&target(cluster, "postgres"), repository, false)
+            .await
+            .unwrap();
+        Self::receive(receiver, from, timeline)
+    }
+
+    fn receive(receiver: RangeReceiver, from: Lsn, timeline: Timeline) -> Self {
         let (stop, stopping) = watch::channel(None);
-        let receiving = tokio::spawn(receiver.receive(from, Timeline::FIRST, stopping));
+        let receiving = tokio::spawn(receiver.receive(from, timeline, stopping));
         Self { stop, receiving }
     }
 
