@@ -344,7 +344,8 @@ async fn without_the_key_the_cache_tells_what_there_is_and_never_something_wrong
 #[tokio::test(flavor = "multi_thread")]
 async fn what_may_not_be_read_makes_a_full_backup() {
     let place = require!(Place::new(18, false).await);
-    place.backup().await;
+    let first = place.backup().await;
+    assert_eq!(place.failures(&first.id).await, Vec::<String>::new());
     let denied = FaultPlan {
         denied: Some("test/verify/".to_owned()),
         ..FaultPlan::default()
