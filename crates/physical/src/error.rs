@@ -2,6 +2,7 @@ use pgkeep_base::{Classified, Hint, RetryClass};
 use pgkeep_pg::PgError;
 use pgkeep_repository::RepositoryError;
 use pgkeep_repository::encryption::EncryptionError;
+use pgkeep_store::StoreErrorKind;
 use pgkeep_wal::WalError;
 
 /// What can go wrong while taking a base backup or restoring one.
@@ -145,6 +146,26 @@ impl PhysicalError {
             Self::Manifest { .. } | Self::Damaged { .. } => true,
             Self::Repository(error) => error.is_damage() || matches!(error, RepositoryError::Open { .. }),
             _ => false,
+        }
+    }
+
+    /// Whether these credentials may not read what was to be read.
+    pub(crate) fn is_denied(&self) -> bool {
+        self.store_kind() == Some(StoreErrorKind::PermissionDenied)
+    }
+
+    /// Whether an object isn't there, or not all of it.
+    pub(crate) fn is_gone(&self) -> bool {
+        matches!(
+            self.store_kind(),
+            Some(StoreErrorKind::NotFound | StoreErrorKind::ShortBody)
+        )
+    }
+
+    fn store_kind(&self) -> Option<StoreErrorKind> {
+        match self {
+            Self::Repository(RepositoryError::Store(error)) => Some(error.kind()),
+            _ => None,
         }
     }
 

@@ -190,7 +190,8 @@ pub async fn find(
 }
 
 impl Found {
-    fn without(why: &str) -> Self {
+    /// None, for a reason.
+    pub fn without(why: &str) -> Self {
         Self {
             before: None,
             note: Some(format!("everything was stored, and nothing referred to: {why}")),
@@ -288,7 +289,7 @@ async fn read_map(
     while let Some((place, index)) = indexes.next().await {
         match index.map_err(PhysicalError::from) {
             Ok(index) => fingerprints.add(place, &index).context(writing)?,
-            Err(error) if error.is_of_one_backup() || error.is_removed() || is_gone(&error) => {
+            Err(error) if error.is_of_one_backup() || error.is_removed() || error.is_gone() => {
                 tracing::debug!(%error, "nothing is referred to of a pack");
             }
             Err(error) => return Err(error),
@@ -315,14 +316,6 @@ async fn read_map(
         (writer, fingerprints) = adding.await.map_err(PhysicalError::internal)??;
     }
     Ok((table, writer.finish().context(writing)?))
-}
-
-fn is_gone(error: &PhysicalError) -> bool {
-    use pgkeep_store::StoreErrorKind;
-    let PhysicalError::Repository(RepositoryError::Store(error)) = error else {
-        return false;
-    };
-    matches!(error.kind(), StoreErrorKind::NotFound | StoreErrorKind::ShortBody)
 }
 
 fn add(

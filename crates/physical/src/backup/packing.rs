@@ -6,7 +6,7 @@ use std::sync::Arc;
 use pgkeep_base::{BackupId, Progress};
 use pgkeep_repository::destinations::Destinations;
 use pgkeep_repository::encryption::Encryption;
-use pgkeep_repository::map::{Extent, RecordContents, RecordReader};
+use pgkeep_repository::map::{Extent, PackInfo, RecordContents, RecordReader};
 use pgkeep_repository::pack::PackReader;
 use pgkeep_repository::{Access, Repository, keys, layout};
 use pgkeep_store::{Store, StoreOptions};
@@ -68,6 +68,19 @@ async fn repository(folder: &std::path::Path) -> Repository {
     Repository::open_or_create(store, "test", access).await.unwrap()
 }
 
+/// Opens them; what is read of their ends alone is the same.
+async fn packs(repository: &Repository, stored: &[PackInfo]) -> Vec<PackReader> {
+    let mut packs: Vec<PackReader> = Vec::new();
+    for pack in stored {
+        packs.push(repository.open_pack(pack).await.unwrap());
+        let index = repository.pack_index(pack).await.unwrap();
+        assert_eq!(&index, packs.last().unwrap().index());
+        // Few blocks share frames: else there would be more than four for each with many.
+        assert!(index.frames().len() < 400, "{}", index.frames().len());
+    }
+    packs
+}
+
 /// Many blocks and few, which share frames, over the ends of packs.
 #[tokio::test(flavor = "multi_thread")]
 async fn each_block_lies_where_the_records_say() {
@@ -105,14 +118,7 @@ async fn each_block_lies_where_the_records_say() {
     assert!(stored.packs.len() >= 3, "{}", stored.packs.len());
     let places = (1..=3).map(PackPlace::Own).collect::<Vec<_>>();
     assert!(stored.places.starts_with(&places));
-    let mut packs: Vec<PackReader> = Vec::new();
-    for pack in &stored.packs {
-        packs.push(repository.open_pack(pack).await.unwrap());
-        let index = repository.pack_index(pack).await.unwrap();
-        assert_eq!(&index, packs.last().unwrap().index());
-        // Few blocks share frames: else there would be more than four for each with many.
-        assert!(index.frames().len() < 400, "{}", index.frames().len());
-    }
+    let packs = packs(&repository, &stored.packs).await;
     let mut frames = BTreeMap::new();
     for object in &stored.records {
         let contents = repository.file_records(&id, object).await.unwrap();

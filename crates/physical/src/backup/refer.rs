@@ -106,7 +106,11 @@ impl Run<'_> {
             block_bytes: prepared.block_bytes,
             recipients: self.destinations.access().recipients(),
         };
-        before::find(self.repository, self.options.cache_directory.as_ref(), &wanted).await
+        match before::find(self.repository, self.options.cache_directory.as_ref(), &wanted).await {
+            // A host may have the right to store and no other.
+            Err(error) if error.is_denied() => Ok(Found::without(&error.to_string())),
+            found => found,
+        }
     }
 
     fn cache_files(&self) -> Option<CacheFiles> {

@@ -12,6 +12,7 @@ use pgkeep_repository::copy::{Original, copy};
 use pgkeep_repository::lease::Lease;
 use pgkeep_repository::records::Evidence;
 use pgkeep_repository::{Access, Repository, keys, layout};
+use pgkeep_store::fault::FaultPlan;
 use pgkeep_store::{PutOutcome, Store, StoreOptions};
 use pgkeep_testkit::{Cluster, require, requirements};
 use rand::rngs::StdRng;
@@ -337,6 +338,22 @@ async fn without_the_key_the_cache_tells_what_there_is_and_never_something_wrong
         last.notes
     );
     place.assert_is_now(&last).await;
+}
+
+/// A host may have the right to store, and not to read what is said about backups.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_may_not_be_read_makes_a_full_backup() {
+    let place = require!(Place::new(18, false).await);
+    let first = place.backup().await;
+    assert_eq!(place.failures(&first.id).await, Vec::<String>::new());
+    let denied = FaultPlan {
+        denied: Some("test/verify/".to_owned()),
+        ..FaultPlan::default()
+    };
+    let folder = place.folder.path().join("repository");
+    let repository = repository(&folder, false, Some(denied)).await;
+    let report = place.backup_into(&repository).await;
+    assert!(!reused(&report) && report.notes.len() == 1, "{:?}", report.notes);
 }
 
 /// What a verification found damaged doesn't go on into new backups, and neither does what isn't there.

@@ -261,7 +261,10 @@ async fn recovery_follows_a_promotion() {
             let place = (BTreeMap::new(), choice);
             let report = restore_on(&repository, &first, &cluster, RecoveryTarget::End, place).await?;
             cluster.start_restored();
-            let timeline = cluster.psql("postgres", "SELECT timeline_id FROM pg_control_checkpoint()");
+            let timeline = cluster.psql(
+                "postgres",
+                "SELECT substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)::int",
+            );
             Ok::<_, PhysicalError>((contents(&cluster).await, timeline, report.attention))
         };
         let (found, now, attention) = at(TimelineChoice::Latest).await.unwrap();
