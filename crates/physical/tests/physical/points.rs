@@ -242,7 +242,12 @@ async fn recovery_follows_a_promotion() {
         let streaming = Streaming::start(&repository, &origin).await;
         let first = backup(&repository, &origin).await.unwrap().id.to_string();
         origin.psql("postgres", "INSERT INTO a SELECT generate_series(101, 30000)");
-        streaming.end(&origin).await;
+        let end = lsn(
+            &mut session(&origin, "postgres").await,
+            "pg_current_wal_flush_lsn()",
+        )
+        .await;
+        streaming.end_at(end).await;
         let before = contents(&origin).await;
         origin.stop(StopMode::Fast);
         origin.write_file("standby.signal", "");

@@ -191,13 +191,18 @@ impl Streaming {
         let something = "SELECT pg_logical_emit_message(false, 'test', '')";
         session.query(something).await.unwrap();
         let end = lsn(&mut session, "pg_switch_wal()").await;
+        self.end_at(end).await;
+        end
+    }
+
+    /// Ends when all up to a position is stored.
+    pub async fn end_at(self, end: Lsn) {
         self.stop.send(Some(end)).unwrap();
         tokio::time::timeout(LIMIT, self.receiving)
             .await
             .unwrap()
             .unwrap()
             .unwrap();
-        end
     }
 }
 
