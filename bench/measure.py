@@ -121,6 +121,20 @@ def run(command, server=None, environment=None, output=None):
     return result
 
 
+def rounds(repeat, ways_of, say):
+    """Runs all ways in each round, so that each of a pair sees the same load. `ways_of(number)` gives names and what to call."""
+    results = {}
+    for number in range(repeat):
+        ways = list(ways_of(number).items())
+        # Every other round in reverse, so that nobody always comes first.
+        for name, way in ways if number % 2 == 0 else reversed(ways):
+            taken = way()
+            results.setdefault(name, []).append(taken)
+            say(f"  {number + 1}. {name}: {taken.wall_seconds:.1f} s, CPU {taken.client_cpu_seconds:.1f} + "
+                f"{taken.server_cpu_seconds:.1f} s, {taken.peak_bytes >> 20} MiB, load {taken.load_average:.1f}")
+    return {name: results[name] for name, _ in ways}
+
+
 def tree_bytes(path):
     path = Path(path)
     if path.is_file():

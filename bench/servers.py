@@ -23,10 +23,10 @@ def say(*words):
     print(*words, file=sys.stderr, flush=True)
 
 
-def cache():
-    """Where the programs are; fetches them unless they are there."""
+def cache(*more):
+    """Where the programs are; fetches them, and `more` pieces, unless they are there."""
     setup = TOP / "scripts/test-setup"
-    pieces = ["tools", "stores", "postgresql-16", "timescaledb-16"]
+    pieces = ["tools", "stores", "postgresql-16", "timescaledb-16", *more]
     subprocess.run([setup, *pieces], check=True, stdout=subprocess.DEVNULL)
     return Path(subprocess.run([setup, "--cache"], check=True, capture_output=True, text=True).stdout.strip())
 
@@ -78,7 +78,7 @@ def as_server_user(command):
 class Postgres:
     """A server on a socket alone, set up as one would for a machine of this size, with fsync on."""
 
-    def __init__(self, work, bin_directory, settings=None):
+    def __init__(self, work, bin_directory, settings=None, initdb=()):
         self.bin = Path(bin_directory)
         # A socket's path has room for 107 bytes only, so it isn't under the work directory.
         self.socket = Path(tempfile.mkdtemp(prefix="pgkeep-bench.", dir="/tmp"))
@@ -104,7 +104,8 @@ class Postgres:
             **(settings or {}),
         }
         options = " ".join(f"-c {name}='{value}'" for name, value in all_settings.items())
-        self.server_run("initdb", "-D", self.data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8")
+        self.server_run("initdb", "-D", self.data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8",
+                        *initdb)
         self.server_run("pg_ctl", "-D", self.data, "-l", self.log, "-w", "-t", START_LIMIT_SECONDS, "-o", options, "start")
         self.pid = int((self.data / "postmaster.pid").read_text().splitlines()[0])
 

@@ -2,7 +2,7 @@
 //!
 //! | module | what it knows |
 //! |---|---|
-//! | `backup` | taking one: the server's archives, cut into blocks, compressed, packed and stored while they come |
+//! | `backup` | taking one: the server's files, cut into blocks, compressed, packed and stored while they come |
 //! | `manifest`, `read` | what a backup says of itself |
 //! | `choose` | which backup is meant |
 //! | `restore` | the plan, the files, the WAL that is staged for the server, its settings |

@@ -40,9 +40,9 @@ pub struct BaseManifest {
     pub block_bytes: u32,
     /// The size of the WAL's files, in bytes.
     pub wal_segment_bytes: u64,
-    /// Pages have checksums, and the server compared them while it sent them.
+    /// Pages have checksums, and they were compared while they were read.
     pub data_checksums: bool,
-    /// How the files were read: `replication`.
+    /// How the files were read: `replication` or `local`.
     pub reader: String,
     /// The server was a standby.
     pub from_standby: bool,
@@ -80,7 +80,7 @@ pub struct BaseManifest {
     /// The user's notes.
     #[serde(default)]
     pub annotations: BTreeMap<String, String>,
-    /// Pages that the server found damaged; they are stored as they are.
+    /// Pages that were found damaged; they are stored as they are.
     #[serde(default)]
     pub damaged_pages: DamagedPages,
     /// What was not captured, in words.
@@ -103,12 +103,12 @@ pub struct Tablespace {
     pub path: String,
 }
 
-/// What the server said of pages whose checksum is wrong.
+/// What is known of pages whose checksum is wrong.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DamagedPages {
     /// How many reports there were.
     pub reports_total: u64,
-    /// The first ones, in the server's words: they name file and block. A server stops naming the blocks of a file after a few.
+    /// The first ones, in words: they name file and block. A server that compares stops naming the blocks of a file after a few.
     pub reports: Vec<String>,
 }
 
@@ -205,4 +205,13 @@ mod timeline {
         let number = u32::deserialize(deserializer)?;
         Timeline::new(number).ok_or_else(|| D::Error::custom("0 is no timeline"))
     }
+}
+
+/// The key of a backup's fingerprints, as its manifest writes it.
+pub(crate) fn key_of(hex: &str) -> Option<[u8; 32]> {
+    let mut key = [0; 32];
+    for (place, byte) in key.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(hex.get(place * 2..place * 2 + 2)?, 16).ok()?;
+    }
+    Some(key)
 }

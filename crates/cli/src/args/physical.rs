@@ -80,6 +80,10 @@ pub struct RecoveryArgs {
     pub to_time: Option<String>,
     #[command(flatten)]
     pub tablespaces: TablespaceArgs,
+    /// Of a base backup: into a data directory of the same cluster whose server is stopped; only what differs is fetched and
+    /// written, and what the backup doesn't have is removed.
+    #[arg(long, conflicts_with_all = ["resume", "overwrite"])]
+    pub delta: bool,
 }
 
 /// Where tablespaces go.
@@ -105,6 +109,7 @@ impl RecoveryArgs {
             || self.to_lsn.is_some()
             || self.to_time.is_some()
             || !self.tablespaces.tablespaces.is_empty()
+            || self.delta
     }
 }
 

@@ -7,7 +7,7 @@ use pgkeep_base::{ByteCount, Progress, quote_for_shell};
 use pgkeep_config::Overrides;
 use pgkeep_physical::export::export;
 use pgkeep_physical::memory;
-use pgkeep_physical::restore::{RecoveryTarget, RestoreOptions, plan};
+use pgkeep_physical::restore::{Existing, RecoveryTarget, RestoreOptions, plan};
 use serde_json::json;
 
 use crate::args::ExportArgs;
@@ -34,6 +34,7 @@ pub async fn run(context: &Context, args: ExportArgs) -> Result<Outcome, Failure
         jobs: settings
             .jobs()
             .min(memory::restore_jobs_max(settings.memory_limit())),
+        existing: Existing::Refuse,
     };
     let planning = async {
         let repository = context.repository(&settings, KeyUse::Needed).await?;

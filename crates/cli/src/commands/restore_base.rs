@@ -6,13 +6,14 @@ use std::sync::Arc;
 use pgkeep_base::{BackupKind, ByteCount, Progress, quote_for_shell};
 use pgkeep_config::Overrides;
 use pgkeep_physical::memory;
-use pgkeep_physical::restore::{self, RecoveryTarget, RestoreOptions, RestorePlan, RestoreReport};
+use pgkeep_physical::restore::{self, Existing, RecoveryTarget, RestoreOptions, RestorePlan, RestoreReport};
 use serde_json::json;
 
 use crate::args::RestoreArgs;
 use crate::context::{Context, KeyUse, Settings};
 use crate::exit::{Failure, Outcome};
 use crate::output::{ACCENT, counted, duration, styled, time};
+use crate::printable;
 use crate::progress::Display;
 
 /// Whether a base backup is meant: by the id's letter; else by a directory as the target, or by what only recovery has.
@@ -59,7 +60,6 @@ fn refuse_for_base(args: &RestoreArgs) -> Result<(), Failure> {
         ("--container", args.container.is_some()),
         ("--port", args.port.is_some()),
         ("--overwrite", args.overwrite),
-        ("--resume", args.resume),
         ("--no-roles", args.no_roles),
         ("--all-roles", args.all_roles),
         ("--no-owner", args.no_owner),
@@ -96,6 +96,11 @@ fn options(settings: &Settings, args: &RestoreArgs, jobs: usize) -> Result<Resto
         tablespaces: recovery.tablespaces.places(),
         target,
         jobs,
+        existing: match (recovery.delta, args.resume) {
+            (true, _) => Existing::Replace,
+            (false, true) => Existing::Resume,
+            (false, false) => Existing::Refuse,
+        },
     })
 }
 
@@ -151,6 +156,24 @@ fn tell_plan(context: &Context, plan: &RestorePlan, only_planned: bool) {
             ),
         ]);
     }
+    let (removed, count) = &plan.removed;
+    if *count > 0 {
+        output.summary(format!(
+            "\nWhat is there and isn't in the backup {}: {}",
+            if only_planned {
+                "would be removed"
+            } else {
+                "is removed"
+            },
+            counted(*count as u64, "entry", "entries")
+        ));
+        removed.iter().for_each(|path| {
+            output.summary(format!("  {}", printable::one_line(&path.display().to_string())))
+        });
+        if removed.len() < *count {
+            output.summary(format!("  and {} more", count - removed.len()));
+        }
+    }
     if only_planned {
         output.json(&json!({
             "id": plan.id.to_string(),
@@ -160,6 +183,7 @@ fn tell_plan(context: &Context, plan: &RestorePlan, only_planned: bool) {
             "target": plan.options.target.to_string(),
             "wal_from": manifest.start_lsn.to_string(),
             "wal_to": plan.covered_to.to_string(),
+            "removed": count,
             "attention": plan.attention,
         }));
         output.summary("\nNothing was done.");
@@ -207,6 +231,7 @@ fn tell(context: &Context, plan: &RestorePlan, report: &RestoreReport) -> Outcom
         "directory": directory,
         "files": report.files,
         "bytes": report.bytes,
+        "removed": report.removed,
         "segments": report.segments,
         "target": plan.options.target.to_string(),
         "last_transaction_at": report.last_transaction_at,

@@ -1,6 +1,8 @@
 //! Base backups by the binary: taken, listed, restored to a moment, refused; killed at any moment, there is a whole one or none.
 
+use std::collections::BTreeMap;
 use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -324,6 +326,22 @@ fn what_was_stored_and_what_is_referred_to_is_told() {
 }
 
 /// A killed restore leaves a directory that no server starts from and no restore takes.
+/// Names and contents of everything below a directory.
+fn everything(directory: &Path) -> BTreeMap<PathBuf, Option<Vec<u8>>> {
+    let mut all = BTreeMap::new();
+    let mut left = vec![PathBuf::new()];
+    while let Some(below) = left.pop() {
+        for entry in fs::read_dir(directory.join(&below)).unwrap() {
+            let name = below.join(entry.unwrap().file_name());
+            let is_directory = directory.join(&name).is_dir();
+            let contents = (!is_directory).then(|| fs::read(directory.join(&name)).unwrap());
+            all.insert(name.clone(), contents);
+            left.extend(is_directory.then_some(name));
+        }
+    }
+    all
+}
+
 #[test]
 fn a_killed_restore_is_no_server() {
     let cluster = server_with(small_segments());
@@ -354,6 +372,12 @@ fn a_killed_restore_is_no_server() {
             let refused = place.run(&["restore", "--into", &into]).expect(4);
             assert!(refused.stderr.contains("stopped half-way"), "{}", refused.stderr);
             assert!(!directory.join("global/pg_control").exists() || directory.join("backup_label").exists());
+            let gone_on = place
+                .command(&["restore", "--into", &into, "--resume", "--quiet"])
+                .output()
+                .unwrap();
+            assert_eq!(gone_on.status.code(), whole);
+            assert_eq!(everything(&directory), everything(&place.path("whole")));
         } else if directory.exists() {
             let whole = directory.join("global/pg_control").exists();
             assert!(whole || fs::read_dir(&directory).unwrap().next().is_none());

@@ -20,6 +20,7 @@ use super::cache::{CacheFiles, Cached, Facts};
 use super::fragments::is_given_up;
 use crate::error::{Context, PhysicalError};
 use crate::manifest::BaseManifest;
+use crate::manifest::key_of;
 use crate::read::read_manifest;
 
 /// Of the backups before, so many are looked at for one that suits.
@@ -405,14 +406,6 @@ impl Fingerprints {
             });
         Ok(held.collect())
     }
-}
-
-fn key_of(hex: &str) -> Option<[u8; 32]> {
-    let mut key = [0; 32];
-    for (place, byte) in key.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(hex.get(place * 2..place * 2 + 2)?, 16).ok()?;
-    }
-    Some(key)
 }
 
 #[cfg(test)]

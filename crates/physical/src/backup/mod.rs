@@ -7,6 +7,8 @@ mod cache;
 mod collect;
 mod fragments;
 mod local;
+#[cfg(test)]
+mod packing;
 mod pieces;
 mod refer;
 mod run;

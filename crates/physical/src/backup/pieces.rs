@@ -4,11 +4,16 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use pgkeep_repository::map::FileRecord;
-use pgkeep_repository::pack::{BlockAddress, FRAME_CONTENT_BYTES_MAX, Fingerprint, Frame, FrameBuilder};
+use pgkeep_repository::pack::{
+    BlockAddress, FRAME_CONTENT_BYTES_MAX, Fingerprint, Frame, FrameBuilder, LooseBlocks,
+};
 
 use super::before::Before;
 use super::blocks::FileKey;
 use crate::error::{Context, PhysicalError};
+
+/// Of a piece in which little has changed: a lone page compresses badly, and one thread can compress so much of each.
+const LOOSE_BYTES_MAX: usize = 64 << 10;
 
 /// What belongs to the record of a file before its blocks are known.
 #[derive(Debug)]
@@ -47,17 +52,26 @@ pub struct Piece {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Run {
     Zeros(u64),
-    /// In the piece's frame.
+    /// The next ones of those that the piece stores.
     Stored(u32),
     /// The backup before has them, from this address of its own on.
     Referred(BlockAddress, u32),
+}
+
+/// Blocks of a piece that are stored.
+#[derive(Debug)]
+pub enum StoredBlocks {
+    None,
+    Frame(Frame),
+    /// So few that they are worth more in a frame with others.
+    Loose(LooseBlocks),
 }
 
 /// What became of a piece.
 #[derive(Debug)]
 pub struct Worked {
     /// Its blocks that aren't zeros and that the backup before doesn't have.
-    pub frame: Option<Frame>,
+    pub stored: StoredBlocks,
     /// Of all its blocks that aren't zeros.
     pub fingerprints: Vec<Fingerprint>,
     pub steps: Vec<Step<Vec<Run>>>,
@@ -92,6 +106,16 @@ impl Bench {
         self
     }
 
+    /// The size of blocks.
+    pub fn block_bytes(&self) -> u32 {
+        self.block_bytes
+    }
+
+    /// For the frames of few blocks each of several pieces.
+    pub fn builder(&self) -> Result<FrameBuilder, PhysicalError> {
+        FrameBuilder::new(self.level, self.key, self.block_bytes).context(|| "compressing".to_owned())
+    }
+
     /// An empty piece.
     pub fn piece(&self) -> Piece {
         let buffer = self.buffers.lock().unwrap_or_else(PoisonError::into_inner).pop();
@@ -108,7 +132,7 @@ impl Bench {
         let pooled = self.builders.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let mut builder = match pooled {
             Some(builder) => builder,
-            None => FrameBuilder::new(self.level, self.key, self.block_bytes).context(compressing)?,
+            None => self.builder()?,
         };
         let Piece {
             mut buffer,
@@ -150,7 +174,13 @@ impl Bench {
             zero_bytes,
             ..
         } = work;
-        let frame = builder.finish().context(compressing)?;
+        let stored = match builder.take_loose(LOOSE_BYTES_MAX) {
+            Some(loose) => StoredBlocks::Loose(loose),
+            None => match builder.finish().context(compressing)? {
+                Some(frame) => StoredBlocks::Frame(frame),
+                None => StoredBlocks::None,
+            },
+        };
         buffer.clear();
         self.builders
             .lock()
@@ -161,7 +191,7 @@ impl Bench {
             .unwrap_or_else(PoisonError::into_inner)
             .push(buffer);
         Ok(Worked {
-            frame,
+            stored,
             fingerprints,
             steps: done,
             zero_bytes,
@@ -268,9 +298,15 @@ mod tests {
                 vec![Run::Stored(1)]
             ]
         );
-        assert_eq!(worked.frame.unwrap().entry.blocks(), 2);
+        assert!(matches!(worked.stored, StoredBlocks::Loose(loose) if loose.blocks() == 2));
         // The next one finds nothing of this one.
-        assert!(bench.work(bench.piece()).unwrap().frame.is_none());
+        let none = bench.work(bench.piece()).unwrap().stored;
+        assert!(matches!(none, StoredBlocks::None));
+        let mut large = bench.piece();
+        large.buffer.resize(100 << 10, 1);
+        large.steps = vec![Step::Blocks(100 << 10)];
+        let large = bench.work(large).unwrap().stored;
+        assert!(matches!(large, StoredBlocks::Frame(frame) if frame.entry.blocks() == 100));
     }
 
     /// Only what is the same at the same place is referred to, also where a file goes on in a further piece.

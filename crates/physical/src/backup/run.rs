@@ -208,12 +208,12 @@ impl Run<'_> {
         let (to_pack, mut storing) = stages::start(
             self.destinations,
             place,
-            block_bytes,
+            &bench,
             self.map(block_bytes),
             jobs,
             self.progress,
             &self.alive,
-        );
+        )?;
         let reading = Reading {
             bench: &bench,
             block_bytes,

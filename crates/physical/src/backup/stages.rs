@@ -12,14 +12,16 @@ use pgkeep_repository::map::{
     Extent, FileRecord, PackInfo, RECORDS_BYTES, RecordContents, RecordWriter, blocks_of,
 };
 use pgkeep_repository::object::{ObjectRef, SealedObject, Sealer};
-use pgkeep_repository::pack::{BlockAddress, Fingerprint, PackWriter, SealedPack};
+use pgkeep_repository::pack::{
+    BlockAddress, Fingerprint, Frame, FrameBuilder, LooseBlocks, PackWriter, SealedPack,
+};
 use pgkeep_repository::{Access, Broken, layout};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::blocks::{BlockMapWriter, FileKey, Held, Room};
-use super::pieces::{FileHead, Run, Step, Worked};
-use crate::error::PhysicalError;
+use super::pieces::{Bench, FileHead, Run, Step, StoredBlocks, Worked};
+use crate::error::{Context, PhysicalError};
 
 /// Packs in memory at once: the one being filled, and those that are uploaded or wait for it.
 pub const PACKS_MAX: usize = 3;
@@ -65,22 +67,23 @@ enum Upload {
 pub fn start(
     destinations: &Arc<Destinations>,
     (id, prefix): (&BackupId, &str),
-    block_bytes: u32,
+    bench: &Bench,
     map: Option<BlockMapWriter>,
     jobs: usize,
     progress: &Arc<Progress>,
     alive: &mpsc::Sender<()>,
-) -> (ToPack, JoinSet<Result<Stored, PhysicalError>>) {
+) -> Result<(ToPack, JoinSet<Result<Stored, PhysicalError>>), PhysicalError> {
     let (to_pack, pieces) = mpsc::channel(jobs);
     let (to_upload, uploads) = mpsc::channel(1);
     let packer = Packer {
         access: destinations.shared_access(),
-        block_bytes,
+        block_bytes: bench.block_bytes(),
         permits: Arc::new(Semaphore::new(PACKS_MAX)),
         uploads: to_upload,
         pack: None,
         packs: 0,
         places: Places::default(),
+        loose: bench.builder()?,
         map,
         records: Vec::new(),
         record_writer: RecordWriter::default(),
@@ -106,7 +109,7 @@ pub fn start(
         let packed = packing.await.map_err(PhysicalError::internal)?;
         both(packed, uploaded).map(|((), stored)| stored)
     });
-    (to_pack, tasks)
+    Ok((to_pack, tasks))
 }
 
 /// Of two stages, the error of the one that knows why: one that stopped because the other was gone doesn't.
@@ -145,6 +148,8 @@ struct Packer {
     /// Packs begun so far.
     packs: u32,
     places: Places,
+    /// What is to be the next frame of the pack that is being filled.
+    loose: FrameBuilder,
     map: Option<BlockMapWriter>,
     records: Vec<u8>,
     record_writer: RecordWriter,
@@ -211,18 +216,68 @@ impl Packer {
                 next: BlockAddress::default(),
                 fingerprints: &worked.fingerprints,
             };
-            if let Some(frame) = worked.frame {
-                let pack = self.pack_for(frame.entry.blocks(), &runtime)?;
-                position.next = BlockAddress {
-                    block: pack.writer.append(frame)?,
-                    pack: pack.place,
-                };
+            match worked.stored {
+                StoredBlocks::None => {}
+                StoredBlocks::Frame(frame) => position.next = self.add_frame(frame, &runtime)?,
+                StoredBlocks::Loose(loose) => position.next = self.add_loose(&loose, &runtime)?,
             }
             for step in worked.steps {
                 self.step(step, &mut position)?;
             }
         }
         Err(gone(()))
+    }
+
+    /// Puts a frame into a pack. Returns the address of its first block.
+    fn add_frame(
+        &mut self,
+        frame: Frame,
+        runtime: &tokio::runtime::Handle,
+    ) -> Result<BlockAddress, PhysicalError> {
+        self.finish_loose()?;
+        let pack = self.pack_for(frame.entry.blocks(), runtime)?;
+        Ok(BlockAddress {
+            block: pack.writer.append(frame)?,
+            pack: pack.place,
+        })
+    }
+
+    /// Adds few blocks to those of pieces before, which become the pack's next frame together. Returns the address that the first
+    /// one will have.
+    fn add_loose(
+        &mut self,
+        loose: &LooseBlocks,
+        runtime: &tokio::runtime::Handle,
+    ) -> Result<BlockAddress, PhysicalError> {
+        let more = self.loose.blocks() + loose.blocks();
+        if self.pack.as_ref().is_some_and(|pack| !pack.writer.takes(more)) {
+            self.finish_pack()?;
+        }
+        if !self.loose.push_loose(loose) {
+            self.finish_loose()?;
+            if !self.loose.push_loose(loose) {
+                return Err(PhysicalError::internal(
+                    "a piece has more blocks than a frame takes",
+                ));
+            }
+        }
+        let in_frame = self.loose.blocks() - loose.blocks();
+        // Not another one, even if this one is full by now: the frame goes where the addresses before say.
+        let pack = self.open_pack(runtime)?;
+        Ok(BlockAddress {
+            block: pack.writer.blocks() + in_frame,
+            pack: pack.place,
+        })
+    }
+
+    /// Puts the frame of what came in few blocks into its pack, where it is expected.
+    fn finish_loose(&mut self) -> Result<(), PhysicalError> {
+        let frame = self.loose.finish().context(|| "compressing".to_owned())?;
+        let Some(frame) = frame else { return Ok(()) };
+        let pack = self.pack.as_mut();
+        let pack = pack.ok_or_else(|| PhysicalError::internal("blocks belong to no pack"))?;
+        pack.writer.append(frame)?;
+        Ok(())
     }
 
     /// The pack that takes so many more blocks.
@@ -234,6 +289,11 @@ impl Packer {
         if self.pack.as_ref().is_some_and(|pack| !pack.writer.takes(blocks)) {
             self.finish_pack()?;
         }
+        self.open_pack(runtime)
+    }
+
+    /// The pack that is being filled.
+    fn open_pack(&mut self, runtime: &tokio::runtime::Handle) -> Result<&mut Filling, PhysicalError> {
         if self.pack.is_none() {
             let permit = runtime.block_on(Arc::clone(&self.permits).acquire_owned());
             self.packs += 1;
@@ -247,6 +307,7 @@ impl Packer {
     }
 
     fn finish_pack(&mut self) -> Result<(), PhysicalError> {
+        self.finish_loose()?;
         let Some(Filling { writer, permit, .. }) = self.pack.take() else {
             return Ok(());
         };

@@ -17,11 +17,13 @@ use pgkeep_repository::object::ObjectRef;
 use pgkeep_repository::pack::PackReader;
 use pgkeep_repository::{Repository, RepositoryError};
 
+use super::delta::{self, Comparison, Existing};
 use super::is_of_a_restore;
 use super::place::Place;
-use super::plan::RestorePlan;
+use super::plan::{self, RestorePlan};
 use crate::backup::CONTROL_FILE;
 use crate::error::{Context, PhysicalError};
+use crate::manifest::key_of;
 
 /// Pieces of files that are held in memory at once: 24 bytes each, and the paths of their files.
 const WRITES_MAX: u64 = 500_000;
@@ -32,14 +34,15 @@ pub const CONTROL_FILE_ASIDE: &str = "global/pg_control.pgkeep";
 
 /// Blocks of a pack that belong into a file.
 #[derive(Debug, Clone, Copy)]
-struct Write {
+pub struct Write {
     /// The first one's number in the pack.
-    first: u32,
-    blocks: u32,
+    pub first: u32,
+    /// How many.
+    pub blocks: u32,
     /// The file's place in the group's paths.
-    file: u32,
+    pub file: u32,
     /// Where they begin in it, in blocks.
-    at: u64,
+    pub at: u64,
 }
 
 /// What a restore of files stands on.
@@ -55,6 +58,8 @@ pub struct Files<'a> {
 pub struct FilesMade {
     pub files: u64,
     pub bytes: u64,
+    /// What was there and isn't in the backup.
+    pub removed: u64,
 }
 
 impl Files<'_> {
@@ -66,11 +71,17 @@ impl Files<'_> {
             .bytes_total
             .store(self.plan.bytes(), Ordering::Relaxed);
         self.progress.set_phase("making files");
-        let mut made = FilesMade::default();
+        let mut made = FilesMade {
+            removed: self.remove_strangers().await?,
+            ..FilesMade::default()
+        };
+        let block_bytes = manifest.block_bytes;
         let mut counts = vec![0_u64; table.packs.len()];
         for object in &manifest.files {
             let place = Arc::clone(self.place);
-            let made_here = self.records(object, move |record| make(&place, record)).await?;
+            let made_here = self
+                .records(object, move |record| make(&place, record, block_bytes))
+                .await?;
             for (record, ()) in made_here {
                 let RecordContents::File { size, extents, .. } = &record.contents else {
                     continue;
@@ -91,6 +102,21 @@ impl Files<'_> {
             self.group(&table.packs, group).await?;
         }
         Ok(made)
+    }
+
+    /// Where what is there is replaced, what isn't in the backup goes first: it may be in the way.
+    async fn remove_strangers(&self) -> Result<u64, PhysicalError> {
+        if self.place.existing() == Existing::Refuse {
+            return Ok(0);
+        }
+        let strangers = plan::strangers(self.repository, self.plan).await?;
+        let removing = tokio::task::spawn_blocking(move || {
+            strangers
+                .iter()
+                .try_for_each(|stranger| delta::remove(stranger))?;
+            Ok(strangers.len() as u64)
+        });
+        removing.await.map_err(PhysicalError::internal)?
     }
 
     /// The records of one object, each with what `work` made of it. Off the async threads.
@@ -199,9 +225,15 @@ impl Files<'_> {
         mut writes: Vec<Write>,
         paths: &Arc<Vec<PathBuf>>,
     ) -> Result<(), PhysicalError> {
+        writes.sort_by_key(|write| write.first);
+        if self.place.existing() != Existing::Refuse {
+            writes = self.differing(pack, writes, paths).await?;
+            if writes.is_empty() {
+                return Ok(());
+            }
+        }
         let reader = self.repository.open_pack(pack).await?;
         Progress::add(&self.progress.bytes_stored, pack.stored_bytes);
-        writes.sort_by_key(|write| write.first);
         let (paths, progress) = (Arc::clone(paths), Arc::clone(self.progress));
         let (key, block_bytes) = (
             pack.key(self.repository.cluster()),
@@ -220,6 +252,37 @@ impl Files<'_> {
             }
         });
         filling.await.map_err(PhysicalError::internal)?
+    }
+}
+
+impl Files<'_> {
+    /// Of writes, those blocks that aren't in their files yet.
+    async fn differing(
+        &self,
+        pack: &PackInfo,
+        writes: Vec<Write>,
+        paths: &Arc<Vec<PathBuf>>,
+    ) -> Result<Vec<Write>, PhysicalError> {
+        let index = self.repository.pack_index(pack).await?;
+        let key = key_of(&self.plan.manifest.fingerprint_key);
+        let key = key.ok_or_else(|| self.damaged("its key of fingerprints is none"))?;
+        if index.block_bytes() != self.plan.manifest.block_bytes {
+            return Err(self.damaged("a pack's blocks are of another size"));
+        }
+        let (paths, progress) = (Arc::clone(paths), Arc::clone(self.progress));
+        let comparing = tokio::task::spawn_blocking(move || {
+            let path = |file: u32| {
+                let path = paths.get(file as usize).cloned();
+                path.ok_or_else(|| PhysicalError::internal("a file has no path"))
+            };
+            let differing = Comparison::new(&index, &key).differing(&writes, path)?;
+            let blocks =
+                |writes: &[Write]| -> u64 { writes.iter().map(|write| u64::from(write.blocks)).sum() };
+            let same = blocks(&writes) - blocks(&differing);
+            Progress::add(&progress.bytes_done, same * u64::from(index.block_bytes()));
+            Ok(differing)
+        });
+        comparing.await.map_err(PhysicalError::internal)?
     }
 }
 
@@ -255,14 +318,24 @@ fn path_of(record: &FileRecord) -> &[u8] {
     }
 }
 
-/// Makes what a record names, empty.
-fn make(place: &Place, record: &FileRecord) -> Result<(), PhysicalError> {
+/// Makes what a record names: a file with holes where it is to be zeros, and elsewhere with what it has.
+fn make(place: &Place, record: &FileRecord, block_bytes: u32) -> Result<(), PhysicalError> {
     let Some(path) = Files::path(place, record)? else {
         return Ok(());
     };
     match &record.contents {
         RecordContents::Directory => place.directory(&path, record.mode),
-        RecordContents::File { size, .. } => place.file(&path, record.mode, *size).map(drop),
+        RecordContents::File { size, extents, .. } => {
+            let held = match place.existing() {
+                Existing::Refuse => 0,
+                Existing::Resume | Existing::Replace => {
+                    std::fs::symlink_metadata(&path).map_or(0, |found| found.len())
+                }
+            };
+            place.file_over(&path, record.mode, *size)?;
+            zeros(extents, block_bytes, held.min(*size))
+                .try_for_each(|(at, bytes)| delta::zero(&path, at, bytes))
+        }
         // None of the readers stores one, and it would lead writes out of the directory.
         RecordContents::Link { .. } => Err(PhysicalError::Refused {
             message: format!(
@@ -272,6 +345,18 @@ fn make(place: &Place, record: &FileRecord) -> Result<(), PhysicalError> {
             hint: "restore with the pgkeep that wrote it, or a later one".to_owned(),
         }),
     }
+}
+
+/// Where a file is to be zeros, as far as it held something: position and length in bytes.
+fn zeros(extents: &[Extent], block_bytes: u32, held: u64) -> impl Iterator<Item = (u64, u64)> + '_ {
+    let mut position = 0_u64;
+    let ranges = extents.iter().filter_map(move |extent| {
+        let at = position;
+        position = position.saturating_add(extent.blocks().saturating_mul(u64::from(block_bytes)));
+        let end = position.min(held);
+        (matches!(extent, Extent::Zeros(_)) && at < end).then(|| (at, end - at))
+    });
+    ranges
 }
 
 /// Fills files with one pack's blocks.

@@ -1,5 +1,6 @@
 //! Restoring a base backup: the plan, the files, the WAL beside them, the settings, and only then what lets a server start.
 
+mod delta;
 mod files;
 mod place;
 mod plan;
@@ -13,7 +14,7 @@ pub(crate) use plan::system_identifier;
 pub(crate) use wal::fetched;
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -27,6 +28,7 @@ use pgkeep_repository::map::ROOT_TABLESPACES;
 use crate::error::{Context, PhysicalError};
 use settings::StopAt;
 
+pub use delta::Existing;
 pub use plan::{RestoreOptions, RestorePlan, TablespaceName, plan};
 pub use target::{RecoveryTarget, parse_time};
 
@@ -57,6 +59,8 @@ pub struct RestoreReport {
     pub files: u64,
     /// Their size, in bytes.
     pub bytes: u64,
+    /// Files and directories that were there and aren't in the backup, and were removed.
+    pub removed: u64,
     /// Segments of WAL that lie ready.
     pub segments: u64,
     /// When the last transaction ended that recovery will find, if any is in the WAL.
@@ -96,9 +100,9 @@ pub(crate) async fn claimed<T>(
     cancelled: impl Future<Output = ()>,
     work: impl AsyncFnOnce(&Arc<Place>) -> Result<T, PhysicalError>,
 ) -> Result<T, PhysicalError> {
-    let roots = plan.roots.clone();
+    let (roots, existing) = (plan.roots.clone(), plan.options.existing);
     let id = plan.id.to_string();
-    let claiming = tokio::task::spawn_blocking(move || Place::claim(&roots, &id));
+    let claiming = tokio::task::spawn_blocking(move || Place::claim(&roots, &id, existing));
     let place = Arc::new(claiming.await.map_err(PhysicalError::internal)??);
     let cancelled = pin!(cancelled);
     let done = tokio::select! {
@@ -106,16 +110,12 @@ pub(crate) async fn claimed<T>(
         () = cancelled => Err(PhysicalError::Interrupted),
     };
     done.map_err(|source| {
-        let removing = plan
-            .roots
-            .values()
-            .map(|root| quote_for_shell(&root.display().to_string()));
-        let removing: Vec<String> = removing.collect();
+        let data = place.data().display().to_string();
         PhysicalError::Unfinished {
             source: Box::new(source),
             hint: format!(
-                "remove what it left, and begin again: find {} -mindepth 1 -delete",
-                removing.join(" ")
+                "go on with the same command and --resume; until it ends, no server starts from {}",
+                quote_for_shell(&data)
             ),
         }
     })
@@ -157,6 +157,7 @@ async fn into(
         directory: place.data().to_owned(),
         files: made.files,
         bytes: made.bytes,
+        removed: made.removed,
         segments: staged.segments,
         last_transaction_at: staged.last_transaction_at,
         attention,
@@ -193,21 +194,10 @@ fn finish(
     map: Option<&TablespaceMap>,
 ) -> Result<(), PhysicalError> {
     let data = place.data();
-    let auto_conf = data.join(AUTO_CONF);
-    let reading = || format!("reading {}", auto_conf.display());
-    let before = match fs::metadata(&auto_conf) {
-        Ok(metadata) if metadata.len() > AUTO_CONF_BYTES_MAX => {
-            return Err(PhysicalError::internal(format!(
-                "{} is larger than any can be",
-                auto_conf.display()
-            )));
-        }
-        Ok(_) => fs::read_to_string(&auto_conf).context(reading)?,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
-        Err(error) => return Err(error).context(reading),
-    };
+    let path = data.join(AUTO_CONF);
+    let before = auto_conf(&path)?.unwrap_or_default();
     let settings = settings::with_block(&before, &settings::block(stop_at));
-    place.write(&auto_conf, settings.as_bytes())?;
+    place.write(&path, settings.as_bytes())?;
     place.write(&data.join("recovery.signal"), b"")?;
     if let Some(map) = map {
         place.write(&data.join("tablespace_map"), &map.to_bytes())?;
@@ -216,6 +206,20 @@ fn finish(
     place.write(&data.join(BACKUP_LABEL), label.as_bytes())?;
     put_control_file(place)?;
     place.unmark()
+}
+
+/// The settings that `ALTER SYSTEM` writes, if there are any.
+fn auto_conf(path: &Path) -> Result<Option<String>, PhysicalError> {
+    let reading = || format!("reading {}", path.display());
+    match fs::metadata(path) {
+        Ok(metadata) if metadata.len() > AUTO_CONF_BYTES_MAX => Err(PhysicalError::internal(format!(
+            "{} is larger than any can be",
+            path.display()
+        ))),
+        Ok(_) => fs::read_to_string(path).context(reading).map(Some),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).context(reading),
+    }
 }
 
 /// Gives the control file its name, when all else is durable: from then on a server may start.

@@ -1,7 +1,7 @@
 //! The directories that a restore writes into: paths, owners, the mark, durability. All of it blocks.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown, lchown};
@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use pgkeep_repository::map::ROOT_DATA;
 
 use super::MARK;
+use super::delta::{self, Existing};
 use crate::error::{Context, PhysicalError};
 
 /// What the server wants of its data directory.
@@ -25,11 +26,18 @@ pub struct Place {
     /// One handle for each root, opened before the first byte is written: what can't be written back since is told by its
     /// `syncfs`.
     handles: Vec<File>,
+    existing: Existing,
+    /// Its lock says that this process lives.
+    mark: Option<File>,
 }
 
 impl Place {
     /// Makes the directories, and marks the data directory. From then on nobody else restores into it.
-    pub fn claim(roots: &BTreeMap<u32, PathBuf>, id: &str) -> Result<Self, PhysicalError> {
+    pub fn claim(
+        roots: &BTreeMap<u32, PathBuf>,
+        id: &str,
+        existing: Existing,
+    ) -> Result<Self, PhysicalError> {
         let data = roots
             .get(&ROOT_DATA)
             .ok_or_else(|| PhysicalError::internal("there is no data directory"))?;
@@ -38,28 +46,43 @@ impl Place {
             roots: roots.clone(),
             owner,
             handles: Vec::new(),
+            existing,
+            mark: None,
         };
         for (root, path) in roots {
             let making = || format!("making {}", path.display());
-            if !path.exists() {
+            // One that is gone on with has the owner and the permissions that somebody gave it.
+            let is_new = !path.exists();
+            if is_new {
                 fs::create_dir_all(path).context(making)?;
             }
-            place.give(path)?;
-            fs::set_permissions(path, fs::Permissions::from_mode(DIRECTORY_MODE)).context(making)?;
+            if is_new || existing == Existing::Refuse {
+                place.give(path)?;
+                fs::set_permissions(path, fs::Permissions::from_mode(DIRECTORY_MODE)).context(making)?;
+            }
             if *root == ROOT_DATA {
                 place.mark(path, id)?;
             }
             place.handles.push(File::open(path).context(making)?);
         }
-        // Somebody may have been quicker than the mark.
-        for (root, path) in roots {
+        if existing == Existing::Refuse {
+            place.check_empty()?;
+        } else {
+            delta::begin(&place)?;
+        }
+        Ok(place)
+    }
+
+    /// Somebody may have been quicker than the mark.
+    fn check_empty(&self) -> Result<(), PhysicalError> {
+        for (root, path) in &self.roots {
             let mut entries = fs::read_dir(path).context(|| format!("looking into {}", path.display()))?;
             let stranger = entries.find_map(|entry| {
                 let name = entry.ok()?.file_name();
                 (*root != ROOT_DATA || name != MARK).then_some(name)
             });
             if let Some(name) = stranger {
-                place.unmark()?;
+                self.unmark()?;
                 return Err(PhysicalError::Refused {
                     message: format!(
                         "{} is not empty any more: it holds {}",
@@ -70,31 +93,39 @@ impl Place {
                 });
             }
         }
-        Ok(place)
+        Ok(())
     }
 
-    fn mark(&self, data: &Path, id: &str) -> Result<(), PhysicalError> {
+    fn mark(&mut self, data: &Path, id: &str) -> Result<(), PhysicalError> {
         let path = data.join(MARK);
         let marking = || format!("marking {}", data.display());
-        let mut file = match OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(FILE_MODE)
-            .open(&path)
-        {
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
-                return Err(PhysicalError::Refused {
-                    message: format!("another restore is writing to {}", data.display()),
-                    hint: "choose another directory".to_owned(),
-                });
-            }
+        let busy = || PhysicalError::Refused {
+            message: format!("another restore is writing to {}", data.display()),
+            hint: "wait for it, or choose another directory".to_owned(),
+        };
+        let mut options = OpenOptions::new();
+        options.write(true).mode(FILE_MODE);
+        match self.existing {
+            Existing::Refuse => options.create_new(true),
+            Existing::Resume | Existing::Replace => options.create(true).truncate(false),
+        };
+        let mut file = match options.open(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => return Err(busy()),
             opened => opened.context(marking)?,
         };
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) => return Err(busy()),
+            // A file system without locks can't tell; then nobody is kept out.
+            Ok(()) | Err(TryLockError::Error(_)) => {}
+        }
+        file.set_len(0).context(marking)?;
         let text = format!(
             "pgkeep is restoring {id} into this directory, or stopped half-way: no server may be started here\n"
         );
         file.write_all(text.as_bytes()).context(marking)?;
-        file.sync_all().context(marking)
+        file.sync_all().context(marking)?;
+        self.mark = Some(file);
+        sync_directory(data)
     }
 
     /// Takes the mark away: all is there and durable.
@@ -126,6 +157,10 @@ impl Place {
     pub fn directory(&self, path: &Path, mode: u32) -> Result<(), PhysicalError> {
         let making = || format!("making {}", path.display());
         self.parents(path)?;
+        let is_in_the_way = || fs::metadata(path).is_ok_and(|found| !found.is_dir());
+        if self.existing != Existing::Refuse && is_in_the_way() {
+            delta::remove(path)?;
+        }
         match fs::create_dir(path) {
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists && path.is_dir() => {}
             made => made.context(making)?,
@@ -139,6 +174,33 @@ impl Place {
             Some(parent) if !parent.exists() => self.directory(parent, DIRECTORY_MODE),
             _ => Ok(()),
         }
+    }
+
+    /// Makes a file of a size: what is new is a hole. It must not be there, or, where what is there is replaced, keeps what it
+    /// holds, and is a file.
+    pub fn file_over(&self, path: &Path, mode: u32, size: u64) -> Result<(), PhysicalError> {
+        let making = || format!("making {}", path.display());
+        match fs::symlink_metadata(path) {
+            Ok(found) if self.existing != Existing::Refuse && found.is_file() => {
+                let file = OpenOptions::new().write(true).open(path).context(making)?;
+                if found.len() != size {
+                    file.set_len(size).context(making)?;
+                }
+                file.set_permissions(fs::Permissions::from_mode(mode & 0o777))
+                    .context(making)?;
+                self.give(path)
+            }
+            Ok(_) if self.existing != Existing::Refuse => {
+                delta::remove(path)?;
+                self.file(path, mode, size).map(drop)
+            }
+            _ => self.file(path, mode, size).map(drop),
+        }
+    }
+
+    /// What becomes of what is there.
+    pub fn existing(&self) -> Existing {
+        self.existing
     }
 
     /// Makes a file of a size, all of it a hole. It must not be there.

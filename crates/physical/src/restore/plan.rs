@@ -2,16 +2,19 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use jiff::{SignedDuration, Timestamp};
-use pgkeep_base::{BackupId, ByteCount, quote_for_shell};
+use pgkeep_base::{BackupId, ByteCount};
 use pgkeep_pgformat::{Lsn, SegmentName, SegmentSize, WalWalker};
 use pgkeep_repository::Repository;
+use pgkeep_repository::map::RecordReader;
 use pgkeep_repository::wal::Covered;
 use pgkeep_store::Disk;
 use pgkeep_wal::Windows;
 
+use super::delta::{self, Existing, Known};
 use super::{MARK, RecoveryTarget};
 use crate::choose;
 use crate::error::{Context, PhysicalError};
@@ -20,6 +23,9 @@ use crate::windows::windows_of;
 
 /// PostgreSQL's times begin in 2000; this many seconds after 1970 (`POSTGRES_EPOCH_JDATE`, `datatype/timestamp.h`).
 const EPOCH_SECONDS: i64 = 946_684_800;
+
+/// So many of the files that a restore will remove are named.
+const REMOVED_NAMED_MAX: usize = 20;
 
 /// Which tablespace is meant.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -59,6 +65,8 @@ pub struct RestoreOptions {
     pub target: RecoveryTarget,
     /// Packs fetched and written at once.
     pub jobs: usize,
+    /// What becomes of what is there.
+    pub existing: Existing,
 }
 
 /// What would be done.
@@ -76,6 +84,8 @@ pub struct RestorePlan {
     pub segment_size: SegmentSize,
     /// Where each of the backup's roots goes, by the number in its records.
     pub(crate) roots: BTreeMap<u32, PathBuf>,
+    /// What is there and isn't in the backup: it will be removed. The first ones, and their number.
+    pub removed: (Vec<PathBuf>, usize),
     /// What needs attention, in plain words.
     pub attention: Vec<String>,
 }
@@ -105,7 +115,9 @@ pub async fn plan(
     text: &str,
     options: &RestoreOptions,
 ) -> Result<RestorePlan, PhysicalError> {
-    check_place(&options.directory, "the data directory")?;
+    if options.existing == Existing::Refuse {
+        check_place(&options.directory, "the data directory")?;
+    }
     let target = options.target;
     let (manifest, (covered, told)) =
         choose(
@@ -118,6 +130,9 @@ pub async fn plan(
             },
         )
         .await?;
+    if options.existing != Existing::Refuse {
+        delta::check_data(&options.directory, options.existing, &manifest)?;
+    }
     let roots = roots(&manifest, options)?;
     let segment_size = segment_size(&manifest)?;
     let id = manifest.id.parse().map_err(PhysicalError::internal)?;
@@ -132,17 +147,58 @@ pub async fn plan(
             "pages were damaged at the server already when it was backed up: 'pgkeep show {id}' names them"
         ));
     }
-    let plan = RestorePlan {
+    let mut plan = RestorePlan {
         id,
         manifest,
         options: options.clone(),
         covered_to: covered.end,
         segment_size,
         roots,
+        removed: (Vec::new(), 0),
         attention,
     };
-    check_room(&plan)?;
+    if options.existing == Existing::Refuse {
+        check_room(&plan)?;
+    } else {
+        let mut strangers = strangers(repository, &plan).await?;
+        let count = strangers.len();
+        strangers.truncate(REMOVED_NAMED_MAX);
+        plan.removed = (strangers, count);
+    }
     Ok(plan)
+}
+
+/// What lies where the backup goes and isn't in it.
+pub(crate) async fn strangers(
+    repository: &Repository,
+    plan: &RestorePlan,
+) -> Result<Vec<PathBuf>, PhysicalError> {
+    let mut known = Known::with(&plan.manifest.tablespaces);
+    for object in &plan.manifest.files {
+        let contents = repository.file_records(&plan.id, object).await?;
+        let (id, name) = (plan.manifest.id.clone(), object.name.clone());
+        let block_bytes = plan.manifest.block_bytes;
+        let reading = tokio::task::spawn_blocking(move || {
+            for record in RecordReader::new(&contents, block_bytes) {
+                let record = record.map_err(|broken| PhysicalError::Damaged {
+                    id: id.clone(),
+                    reason: format!("{name}: {broken}"),
+                })?;
+                known.add(record.root, &record.path, &record.contents);
+            }
+            Ok::<_, PhysicalError>(known)
+        });
+        known = reading.await.map_err(PhysicalError::internal)??;
+    }
+    let roots = plan.roots.clone();
+    let looking = tokio::task::spawn_blocking(move || {
+        known.strangers(|root, path| {
+            let root = roots.get(&root);
+            let root = root.ok_or_else(|| PhysicalError::internal("a file belongs to an unknown root"))?;
+            Ok(root.join(std::ffi::OsStr::from_bytes(path)))
+        })
+    });
+    looking.await.map_err(PhysicalError::internal)?
 }
 
 pub(crate) fn segment_size(manifest: &BaseManifest) -> Result<SegmentSize, PhysicalError> {
@@ -328,10 +384,7 @@ fn check_place(place: &Path, what: &str) -> Result<(), PhysicalError> {
     if place.join(MARK).exists() {
         return Err(PhysicalError::Refused {
             message: format!("another restore is writing to {shown}, or stopped half-way there"),
-            hint: format!(
-                "if none is running, remove what it left and restore again: find {} -mindepth 1 -delete",
-                quote_for_shell(&shown.to_string())
-            ),
+            hint: "if none is running, go on with it: add --resume".to_owned(),
         });
     }
     let mut entries = std::fs::read_dir(place).context(looking)?;
@@ -363,11 +416,15 @@ fn roots(manifest: &BaseManifest, options: &RestoreOptions) -> Result<BTreeMap<u
             },
         });
     }
-    let mut roots = BTreeMap::from([(ROOT_DATA, directory)]);
+    let mut roots = BTreeMap::from([(ROOT_DATA, directory.clone())]);
     for (space, root) in manifest.tablespaces.iter().zip(ROOT_TABLESPACES..) {
         let asked = options.tablespaces.iter().filter(|(name, _)| name.means(space));
         let mut asked = asked.map(|(_, place)| place);
-        let Some(place) = asked.next() else {
+        let now = match options.existing {
+            Existing::Refuse => None,
+            Existing::Resume | Existing::Replace => delta::place_of(&directory, space),
+        };
+        let Some(place) = asked.next().or(now.as_ref()) else {
             return Err(PhysicalError::Usage {
                 message: format!(
                     "backup {} has a tablespace {}, which was at {}",
@@ -385,7 +442,10 @@ fn roots(manifest: &BaseManifest, options: &RestoreOptions) -> Result<BTreeMap<u
                 hint: "name it once, by its OID or by its place".to_owned(),
             });
         }
-        check_place(place, "the tablespace's directory")?;
+        match options.existing {
+            Existing::Refuse => check_place(place, "the tablespace's directory")?,
+            Existing::Resume | Existing::Replace => delta::check_tablespace(place)?,
+        }
         let place = absolute(place)?;
         if let Some(other) = roots
             .values()

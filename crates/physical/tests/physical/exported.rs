@@ -8,11 +8,12 @@ use std::sync::Arc;
 use pgkeep_base::Classified;
 use pgkeep_physical::PhysicalError;
 use pgkeep_physical::export::{ExportReport, export};
-use pgkeep_physical::restore::{self, RecoveryTarget, RestoreOptions, TablespaceName};
+use pgkeep_physical::restore::{self, Existing, RecoveryTarget, RestoreOptions, TablespaceName};
 use pgkeep_repository::Repository;
 use pgkeep_testkit::{Cluster, require, requirements, server_user};
 
-use super::support::{LIMIT, backup, check_pages, contents, repository, server};
+use super::incremental::with_cache;
+use super::support::{LIMIT, backup, backup_with, check_pages, contents, repository, server};
 
 async fn export_to(
     repository: &Repository,
@@ -24,6 +25,7 @@ async fn export_to(
         tablespaces,
         target: RecoveryTarget::BackupEnd,
         jobs: 2,
+        existing: Existing::Refuse,
     };
     let plan = restore::plan(repository, "latest", &options).await?;
     let progress = Arc::default();
@@ -69,7 +71,12 @@ async fn an_export_is_verified_and_started_without_pgkeep() {
         let (origin, place) = require!(origin(major));
         let folder = tempfile::tempdir().unwrap();
         let repository = repository(folder.path(), major % 2 == 0, None).await;
-        backup(&repository, &origin).await.unwrap();
+        // One that refers to another one's packs.
+        let options = with_cache(&folder.path().join("cache"));
+        backup_with(&repository, &origin, &options).await.unwrap();
+        origin.psql("postgres", "CREATE TABLE later AS SELECT 1 i");
+        let report = backup_with(&repository, &origin, &options).await.unwrap();
+        assert!(report.manifest.totals.reused_objects > 0);
         let expected = contents(&origin).await;
 
         let mut exported = Cluster::unmade(origin.pg_bin(), origin.major());

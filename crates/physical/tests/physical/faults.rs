@@ -2,18 +2,19 @@
 
 use std::fs;
 use std::io::{Seek, SeekFrom, Write};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use pgkeep_base::{BackupKind, Progress};
-use pgkeep_physical::{BackupOptions, PhysicalError};
+use pgkeep_physical::{BackupOptions, PhysicalError, ReaderChoice};
 use pgkeep_repository::{Repository, layout};
 use pgkeep_store::fault::FaultPlan;
 use pgkeep_testkit::{Cluster, StopMode, require, requirements};
 use tokio::time::timeout;
 
 use super::support::{
-    LIMIT, backup, backup_options, backup_with, manifest, repository, server, session, target,
+    LIMIT, READERS, backup, backup_options, backup_with, manifest, repository, server, session, target,
 };
 
 const ROWS: &str =
@@ -121,38 +122,54 @@ async fn pages_that_are_damaged_at_the_server_are_stored_and_told() {
         drop(data);
         let damaged = fs::read(&file).unwrap();
         cluster.start_again();
-        let folder = tempfile::tempdir().unwrap();
-        let repository = repository(folder.path(), false, None).await;
-        let report = backup(&repository, &cluster).await.unwrap();
-        let pages = &report.manifest.damaged_pages;
-        assert!(
-            pages.reports_total > 0 && pages.reports[0].contains("block 3"),
-            "{major}: {pages:?}"
-        );
-        assert!(report.attention[0].contains("block 3"), "{:?}", report.attention);
-        assert!(
-            report.manifest.omissions.is_empty(),
-            "{:?}",
-            report.manifest.omissions
-        );
-        // As it is: what can be saved of it is more than nothing.
-        let into = Cluster::unmade(cluster.pg_bin(), major);
-        let target = pgkeep_physical::restore::RecoveryTarget::BackupEnd;
-        let restored = super::support::restore(&repository, "latest", &into, target, Default::default())
-            .await
-            .unwrap();
-        assert!(
-            restored.attention[0].contains("damaged at the server"),
-            "{:?}",
-            restored.attention
-        );
-        let same = fs::read(
-            into.data_dir()
-                .join(file.strip_prefix(cluster.data_dir()).unwrap()),
-        )
-        .unwrap();
-        assert!(same == damaged);
+        for reader in READERS {
+            damage_is_told(&cluster, &file, &damaged, reader).await;
+        }
     }
+}
+
+async fn damage_is_told(cluster: &Cluster, file: &Path, damaged: &[u8], reader: ReaderChoice) {
+    let major = cluster.major();
+    let folder = tempfile::tempdir().unwrap();
+    let repository = repository(folder.path(), false, None).await;
+    let mut options = backup_options();
+    options.reader = reader;
+    let report = backup_with(&repository, cluster, &options).await.unwrap();
+    let pages = &report.manifest.damaged_pages;
+    assert!(
+        pages.reports_total > 0 && pages.reports[0].contains("block 3"),
+        "{major}: {pages:?}"
+    );
+    assert!(report.attention[0].contains("block 3"), "{:?}", report.attention);
+    assert!(
+        report.manifest.omissions.is_empty(),
+        "{:?}",
+        report.manifest.omissions
+    );
+    // As it is: what can be saved of it is more than nothing.
+    let into = Cluster::unmade(cluster.pg_bin(), major);
+    let target = pgkeep_physical::restore::RecoveryTarget::BackupEnd;
+    let restored = super::support::restore(&repository, "latest", &into, target, Default::default())
+        .await
+        .unwrap();
+    assert!(
+        restored.attention[0].contains("damaged at the server"),
+        "{:?}",
+        restored.attention
+    );
+    let same = fs::read(
+        into.data_dir()
+            .join(file.strip_prefix(cluster.data_dir()).unwrap()),
+    )
+    .unwrap();
+    assert!(same == damaged);
+    options.strict = true;
+    let error = backup_with(&repository, cluster, &options).await.unwrap_err();
+    assert!(error.to_string().contains("block 3"), "{error}");
+    assert_eq!(
+        repository.find(BackupKind::Base, "latest").await.unwrap(),
+        report.id
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -162,16 +179,20 @@ async fn what_lies_in_the_data_directory_and_cannot_be_sent_is_named() {
     std::os::unix::fs::symlink(elsewhere.path(), cluster.data_dir().join("pg_elsewhere")).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let repository = repository(folder.path(), false, None).await;
-    let report = backup(&repository, &cluster).await.unwrap();
-    let [omission] = report.manifest.omissions.as_slice() else {
-        panic!("{:?}", report.manifest.omissions);
-    };
-    assert!(omission.contains("pg_elsewhere"), "{omission}");
-    assert!(
-        report.attention[0].contains("pg_elsewhere"),
-        "{:?}",
-        report.attention
-    );
+    for reader in READERS {
+        let mut options = backup_options();
+        options.reader = reader;
+        let report = backup_with(&repository, &cluster, &options).await.unwrap();
+        let [omission] = report.manifest.omissions.as_slice() else {
+            panic!("{:?}", report.manifest.omissions);
+        };
+        assert!(omission.contains("pg_elsewhere"), "{omission}");
+        assert!(
+            report.attention[0].contains("pg_elsewhere"),
+            "{:?}",
+            report.attention
+        );
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

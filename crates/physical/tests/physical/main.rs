@@ -7,9 +7,11 @@
     reason = "helpers of tests are tests"
 )]
 
+mod delta;
 mod exported;
 mod faults;
 mod incremental;
+mod local;
 mod points;
 mod reader;
 mod refusals;

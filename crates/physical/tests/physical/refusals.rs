@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use pgkeep_base::{Classified, RetryClass};
-use pgkeep_physical::restore::{self, RecoveryTarget, RestoreOptions};
+use pgkeep_physical::restore::{self, Existing, RecoveryTarget, RestoreOptions};
 use pgkeep_physical::{PhysicalError, verify};
 use pgkeep_repository::{Access, Repository, keys};
 use pgkeep_testkit::{Cluster, require, server_user};
@@ -19,6 +19,7 @@ fn options(directory: &Path) -> RestoreOptions {
         tablespaces: BTreeMap::new(),
         target: RecoveryTarget::BackupEnd,
         jobs: 2,
+        existing: Existing::Refuse,
     }
 }
 

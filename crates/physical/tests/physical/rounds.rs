@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use jiff::Timestamp;
 use pgkeep_pg::Session;
 use pgkeep_pgformat::Lsn;
+use pgkeep_physical::ReaderChoice;
 use pgkeep_physical::restore::RecoveryTarget;
 use pgkeep_repository::Repository;
 use pgkeep_testkit::{Cluster, require, requirements, server_user};
@@ -149,8 +150,8 @@ async fn bring_back(
     found
 }
 
-async fn round(major: u32, seed: u64) -> Result<(), requirements::Missing> {
-    println!("PostgreSQL {major}, seed {seed}");
+async fn round(major: u32, seed: u64, reader: ReaderChoice) -> Result<(), requirements::Missing> {
+    println!("PostgreSQL {major}, seed {seed}, {reader:?}");
     let mut random = StdRng::seed_from_u64(seed);
     let folder = tempfile::tempdir().unwrap();
     let repository = repository(folder.path(), seed.is_multiple_of(2), None).await;
@@ -159,7 +160,8 @@ async fn round(major: u32, seed: u64) -> Result<(), requirements::Missing> {
     let mut moments = vec![primary.moment().await];
     let report = {
         let target = support::target(&primary.cluster, "postgres");
-        let (repository, options) = (repository.clone(), support::backup_options());
+        let (repository, mut options) = (repository.clone(), support::backup_options());
+        options.reader = reader;
         let backing_up = tokio::spawn(async move {
             let progress = std::sync::Arc::default();
             pgkeep_physical::backup(&repository, &target, &options, &progress, std::future::pending()).await
@@ -216,18 +218,36 @@ async fn round(major: u32, seed: u64) -> Result<(), requirements::Missing> {
     Ok(())
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn what_is_restored_holds_what_the_primary_held_at_that_moment() {
+/// Both with encryption and without in a single run.
+async fn rounds(major: u32, reader: ReaderChoice) {
     let rounds = match requirements::long() {
         Ok(()) => ROUNDS_LONG,
         Err(_) => ROUNDS,
     };
     let first = pgkeep_testkit::seed();
-    for major in requirements::MAJORS {
-        for number in 0..rounds {
-            // Both with encryption and without in a single run.
-            let seed = first.wrapping_add(u64::from(major) + number);
-            require!(round(major, seed).await);
-        }
+    for number in 0..rounds {
+        let seed = first.wrapping_add(u64::from(major) + number);
+        require!(round(major, seed, reader).await);
     }
 }
+
+/// A test for each version and reader, so that they run side by side.
+macro_rules! rounds_of {
+    ($($version:ident $major:literal),*) => { $(
+        mod $version {
+            use pgkeep_physical::ReaderChoice;
+
+            #[tokio::test(flavor = "multi_thread")]
+            async fn what_is_restored_holds_what_the_primary_held_at_that_moment() {
+                super::rounds($major, ReaderChoice::Replication).await;
+            }
+
+            #[tokio::test(flavor = "multi_thread")]
+            async fn what_is_restored_of_a_directory_holds_what_the_primary_held_at_that_moment() {
+                super::rounds($major, ReaderChoice::Local).await;
+            }
+        }
+    )* };
+}
+
+rounds_of!(postgresql_15 15, postgresql_16 16, postgresql_17 17, postgresql_18 18);

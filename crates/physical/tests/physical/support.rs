@@ -10,7 +10,9 @@ use pgkeep_pg::replication::Checkpoint;
 use pgkeep_pg::{Conninfo, Environment, Session, Target};
 use pgkeep_pgformat::{Lsn, Timeline};
 use pgkeep_physical::manifest::BaseManifest;
-use pgkeep_physical::restore::{self, RecoveryTarget, RestoreOptions, RestoreReport, TablespaceName};
+use pgkeep_physical::restore::{
+    self, Existing, RecoveryTarget, RestoreOptions, RestoreReport, TablespaceName,
+};
 use pgkeep_physical::{BackupOptions, BackupReport, PhysicalError, ReaderChoice};
 use pgkeep_repository::encryption::Encryption;
 use pgkeep_repository::{Access, Repository, keys};
@@ -20,6 +22,9 @@ use pgkeep_testkit::{Cluster, ClusterOptions, run};
 use pgkeep_wal::{RangeReceiver, RangeReport, WalError};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+
+/// All ways of reading a cluster's files.
+pub const READERS: [ReaderChoice; 2] = [ReaderChoice::Local, ReaderChoice::Replication];
 
 /// Nothing in these tests takes longer.
 pub const LIMIT: Duration = Duration::from_secs(180);
@@ -121,6 +126,7 @@ pub async fn restore(
         tablespaces: by_oid(tablespaces),
         target,
         jobs: 2,
+        existing: Existing::Refuse,
     };
     let plan = restore::plan(repository, text, &options).await?;
     let progress = Arc::new(Progress::default());

@@ -13,7 +13,7 @@ mod write;
 
 pub use index::{FrameEntry, PackIndex};
 pub use read::PackReader;
-pub use write::{Frame, FrameBuilder, PackWriter, SealedPack};
+pub use write::{Frame, FrameBuilder, LooseBlocks, PackWriter, SealedPack};
 
 /// Contents of one frame, in bytes, at most.
 pub const FRAME_CONTENT_BYTES_MAX: usize = 1 << 20;

@@ -23,6 +23,21 @@ pub struct Frame {
     pub content_bytes: u64,
 }
 
+/// Blocks that aren't compressed yet, because they are too few for a frame of their own.
+#[derive(Debug)]
+pub struct LooseBlocks {
+    contents: Vec<u8>,
+    short: Vec<(u32, u32)>,
+    fingerprints: Vec<Fingerprint>,
+}
+
+impl LooseBlocks {
+    /// How many there are.
+    pub fn blocks(&self) -> u32 {
+        u32::try_from(self.fingerprints.len()).unwrap_or(u32::MAX)
+    }
+}
+
 /// Makes frames of blocks; for a thread of its own, and one frame after another.
 pub struct FrameBuilder {
     compressor: FrameCompressor,
@@ -72,6 +87,38 @@ impl FrameBuilder {
         }
         self.fingerprints.push(fingerprint);
         self.contents.extend_from_slice(block);
+        true
+    }
+
+    /// How many blocks were added so far.
+    pub fn blocks(&self) -> u32 {
+        u32::try_from(self.fingerprints.len()).unwrap_or(u32::MAX)
+    }
+
+    /// What was added, if that is something and no more than so many bytes: as it is, for a frame with others.
+    pub fn take_loose(&mut self, bytes_max: usize) -> Option<LooseBlocks> {
+        if self.fingerprints.is_empty() || self.contents.len() > bytes_max {
+            return None;
+        }
+        let contents = self.contents.as_slice().to_vec();
+        self.contents.clear();
+        Some(LooseBlocks {
+            contents,
+            short: std::mem::take(&mut self.short),
+            fingerprints: std::mem::take(&mut self.fingerprints),
+        })
+    }
+
+    /// Adds such blocks. False, and nothing is added, if the frame has no room for them.
+    pub fn push_loose(&mut self, loose: &LooseBlocks) -> bool {
+        if self.contents.len() + loose.contents.len() > FRAME_CONTENT_BYTES_MAX {
+            return false;
+        }
+        let first = self.blocks();
+        self.contents.extend_from_slice(&loose.contents);
+        let short = loose.short.iter().map(|(slot, bytes)| (first + slot, *bytes));
+        self.short.extend(short);
+        self.fingerprints.extend_from_slice(&loose.fingerprints);
         true
     }
 
@@ -146,6 +193,11 @@ impl PackWriter {
     pub fn takes(&self, blocks: u32) -> bool {
         self.blocks.saturating_add(blocks) <= PACK_BLOCKS_MAX
             && self.stored_bytes.load(Ordering::Relaxed) < PACK_STORED_BYTES
+    }
+
+    /// How many blocks it has so far.
+    pub fn blocks(&self) -> u32 {
+        self.blocks
     }
 
     /// Appends a frame. Returns the number of its first block.

@@ -28,7 +28,7 @@ use read::{PageChecks, Reader};
 pub use find::{Found, find};
 
 /// The session is asked so often whether it is still there: without it the server isn't in backup mode.
-const ASKING_PAUSE: Duration = Duration::from_secs(10);
+const ASKING_PAUSE: Duration = Duration::from_secs(2);
 /// How long pg_control is read again, until its checksum is right: it is written in place, and quickly.
 const CONTROL_FILE_PATIENCE: Duration = Duration::from_secs(5);
 const CONTROL_FILE_PAUSE: Duration = Duration::from_millis(10);

@@ -353,3 +353,172 @@ impl Pages<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, OpenOptions};
+
+    use pgkeep_pgformat::page_checksum;
+    use pgkeep_repository::pack::is_block_size;
+
+    use super::*;
+    use crate::backup::pieces::Bench;
+
+    const BLOCK: u32 = 8192;
+
+    struct Place {
+        folder: tempfile::TempDir,
+        bench: Bench,
+        reader: Reader,
+    }
+
+    impl Place {
+        fn new() -> Self {
+            assert!(is_block_size(BLOCK));
+            let checks = PageChecks {
+                start: Lsn::new(1000),
+                segment_blocks: 131_072,
+            };
+            Self {
+                folder: tempfile::tempdir().unwrap(),
+                bench: Bench::new(1, [1; 32], BLOCK),
+                reader: Reader::new(BLOCK, Some(checks), 2, &Arc::default()),
+            }
+        }
+
+        /// A file that was listed with some size, whatever it has now.
+        fn file(&self, name: &str, contents: Option<&[u8]>, planned_bytes: u64) -> Arc<SharedFile> {
+            let at = self.folder.path().join(name);
+            if let Some(contents) = contents {
+                fs::write(&at, contents).unwrap();
+            }
+            let path = name.as_bytes().to_vec();
+            Arc::new(SharedFile::new(0, path, at, planned_bytes, Some(0)))
+        }
+
+        fn fill(&self, parts: Vec<Part>) -> Piece {
+            self.reader.fill(parts, self.bench.piece()).unwrap()
+        }
+    }
+
+    fn whole(file: &Arc<SharedFile>) -> Part {
+        Part {
+            file: Arc::clone(file),
+            offset: 0,
+            bytes: usize::try_from(file.planned_bytes).unwrap(),
+            begins: true,
+            ends: true,
+        }
+    }
+
+    /// Sizes of files that begin in a piece.
+    fn sizes(piece: &Piece) -> Vec<u64> {
+        let heads = piece.steps.iter().filter_map(|step| match step {
+            Step::Begin(head) => Some(head.size),
+            _ => None,
+        });
+        heads.collect()
+    }
+
+    #[test]
+    fn files_that_went_shrank_or_grew_are_as_they_are_now() {
+        let place = Place::new();
+        let files = [
+            place.file("gone", None, 100),
+            place.file("shrunk", Some(b"ab"), 100),
+            place.file("grown", Some(&[b'x'; 300]), 100),
+            place.file("empty", Some(b""), 0),
+        ];
+        let piece = place.fill(files.iter().map(whole).collect());
+        assert_eq!(sizes(&piece), [2, 300, 0]);
+        assert_eq!(piece.buffer.len(), 302);
+        // By more than there is room: as it was when it was listed, as the server does it.
+        let grown = place.file("grown far", Some(&vec![b'x'; FRAME_CONTENT_BYTES_MAX + 1]), 100);
+        let piece = place.fill(vec![whole(&grown)]);
+        assert_eq!((sizes(&piece), piece.buffer.len()), (vec![100], 100));
+    }
+
+    #[test]
+    fn a_file_in_pieces_has_the_size_that_was_planned() {
+        let place = Place::new();
+        let mib = FRAME_CONTENT_BYTES_MAX;
+        let file = place.file("1", Some(&vec![0; mib + 10]), (2 * mib) as u64);
+        let part = |offset: usize| Part {
+            file: Arc::clone(&file),
+            offset: offset as u64,
+            bytes: mib,
+            begins: offset == 0,
+            ends: offset > 0,
+        };
+        // In any order.
+        let second = place.fill(vec![part(mib)]);
+        let first = place.fill(vec![part(0)]);
+        assert_eq!(sizes(&first), [2 * mib as u64]);
+        assert_eq!((first.buffer.len(), second.buffer.len()), (mib, mib));
+        let gone = place.file("2", None, (2 * mib) as u64);
+        let part = |offset: usize| Part {
+            file: Arc::clone(&gone),
+            ..part(offset)
+        };
+        assert!(place.fill(vec![part(0)]).steps.is_empty());
+        fs::write(&gone.at, [1; 5]).unwrap();
+        assert!(
+            place.fill(vec![part(mib)]).steps.is_empty(),
+            "gone for one, gone for all"
+        );
+    }
+
+    fn page(lsn: u32, block: u32) -> Vec<u8> {
+        let mut page = vec![7; BLOCK as usize];
+        page[..4].fill(0);
+        page[4..8].copy_from_slice(&lsn.to_le_bytes());
+        let checksum = page_checksum(&page, block).unwrap();
+        page[8..10].copy_from_slice(&checksum.to_le_bytes());
+        page
+    }
+
+    #[test]
+    fn only_pages_from_before_the_backup_are_judged() {
+        let place = Place::new();
+        let mut wrong = page(999, 2);
+        wrong[5000] ^= 1;
+        let mut later = page(1000, 3);
+        later[5000] ^= 1;
+        let new = vec![0; BLOCK as usize];
+        let pages = [page(1, 0), new, wrong, later, page(999, 4)].concat();
+        let file = place.file("16384", Some(&pages), pages.len() as u64);
+        let piece = place.fill(vec![whole(&file)]);
+        assert_eq!(piece.buffer, pages, "stored as they are");
+        let damaged = place.reader.damaged_pages();
+        assert_eq!(damaged.reports_total, 1);
+        assert!(damaged.reports[0].contains("16384, block 2:"), "{damaged:?}");
+        // Nothing is known of a file that has no pages.
+        let other = SharedFile {
+            segment: None,
+            ..SharedFile::new(0, Vec::new(), file.at.clone(), pages.len() as u64, None)
+        };
+        place.fill(vec![whole(&Arc::new(other))]);
+        assert_eq!(place.reader.damaged_pages().reports_total, 1);
+    }
+
+    #[test]
+    fn a_page_that_was_being_written_is_read_again() {
+        let place = Place::new();
+        let right = page(999, 0);
+        let mut torn = right.clone();
+        torn[4096..].fill(8);
+        let file = place.file("16384", Some(&torn), u64::from(BLOCK));
+        let at = file.at.clone();
+        let mended = right.clone();
+        // While it waits for the second time, at the latest.
+        let writing = std::thread::spawn(move || {
+            std::thread::sleep(PAUSES[0]);
+            let file = OpenOptions::new().write(true).open(at).unwrap();
+            file.write_all_at(&mended, 0).unwrap();
+        });
+        let piece = place.fill(vec![whole(&file)]);
+        writing.join().unwrap();
+        assert_eq!(piece.buffer, right);
+        assert_eq!(place.reader.damaged_pages().reports_total, 0);
+    }
+}
