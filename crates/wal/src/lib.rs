@@ -37,6 +37,7 @@ pub use files::{Fetched, System, fetch, push};
 pub use guard::{AtLimit, GuardOptions};
 pub use range::{RangeReceiver, RangeReport};
 pub use receiver::{Receiver, ReceiverOptions};
+pub use server::Synchronous;
 pub use state::{FillLevel, GAPS_MAX, Gap, Phase, SlotFill, StreamState};
 pub use stored::{SlotLag, StoredTimeline, gap_at_switch, stored_wal};
 pub use windows::{Beginning, Window, Windows};
