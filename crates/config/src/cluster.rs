@@ -188,6 +188,22 @@ pub struct Wal {
     pub slot: String,
     /// What has come is stored after so long, at the latest. Never negative.
     pub flush_after: SignedDuration,
+    /// What has come is stored at once, because the server waits for it.
+    pub synchronous: bool,
+    /// How much the server may keep for the slot.
+    pub slot_bytes_max: Option<ByteCount>,
+    /// What gives way then.
+    pub at_limit: AtLimit,
+}
+
+/// What gives way when a server keeps too much WAL.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum AtLimit {
+    /// The slot, and with it WAL.
+    #[default]
+    Release,
+    /// The server's disk.
+    Hold,
 }
 
 impl Default for Wal {
@@ -195,6 +211,9 @@ impl Default for Wal {
         Self {
             slot: "pgkeep".to_owned(),
             flush_after: SignedDuration::from_secs(10),
+            synchronous: false,
+            slot_bytes_max: None,
+            at_limit: AtLimit::default(),
         }
     }
 }

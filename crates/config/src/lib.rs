@@ -25,8 +25,8 @@ mod settings;
 mod written;
 
 pub use cluster::{
-    Azure, Backup, BackupReader, Cluster, Databases, Drill, Dump, DumpFormat, EncryptionMode, Gcs, Keep,
-    Limits, RowFormatChoice, S3, Wal,
+    AtLimit, Azure, Backup, BackupReader, Cluster, Databases, Drill, Dump, DumpFormat, EncryptionMode, Gcs,
+    Keep, Limits, RowFormatChoice, S3, Wal,
 };
 pub use error::{ConfigError, Origin, Warning};
 pub use file::{Loaded, SEARCH_PATHS, load};

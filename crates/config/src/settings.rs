@@ -1,4 +1,4 @@
-use crate::cluster::{BackupReader, Cluster, DumpFormat, EncryptionMode, RowFormatChoice};
+use crate::cluster::{AtLimit, BackupReader, Cluster, DumpFormat, EncryptionMode, RowFormatChoice};
 use crate::input::Input;
 
 /// One setting.
@@ -255,6 +255,28 @@ pub const SETTINGS: &[Setting] = &[
         "`10s`",
         "WAL that has come is stored after so long, at the latest: so much can be lost with the server. Each time costs a request.",
         |cluster, input| cluster.wal.flush_after = input.duration()?
+    ),
+    setting!(
+        "wal.synchronous",
+        "`true` or `false`",
+        "`false`",
+        "WAL is stored as soon as it comes, for a server that waits for it: name the slot in its `synchronous_standby_names`. A commit then takes a request, and waits while the store is away.",
+        |cluster, input| cluster.wal.synchronous = input.boolean()?
+    ),
+    setting!(
+        "wal.slot_bytes_max",
+        "size",
+        "the least of 8 GiB, a quarter of the server's free disk where that is seen, and its `max_slot_wal_keep_size`",
+        "So much WAL may the server keep for the slot. Told at 50 and 80 %; at the limit counts `wal.at_limit`.",
+        |cluster, input| cluster.wal.slot_bytes_max = Some(input.bytes()?)
+    ),
+    setting!(
+        "wal.at_limit",
+        "`release` or `hold`",
+        "`release`",
+        "What gives way when the server keeps too much, because the store is away or too slow. `release`: the slot is dropped and made anew, the server goes on, and WAL that it removes meanwhile is lost. `hold`: nothing; its disk may run full.",
+        |cluster, input| cluster.wal.at_limit =
+            input.choice(&[("release", AtLimit::Release), ("hold", AtLimit::Hold)])?
     ),
     setting!(
         "backup.schedule",

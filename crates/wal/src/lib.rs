@@ -7,6 +7,7 @@
 //! | `stream` | a walsender's stream, fed into that task; what is confirmed |
 //! | `start`, `position` | where to go on, by the slot and by what is stored already |
 //! | `receiver` | WAL as the server writes it: one connection after another, by a lasting slot |
+//! | `guard` | how much the server keeps for the slot, and what gives way when that is too much |
 //! | `range` | the WAL that a base backup needs, by a temporary slot |
 //! | `files` | single files, as `archive_command` and `restore_command` have them |
 //! | `stored` | what is stored, what is missing, and how far the slot lags |
@@ -18,6 +19,7 @@
 mod assembly;
 mod error;
 mod files;
+mod guard;
 mod pause;
 mod position;
 mod range;
@@ -32,8 +34,10 @@ mod windows;
 
 pub use error::WalError;
 pub use files::{Fetched, System, fetch, push};
+pub use guard::{AtLimit, GuardOptions};
 pub use range::{RangeReceiver, RangeReport};
 pub use receiver::{Receiver, ReceiverOptions};
-pub use state::{GAPS_MAX, Gap, Phase, StreamState};
+pub use server::Synchronous;
+pub use state::{FillLevel, GAPS_MAX, Gap, Phase, SlotFill, StreamState};
 pub use stored::{SlotLag, StoredTimeline, gap_at_switch, stored_wal};
 pub use windows::{Beginning, Window, Windows};

@@ -109,7 +109,9 @@ impl RangeReceiver {
             limits,
             size: self.segment_size,
             flush_after: None,
+            synchronous: false,
             stall_max: None,
+            releasing: None,
             told: &told,
             until: &mut UntilPosition {
                 stop,

@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::error::WalError;
+use crate::guard::{Guard, GuardOptions};
 use crate::pause::Pauses;
 use crate::position::Positioning;
 use crate::server::segment_size;
@@ -34,6 +35,8 @@ pub struct ReceiverOptions {
     pub slot: String,
     /// What has come is stored after so long, at the latest.
     pub flush_after: Duration,
+    /// What has come is stored as soon as nothing that came before is under way: for a server that waits for it.
+    pub synchronous: bool,
     /// A database cluster that has never written under this name may.
     pub accept_new_identity: bool,
     /// When the server is told something, and when its silence is its end.
@@ -44,6 +47,8 @@ pub struct ReceiverOptions {
     pub stop_max: Duration,
     /// How long the lease lasts without a renewal.
     pub lease_duration: Duration,
+    /// What becomes of the server's disk when nothing can be stored.
+    pub guard: GuardOptions,
 }
 
 impl Default for ReceiverOptions {
@@ -51,11 +56,13 @@ impl Default for ReceiverOptions {
         Self {
             slot: "pgkeep".to_owned(),
             flush_after: Duration::from_secs(10),
+            synchronous: false,
             accept_new_identity: false,
             limits: StreamLimits::default(),
             stall_max: Duration::from_secs(60),
             stop_max: Duration::from_secs(60),
             lease_duration: LEASE_DURATION_DEFAULT,
+            guard: GuardOptions::default(),
         }
     }
 }
@@ -71,6 +78,8 @@ pub struct Receiver {
     positioning: Positioning,
     /// WAL has come: what was asked for is right, and from now on failures pass.
     has_streamed: bool,
+    /// True while the guard drops the slot.
+    releasing: watch::Sender<bool>,
 }
 
 impl Receiver {
@@ -91,6 +100,7 @@ impl Receiver {
             system_identifier: None,
             positioning,
             has_streamed: false,
+            releasing: watch::Sender::new(false),
         };
         (receiver, state)
     }
@@ -108,8 +118,16 @@ impl Receiver {
             let _ = told_to_stop.wait_for(|stop| *stop).await;
             tokio::time::sleep(stop_max).await;
         };
+        let guard = Guard {
+            target: self.target.clone(),
+            slot: self.options.slot.clone(),
+            options: self.options.guard,
+            told: self.told.clone(),
+            releasing: self.releasing.clone(),
+        };
         tokio::select! {
             result = self.hold_and_receive(stop) => result,
+            () = guard.run() => Err(WalError::Internal("the guard ended by itself".to_owned())),
             () = too_long => Err(WalError::NotStored { after: stop_max }),
         }
     }
@@ -180,8 +198,13 @@ impl Receiver {
         let mut pauses = Pauses::new(PAUSE_MAX);
         loop {
             let durable = self.told.durable();
+            let mut releasing = self.releasing.subscribe();
             let result = tokio::select! {
-                result = self.connect() => result,
+                result = async {
+                    // It ends only with this receiver.
+                    let _ = releasing.wait_for(|releasing| !*releasing).await;
+                    self.connect().await
+                } => result,
                 () = stopping.told() => return Ok(()),
             };
             let result = match result {
@@ -296,7 +319,9 @@ impl Receiver {
                 limits: self.options.limits,
                 size,
                 flush_after: Some(self.options.flush_after),
+                synchronous: self.options.synchronous,
                 stall_max: Some(self.options.stall_max),
+                releasing: Some(self.releasing.subscribe()),
                 told: &self.told,
                 until: stopping,
             };

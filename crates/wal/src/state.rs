@@ -30,6 +30,47 @@ pub struct Gap {
     pub end: Lsn,
 }
 
+/// How near the limit is what a server keeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum FillLevel {
+    /// Less than half.
+    Low,
+    /// Half of it.
+    Half,
+    /// 80 %.
+    High,
+    /// All of it.
+    Full,
+}
+
+/// How much WAL a server keeps for the slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SlotFill {
+    /// So much, in bytes.
+    pub kept_bytes: u64,
+    /// So much it may be, in bytes.
+    pub limit_bytes: u64,
+    /// How near the one is to the other.
+    pub level: FillLevel,
+}
+
+impl SlotFill {
+    pub(crate) fn new(kept_bytes: u64, limit_bytes: u64) -> Self {
+        let percent = u128::from(kept_bytes) * 100 / u128::from(limit_bytes.max(1));
+        let level = match percent {
+            0..50 => FillLevel::Low,
+            50..80 => FillLevel::Half,
+            80..100 => FillLevel::High,
+            _ => FillLevel::Full,
+        };
+        Self {
+            kept_bytes,
+            limit_bytes,
+            level,
+        }
+    }
+}
+
 /// How a receiver fares.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct StreamState {
@@ -53,6 +94,10 @@ pub struct StreamState {
     pub objects: u64,
     /// Their contents as WAL, in bytes; some of it more than once.
     pub plain_bytes: u64,
+    /// How much the server keeps, while it is looked at because something waits to be stored.
+    pub slot_fill: Option<SlotFill>,
+    /// How often the slot was dropped because it kept too much.
+    pub releases: u64,
     /// WAL that is lost, the oldest first, at most [`GAPS_MAX`].
     pub gaps: Vec<Gap>,
 }
@@ -78,6 +123,20 @@ impl Told {
         self.0.borrow().durable
     }
 
+    /// All that is told.
+    pub fn current(&self) -> StreamState {
+        self.0.borrow().clone()
+    }
+
+    /// How much the server keeps.
+    pub fn set_slot_fill(&self, fill: Option<SlotFill>) {
+        self.0.send_if_modified(|state| {
+            let changed = state.slot_fill != fill;
+            state.slot_fill = fill;
+            changed
+        });
+    }
+
     /// Objects stored so far.
     pub fn objects(&self) -> u64 {
         self.0.borrow().objects
@@ -91,5 +150,22 @@ impl Told {
             *current = trouble;
             changed
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn half_and_four_fifths_and_all_are_told() {
+        let level = |kept: u64| SlotFill::new(kept, 1000).level;
+        assert_eq!(level(499), FillLevel::Low);
+        assert_eq!(level(500), FillLevel::Half);
+        assert_eq!(level(799), FillLevel::Half);
+        assert_eq!(level(800), FillLevel::High);
+        assert_eq!(level(999), FillLevel::High);
+        assert_eq!(level(1000), FillLevel::Full);
+        assert_eq!(SlotFill::new(1, 0).level, FillLevel::Full);
     }
 }

@@ -8,6 +8,7 @@ use pgkeep_pg::PgError;
 use pgkeep_pg::replication::{StandbyStatus, StreamLimits, WalEvent, WalStream};
 use pgkeep_pgformat::{Lsn, SegmentSize, Timeline};
 use pgkeep_repository::wal::WalCompressor;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::error::WalError;
@@ -50,6 +51,8 @@ struct Intake {
     position: Lsn,
     pending: BytesMut,
     ready: VecDeque<Work>,
+    /// Up to where all was handed on to be stored without waiting for more.
+    flushed: Lsn,
     /// When the oldest byte came that nobody has begun to store.
     oldest: Option<Instant>,
     /// Since when there is something that isn't durable, and nothing has become so.
@@ -63,6 +66,7 @@ impl Intake {
             position,
             pending: BytesMut::new(),
             ready: VecDeque::new(),
+            flushed: position,
             oldest: None,
             behind_since: None,
         }
@@ -101,6 +105,7 @@ impl Intake {
     fn flush(&mut self) {
         self.cut();
         self.ready.push_back(Work::Flush);
+        self.flushed = self.position;
         self.oldest = None;
     }
 }
@@ -125,8 +130,12 @@ pub(crate) struct Pump<'a, U> {
     pub size: SegmentSize,
     /// `None`: only whole segments, and the rest at the end.
     pub flush_after: Option<Duration>,
+    /// What has come is stored as soon as all that was handed on before is durable.
+    pub synchronous: bool,
     /// `None`: whatever the store does, the connection is kept.
     pub stall_max: Option<Duration>,
+    /// True when the slot is to be dropped, for which the connection has to go.
+    pub releasing: Option<watch::Receiver<bool>>,
     pub told: &'a Told,
     pub until: &'a mut U,
 }
@@ -212,13 +221,19 @@ impl<U: Until> Pump<'_, U> {
             .ok_or_else(|| WalError::Internal("nothing is stored any more".to_owned()))?;
         let may_read = intake.ready.is_empty();
         let stall_due = self.stall_max.zip(intake.behind_since).map(|(max, at)| at + max);
-        let flush_due = self.flush_after.zip(intake.oldest).map(|(after, at)| at + after);
+        let is_waited_for = self.synchronous && *storing.durable.borrow() >= intake.flushed;
+        let flush_after = match is_waited_for {
+            true => Some(Duration::ZERO),
+            false => self.flush_after,
+        };
+        let flush_due = flush_after.zip(intake.oldest).map(|(after, at)| at + after);
         tokio::select! {
             biased;
             changed = storing.durable.changed() => match changed {
                 Ok(()) => Ok(Step::Durable),
                 Err(_) => Ok(Step::StoringEnded),
             },
+            () = is_told(&mut self.releasing) => Ok(Step::Stalled),
             changed = self.until.changed() => changed.map(|()| Step::Until),
             permit = work.reserve(), if !may_read => match permit {
                 Ok(permit) => {
@@ -326,8 +341,18 @@ async fn drain(
     Ok(())
 }
 
+/// Returns when that is true, and never if it can't be.
+async fn is_told(releasing: &mut Option<watch::Receiver<bool>>) {
+    if let Some(releasing) = releasing
+        && releasing.wait_for(|releasing| *releasing).await.is_ok()
+    {
+        return;
+    }
+    std::future::pending::<()>().await;
+}
+
 /// Returns when there is something new, and never if there can't be.
-async fn changed(mut durable: tokio::sync::watch::Receiver<Lsn>) {
+async fn changed(mut durable: watch::Receiver<Lsn>) {
     if durable.changed().await.is_err() {
         std::future::pending::<()>().await;
     }

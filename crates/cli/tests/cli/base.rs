@@ -207,7 +207,7 @@ fn neither_a_prune_nor_a_copy_takes_dumps_for_base_backups() {
     let before = files(&place.path("repository"));
     place.run(&["prune", "--keep-daily", "1"]).expect(0);
     let after = files(&place.path("repository"));
-    let of_bases = |path: &&std::path::PathBuf| {
+    let of_bases = |path: &&PathBuf| {
         ["/base/", "/wal/"]
             .iter()
             .any(|part| path.to_string_lossy().contains(part))

@@ -29,5 +29,6 @@ mod scheduled_base;
 mod secrets;
 mod several;
 mod support;
+mod synchronous;
 mod wal;
 mod whole;

@@ -50,12 +50,17 @@ fn sample(name: &str) -> (&'static str, &'static str) {
         "dump.format" => ("custom", "\"custom\""),
         "dump.row_format" => ("text", "\"text\""),
         "wal.slot" => ("backups", "\"backups\""),
+        "backup.reader" => ("local", "\"local\""),
+        "wal.at_limit" => ("hold", "\"hold\""),
+        "wal.slot_bytes_max" => ("1GiB", "\"1GiB\""),
         "dump.reuse_max_age" | "keep.window" | "wal.flush_after" => ("12h", "\"12h\""),
         "limits.upload_bytes_per_second" => ("20MB/s", "\"20MB/s\""),
         "limits.memory" => ("256MiB", "\"256MiB\""),
         _ if name.ends_with(".schedule") => ("0 3 * * *", "\"0 3 * * *\""),
         _ if name.ends_with("jobs") || name.ends_with("level") || name.starts_with("keep.") => ("7", "7"),
-        "stream" | "dump.incremental" | "s3.path_style" | "s3.allow_http" => ("true", "true"),
+        "stream" | "wal.synchronous" | "dump.incremental" | "s3.path_style" | "s3.allow_http" => {
+            ("true", "true")
+        }
         _ if name.starts_with("dump.") => ("a, b", "[\"a\", \"b\"]"),
         _ => ("/text", "\"/text\""),
     }

@@ -26,6 +26,8 @@ fn values(setting: Setting) -> BoxedStrategy<String> {
         "timezone" => one_of(&["Europe/Zurich", "UTC", "America/New_York"]),
         "dump.databases" => prop_oneof![one_of(&["all"]), list("[a-z\"'\\\\ \u{7f}é]{1,8}[a-z]")].boxed(),
         "wal.slot" => one_of(&["pgkeep", "slot_2", "5"]),
+        "backup.reader" => one_of(&["auto", "local", "replication"]),
+        "wal.at_limit" => one_of(&["release", "hold"]),
         "dump.format" => one_of(&["plain", "repository", "custom", "directory"]),
         "dump.row_format" => one_of(&["auto", "text"]),
         _ if setting.form.starts_with("list") => list("[a-z0-9\"'.*\\\\]{1,12}"),

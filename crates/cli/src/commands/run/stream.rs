@@ -66,7 +66,10 @@ impl Streaming<'_> {
 
     async fn receive(&self, pause: &mut Duration) -> Result<(), Failure> {
         let cancellation = &self.context.cancellation;
-        let target = self.settings.target()?.with_application_name("pgkeep wal stream");
+        let target = self
+            .settings
+            .target()?
+            .with_application_name(wal::stream::application_name(self.settings));
         let opening = self.settings.repository_to_write(KeyUse::None);
         let repository = cancellation.or(opening).await?;
         let options = ReceiverOptions {
@@ -121,6 +124,9 @@ impl Streaming<'_> {
                 "durable": now.durable.to_string(),
             });
             self.events.streaming(&text, details);
+        }
+        if let Some(text) = wal::stream::told_of_slot(before, now) {
+            self.events.attention(&text);
         }
         for gap in now.gaps.iter().filter(|gap| !before.gaps.contains(gap)) {
             self.events.attention(&format!(

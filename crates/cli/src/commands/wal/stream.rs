@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use pgkeep_base::ByteCount;
 use pgkeep_config::Overrides;
-use pgkeep_wal::{Phase, Receiver, ReceiverOptions, StreamState};
+use pgkeep_wal::{AtLimit, FillLevel, GuardOptions, Phase, Receiver, ReceiverOptions, StreamState};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
@@ -14,7 +15,8 @@ use crate::exit::{Failure, Outcome};
 /// `pgkeep wal stream`
 pub async fn run(context: &Context, args: &StreamArgs) -> Result<Outcome, Failure> {
     let settings = context.settings(Overrides::default())?;
-    let target = settings.target()?.with_application_name("pgkeep wal stream");
+    let name = application_name(&settings);
+    let target = settings.target()?.with_application_name(name);
     let repository = context
         .cancellation
         .or(settings.repository_to_write(KeyUse::None))
@@ -58,8 +60,42 @@ pub fn options(settings: &Settings) -> ReceiverOptions {
     ReceiverOptions {
         slot: settings.cluster.wal.slot.clone(),
         flush_after: flush_after(settings),
+        synchronous: settings.cluster.wal.synchronous,
+        guard: GuardOptions {
+            slot_bytes_max: settings.cluster.wal.slot_bytes_max.map(|bytes| bytes.0),
+            at_limit: match settings.cluster.wal.at_limit {
+                pgkeep_config::AtLimit::Release => AtLimit::Release,
+                pgkeep_config::AtLimit::Hold => AtLimit::Hold,
+            },
+            ..GuardOptions::default()
+        },
         ..ReceiverOptions::default()
     }
+}
+
+/// By which name the server knows the receiver. One that waits for it names the slot in `synchronous_standby_names`.
+pub fn application_name(settings: &Settings) -> &str {
+    match settings.cluster.wal.synchronous {
+        true => &settings.cluster.wal.slot,
+        false => "pgkeep wal stream",
+    }
+}
+
+/// What is to be said of the WAL that the server keeps, if it is more than it was, or the slot was just given up.
+pub fn told_of_slot(before: &StreamState, now: &StreamState) -> Option<String> {
+    if now.releases > before.releases {
+        return Some(
+            "the server kept more WAL than wal.slot_bytes_max allows, so the slot was dropped: what it removes before it is stored \
+             is lost; mend: see why the store was away, or raise wal.slot_bytes_max"
+                .to_owned(),
+        );
+    }
+    let level = |state: &StreamState| state.slot_fill.map_or(FillLevel::Low, |fill| fill.level);
+    let fill = now.slot_fill.filter(|fill| fill.level > level(before))?;
+    let (kept, limit) = (ByteCount(fill.kept_bytes), ByteCount(fill.limit_bytes));
+    Some(format!(
+        "the server keeps {kept} of WAL that isn't stored yet; at {limit} wal.at_limit counts"
+    ))
 }
 
 fn flush_after(settings: &Settings) -> Duration {
@@ -106,6 +142,10 @@ impl<'a> Telling<'a> {
             ));
             output.json(&event("streaming", &state));
         }
+        if let Some(text) = told_of_slot(&self.told, &state) {
+            output.attention(text);
+            output.json(&event("slot", &state));
+        }
         for gap in state.gaps.iter().filter(|gap| !self.told.gaps.contains(gap)) {
             output.attention(format!(
                 "WAL from {} to {} of timeline {} is lost: take a base backup now",
@@ -148,6 +188,9 @@ fn event(name: &str, state: &StreamState) -> Value {
         "store_trouble": state.store_trouble,
         "reconnects": state.reconnects,
         "objects": state.objects,
+        "slot_kept_bytes": state.slot_fill.map(|fill| fill.kept_bytes),
+        "slot_bytes_max": state.slot_fill.map(|fill| fill.limit_bytes),
+        "slot_releases": state.releases,
         "gaps": state.gaps.iter().map(|gap| json!({
             "timeline": gap.timeline.as_u32(),
             "start": gap.start.to_string(),

@@ -397,3 +397,18 @@ fn timescaledb_that_is_not_as_it_should_be_is_found() {
     set_version(&version);
     is_gone(&place, &[], "TimescaleDB");
 }
+
+#[test]
+fn a_server_that_would_wait_for_ever_or_not_at_all_is_told() {
+    let cluster = server_with(ClusterOptions::default().setting("synchronous_commit", "remote_apply"));
+    let place = Place::with(&cluster, None);
+    let args = ["--set", "wal.synchronous=true"];
+    let found = problem(&place, &args, "warning", "waits for ever");
+    assert!(found.mend.contains("synchronous_commit = 'on'"), "{found:?}");
+    let found = problem(&place, &args, "warning", "synchronous_standby_names lacks pgkeep");
+    assert!(
+        found.mend.contains("synchronous_standby_names = 'pgkeep'"),
+        "{found:?}"
+    );
+    is_gone(&place, &[], "waits for ever");
+}
