@@ -80,7 +80,7 @@ async fn into(
     let (manifest, system) = (&plan.manifest, system_identifier(&plan.manifest)?);
     let beginning = {
         let (place, label) = (Arc::clone(place), manifest.backup_label.clone());
-        let (version, links) = (manifest.server_version_num, links(plan));
+        let (version, links) = (manifest.server_version_num, plan.tablespaces());
         tokio::task::spawn_blocking(move || {
             links
                 .iter()
@@ -159,13 +159,6 @@ async fn wal(repository: &Repository, plan: &RestorePlan, place: &Arc<Place>) ->
 
 fn tablespace_link(place: &Place, oid: u32) -> PathBuf {
     place.data().join(TABLESPACES_DIRECTORY).join(oid.to_string())
-}
-
-/// Where each tablespace lies, by its OID.
-fn links(plan: &RestorePlan) -> Vec<(u32, PathBuf)> {
-    let spaces = plan.manifest.tablespaces.iter().zip(ROOT_TABLESPACES..);
-    let links = spaces.filter_map(|(space, root)| Some((space.oid, plan.roots.get(&root)?.clone())));
-    links.collect()
 }
 
 /// The label isn't among the backup's files.

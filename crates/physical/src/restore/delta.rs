@@ -1,6 +1,7 @@
 //! Restoring over what is there: what is already as the backup has it stays and isn't fetched, all else goes.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
+use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
@@ -108,35 +109,98 @@ fn system_identifier_of(directory: &Path) -> Result<Option<u64>, PhysicalError> 
     Ok(control.ok().map(|control| control.system_identifier))
 }
 
-/// Where a tablespace lies that nobody says anything of: where it is now.
-pub fn place_of(directory: &Path, space: &Tablespace) -> Option<PathBuf> {
-    let link = directory.join("pg_tblspc").join(space.oid.to_string());
-    fs::read_link(link).ok()
+/// The line of the mark that has the tablespaces' directories.
+const MARK_SPACES: &str = "tablespaces: ";
+/// A mark is never longer, in bytes.
+const MARK_BYTES_MAX: u64 = 16 << 20;
+
+/// What the mark says: to people, and which directories of tablespaces restores into this directory have made or been given.
+pub fn mark_text(id: &str, spaces: &BTreeMap<u32, PathBuf>) -> String {
+    let told: BTreeMap<String, String> = spaces
+        .iter()
+        .filter_map(|(oid, path)| Some((oid.to_string(), path.to_str()?.to_owned())))
+        .collect();
+    let told = serde_json::to_string(&told).unwrap_or_default();
+    format!(
+        "pgkeep is restoring {id} into this directory, or stopped half-way: no server may be started here\n{MARK_SPACES}{told}\n"
+    )
 }
 
-/// Refuses a tablespace's directory that holds anything but tablespaces.
-pub fn check_tablespace(place: &Path) -> Result<(), PhysicalError> {
+/// The directories of tablespaces in the mark, by OID; none where there is no mark, or one that says nothing of them.
+pub fn marked_spaces(directory: &Path) -> BTreeMap<u32, PathBuf> {
+    let path = directory.join(MARK);
+    if fs::metadata(&path).is_ok_and(|metadata| metadata.len() > MARK_BYTES_MAX) {
+        return BTreeMap::new();
+    }
+    let text = fs::read_to_string(path).unwrap_or_default();
+    let told = text.lines().find_map(|line| line.strip_prefix(MARK_SPACES));
+    let told: Option<BTreeMap<u32, PathBuf>> = told.and_then(|told| serde_json::from_str(told).ok());
+    told.unwrap_or_default()
+}
+
+/// Refuses a directory for a tablespace in which something lies, unless it is this data directory's own: an earlier restore
+/// into it used it, or the data directory's link leads there and the user says so. The link alone proves nothing: in a copy
+/// of a data directory it leads to the original's files.
+pub fn check_tablespace(directory: &Path, space: &Tablespace, place: &Path) -> Result<(), PhysicalError> {
     let looking = || format!("looking into {}", place.display());
     let entries = match fs::read_dir(place) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
         entries => entries.context(looking)?,
     };
-    for entry in entries {
-        let name = entry.context(looking)?.file_name();
-        // One for each major version (`GetTablespaceVersionDirectory`).
-        if !name.as_bytes().starts_with(b"PG_") && name != LOST_AND_FOUND {
-            return Err(PhysicalError::Refused {
-                message: format!(
-                    "the tablespace's directory {} holds more than a tablespace: {}",
-                    place.display(),
-                    name.display()
-                ),
-                hint: "choose a directory that is empty or not there yet, or the one of the tablespace"
-                    .to_owned(),
-            });
-        }
+    let names = entries.map(|entry| Ok(entry.context(looking)?.file_name()));
+    let names: Vec<OsString> = names.collect::<Result<_, PhysicalError>>()?;
+    if names.iter().all(|name| name == LOST_AND_FOUND) {
+        return Ok(());
     }
-    Ok(())
+    let refused = |message: String| {
+        Err(PhysicalError::Refused {
+            message,
+            hint: format!(
+                "give it a directory that is empty or not there yet: --tablespace {}=DIRECTORY",
+                space.oid
+            ),
+        })
+    };
+    // One for each major version (`GetTablespaceVersionDirectory`).
+    let is_tablespace = |name: &OsString| name.as_bytes().starts_with(b"PG_") || name == LOST_AND_FOUND;
+    if let Some(name) = names.iter().find(|name| !is_tablespace(name)) {
+        return refused(format!(
+            "the tablespace's directory {} holds more than a tablespace: {}",
+            place.display(),
+            name.display()
+        ));
+    }
+    let same = |other: &Path| match (fs::canonicalize(other), fs::canonicalize(place)) {
+        (Ok(other), Ok(place)) => other == place,
+        _ => false,
+    };
+    let is_marked = marked_spaces(directory)
+        .get(&space.oid)
+        .is_some_and(|marked| same(marked));
+    let link = directory.join("pg_tblspc").join(space.oid.to_string());
+    if is_marked || same(&link) {
+        return Ok(());
+    }
+    refused(format!(
+        "{} holds files, and isn't where {} has tablespace {}",
+        place.display(),
+        directory.display(),
+        space.oid
+    ))
+}
+
+/// What is said where nobody told where a tablespace goes whose directory is there.
+pub fn where_to(directory: &Path, space: &Tablespace) -> String {
+    let oid = space.oid;
+    match fs::read_link(directory.join("pg_tblspc").join(oid.to_string())) {
+        Ok(place) => format!(
+            "its link leads to {place}: write --tablespace {oid}={quoted} if those are this server's own files. If the data directory \
+             is a copy, they are the original's, and would be overwritten: then --tablespace {oid}=DIRECTORY, an empty one",
+            place = place.display(),
+            quoted = quote_for_shell(&place.display().to_string()),
+        ),
+        Err(_) => format!("say where it goes: --tablespace {oid}=DIRECTORY"),
+    }
 }
 
 /// Before anything is changed: no server starts here any more, and what an earlier restore had staged and set is gone.
@@ -215,8 +279,13 @@ impl Known {
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
                 entries => entries.context(looking)?,
             };
+            let is_link = fs::symlink_metadata(&directory).is_ok_and(|metadata| metadata.is_symlink());
             for entry in entries {
                 let name = entry.context(looking)?.file_name();
+                // In a copy of a data directory, the files are the original's.
+                if is_link && !below.is_empty() {
+                    return Err(leads_elsewhere(&directory));
+                }
                 let is_kept = below.is_empty() && (name == MARK || name == STAGING || name == LOST_AND_FOUND);
                 let mut path = below.clone();
                 if !path.is_empty() {
@@ -229,6 +298,19 @@ impl Known {
             }
         }
         Ok(strangers)
+    }
+}
+
+fn leads_elsewhere(link: &Path) -> PhysicalError {
+    let quoted = quote_for_shell(&link.display().to_string());
+    PhysicalError::Refused {
+        message: format!(
+            "{} is a link to another directory, in which something lies; whether that is another server's can't be told",
+            link.display()
+        ),
+        hint: format!(
+            "if no other server uses what it leads to, empty it: find {quoted}/ -mindepth 1 -delete; else remove the link: rm {quoted}"
+        ),
     }
 }
 
@@ -411,6 +493,17 @@ mod tests {
             expected[range].fill(0);
             assert!(fs::read(&path).unwrap() == expected, "{at}");
         }
+    }
+
+    #[test]
+    fn a_mark_says_where_tablespaces_are() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(marked_spaces(folder.path()).is_empty());
+        let spaces = BTreeMap::from([(16384, PathBuf::from("/a \"b\"\nc")), (7, PathBuf::from("/ü"))]);
+        fs::write(folder.path().join(MARK), mark_text("b1", &spaces)).unwrap();
+        assert_eq!(marked_spaces(folder.path()), spaces);
+        fs::write(folder.path().join(MARK), "tablespaces: {\"x\": 1}").unwrap();
+        assert!(marked_spaces(folder.path()).is_empty());
     }
 
     #[test]

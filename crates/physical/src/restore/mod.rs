@@ -24,7 +24,6 @@ use jiff::Timestamp;
 use pgkeep_base::{Progress, quote_for_shell};
 use pgkeep_pgformat::{MappedTablespace, TablespaceMap, Timeline};
 use pgkeep_repository::Repository;
-use pgkeep_repository::map::ROOT_TABLESPACES;
 
 use crate::error::{Context, PhysicalError};
 use settings::StopAt;
@@ -103,8 +102,8 @@ pub(crate) async fn claimed<T>(
     work: impl AsyncFnOnce(&Arc<Place>) -> Result<T, PhysicalError>,
 ) -> Result<T, PhysicalError> {
     let (roots, existing) = (plan.roots.clone(), plan.options.existing);
-    let id = plan.id.to_string();
-    let claiming = tokio::task::spawn_blocking(move || Place::claim(&roots, &id, existing));
+    let (id, spaces) = (plan.id.to_string(), plan.tablespaces());
+    let claiming = tokio::task::spawn_blocking(move || Place::claim(&roots, &spaces, &id, existing));
     let place = Arc::new(claiming.await.map_err(PhysicalError::internal)??);
     let cancelled = pin!(cancelled);
     let done = tokio::select! {
@@ -179,15 +178,12 @@ async fn into(
 }
 
 fn tablespace_map(plan: &RestorePlan) -> Option<TablespaceMap> {
-    use std::os::unix::ffi::OsStrExt;
-    let spaces = plan.manifest.tablespaces.iter().zip(ROOT_TABLESPACES..);
+    use std::os::unix::ffi::OsStringExt;
+    let spaces = plan.tablespaces().into_iter();
     let tablespaces: Vec<MappedTablespace> = spaces
-        .filter_map(|(space, root)| {
-            let path = plan.roots.get(&root)?;
-            Some(MappedTablespace {
-                oid: space.oid,
-                path: path.as_os_str().as_bytes().to_vec(),
-            })
+        .map(|(oid, path)| MappedTablespace {
+            oid,
+            path: path.into_os_string().into_vec(),
         })
         .collect();
     (!tablespaces.is_empty()).then_some(TablespaceMap { tablespaces })

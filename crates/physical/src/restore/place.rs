@@ -32,9 +32,10 @@ pub struct Place {
 }
 
 impl Place {
-    /// Makes the directories, and marks the data directory. From then on nobody else restores into it.
+    /// Makes the directories, and marks the data directory; `spaces` are the tablespaces' by their OIDs. From then on nobody else restores into it.
     pub fn claim(
         roots: &BTreeMap<u32, PathBuf>,
+        spaces: &BTreeMap<u32, PathBuf>,
         id: &str,
         existing: Existing,
     ) -> Result<Self, PhysicalError> {
@@ -61,7 +62,7 @@ impl Place {
                 fs::set_permissions(path, fs::Permissions::from_mode(DIRECTORY_MODE)).context(making)?;
             }
             if *root == ROOT_DATA {
-                place.mark(path, id)?;
+                place.mark(path, id, spaces)?;
             }
             place.handles.push(File::open(path).context(making)?);
         }
@@ -96,7 +97,7 @@ impl Place {
         Ok(())
     }
 
-    fn mark(&mut self, data: &Path, id: &str) -> Result<(), PhysicalError> {
+    fn mark(&mut self, data: &Path, id: &str, spaces: &BTreeMap<u32, PathBuf>) -> Result<(), PhysicalError> {
         let path = data.join(MARK);
         let marking = || format!("marking {}", data.display());
         let busy = || PhysicalError::Refused {
@@ -118,10 +119,11 @@ impl Place {
             // A file system without locks can't tell; then nobody is kept out.
             Ok(()) | Err(TryLockError::Error(_)) => {}
         }
+        // What earlier restores have used stays theirs, whatever becomes of this one.
+        let mut known = delta::marked_spaces(data);
+        known.extend(spaces.iter().map(|(oid, path)| (*oid, path.clone())));
+        let text = delta::mark_text(id, &known);
         file.set_len(0).context(marking)?;
-        let text = format!(
-            "pgkeep is restoring {id} into this directory, or stopped half-way: no server may be started here\n"
-        );
         file.write_all(text.as_bytes()).context(marking)?;
         file.sync_all().context(marking)?;
         self.mark = Some(file);

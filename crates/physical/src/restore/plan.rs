@@ -9,7 +9,7 @@ use jiff::{SignedDuration, Timestamp};
 use pgkeep_base::{BackupId, ByteCount};
 use pgkeep_pgformat::{Lsn, SegmentName, SegmentSize, WalWalker};
 use pgkeep_repository::Repository;
-use pgkeep_repository::map::RecordReader;
+use pgkeep_repository::map::{ROOT_TABLESPACES, RecordReader};
 use pgkeep_repository::wal::Covered;
 use pgkeep_store::Disk;
 use pgkeep_wal::Windows;
@@ -100,6 +100,13 @@ impl RestorePlan {
     pub fn bytes(&self) -> u64 {
         let totals = self.manifest.totals;
         totals.plain_bytes.saturating_sub(totals.zero_bytes)
+    }
+
+    /// Where each tablespace goes, by its OID.
+    pub(crate) fn tablespaces(&self) -> BTreeMap<u32, PathBuf> {
+        let spaces = self.manifest.tablespaces.iter().zip(ROOT_TABLESPACES..);
+        let places = spaces.filter_map(|(space, root)| Some((space.oid, self.roots.get(&root)?.clone())));
+        places.collect()
     }
 
     /// The timelines that recovery follows, in words.
@@ -409,7 +416,7 @@ fn check_place(place: &Path, what: &str) -> Result<(), PhysicalError> {
 
 /// Where each root goes.
 fn roots(manifest: &BaseManifest, options: &RestoreOptions) -> Result<BTreeMap<u32, PathBuf>, PhysicalError> {
-    use pgkeep_repository::map::{ROOT_DATA, ROOT_TABLESPACES};
+    use pgkeep_repository::map::ROOT_DATA;
     let directory = absolute(&options.directory)?;
     let known = |name: &TablespaceName| manifest.tablespaces.iter().any(|space| name.means(space));
     if let Some(unknown) = options.tablespaces.keys().find(|name| !known(name)) {
@@ -426,21 +433,22 @@ fn roots(manifest: &BaseManifest, options: &RestoreOptions) -> Result<BTreeMap<u
             },
         });
     }
+    let marked = delta::marked_spaces(&directory);
     let mut roots = BTreeMap::from([(ROOT_DATA, directory.clone())]);
     for (space, root) in manifest.tablespaces.iter().zip(ROOT_TABLESPACES..) {
         let asked = options.tablespaces.iter().filter(|(name, _)| name.means(space));
         let mut asked = asked.map(|(_, place)| place);
         let now = match options.existing {
             Existing::Refuse => None,
-            Existing::Resume | Existing::Replace => delta::place_of(&directory, space),
+            Existing::Resume | Existing::Replace => marked.get(&space.oid),
         };
-        let Some(place) = asked.next().or(now.as_ref()) else {
+        let Some(place) = asked.next().or(now) else {
             return Err(PhysicalError::Usage {
                 message: format!(
                     "backup {} has a tablespace {}, which was at {}",
                     manifest.id, space.oid, space.path
                 ),
-                hint: format!("say where it goes: --tablespace {}=DIRECTORY", space.oid),
+                hint: delta::where_to(&directory, space),
             });
         };
         if asked.next().is_some() {
@@ -454,7 +462,7 @@ fn roots(manifest: &BaseManifest, options: &RestoreOptions) -> Result<BTreeMap<u
         }
         match options.existing {
             Existing::Refuse => check_place(place, "the tablespace's directory")?,
-            Existing::Resume | Existing::Replace => delta::check_tablespace(place)?,
+            Existing::Resume | Existing::Replace => delta::check_tablespace(&directory, space, place)?,
         }
         let place = absolute(place)?;
         if let Some(other) = roots

@@ -3,19 +3,30 @@
 use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use pgkeep_base::{Classified, Progress};
 use pgkeep_physical::PhysicalError;
 use pgkeep_physical::restore::{
-    self, Existing, RecoveryTarget, RestoreOptions, RestoreReport, TimelineChoice,
+    self, Existing, RecoveryTarget, RestoreOptions, RestoreReport, TablespaceName, TimelineChoice,
 };
 use pgkeep_repository::Repository;
 use pgkeep_testkit::{Cluster, StopMode, require, server_user};
 
 use super::support::{LIMIT, backup, check_pages, contents, repository, server};
+
+/// Where a data directory's links lead, told as a user does who knows that those are its own files.
+fn own_spaces(directory: &Path) -> BTreeMap<TablespaceName, PathBuf> {
+    let entries = fs::read_dir(directory.join("pg_tblspc")).into_iter().flatten();
+    let links = entries.map(|entry| {
+        let entry = entry.unwrap();
+        let oid = entry.file_name().to_str().unwrap().parse().unwrap();
+        (TablespaceName::Oid(oid), fs::read_link(entry.path()).unwrap())
+    });
+    links.collect()
+}
 
 /// Restores over what is there, as far as the backup's end. Gives back how many bytes of packs were fetched, too.
 async fn over(
@@ -25,9 +36,20 @@ async fn over(
     existing: Existing,
     cancelled: impl Future<Output = ()>,
 ) -> Result<(RestoreReport, u64), PhysicalError> {
+    let spaces = own_spaces(directory);
+    over_with(repository, text, directory, (existing, spaces), cancelled).await
+}
+
+async fn over_with(
+    repository: &Repository,
+    text: &str,
+    directory: &Path,
+    (existing, tablespaces): (Existing, BTreeMap<TablespaceName, PathBuf>),
+    cancelled: impl Future<Output = ()>,
+) -> Result<(RestoreReport, u64), PhysicalError> {
     let options = RestoreOptions {
         directory: directory.to_owned(),
-        tablespaces: BTreeMap::new(),
+        tablespaces,
         target: RecoveryTarget::BackupEnd,
         jobs: 2,
         existing,
@@ -204,6 +226,74 @@ async fn a_restore_that_stopped_half_way_is_gone_on_with() {
     restored.start_restored();
     assert_eq!(contents(&restored).await, held_later);
     check_pages(&mut restored);
+}
+
+/// In a copy of a data directory, links lead to the original's files.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_s_links_don_t_lead_a_restore_to_the_original() {
+    let mut origin = require!(origin(17));
+    let folder = tempfile::tempdir().unwrap();
+    let repository = repository(folder.path(), false, None).await;
+    backup(&repository, &origin).await.unwrap();
+    origin.psql(
+        "postgres",
+        "INSERT INTO b SELECT i, 'later' FROM generate_series(1, 30000) i",
+    );
+    let held = contents(&origin).await;
+    origin.stop(StopMode::Fast);
+    let (data, copy) = (origin.data_dir(), origin.socket_dir().join("copy"));
+    pgkeep_testkit::run(std::process::Command::new("cp").arg("-a").args([&data, &copy]));
+    let (wal, space) = (origin.socket_dir().join("wal"), origin.socket_dir().join("space"));
+    let before = everything(&space);
+    let never = std::future::pending;
+    let told = async |spaces, existing| {
+        let place = (existing, spaces);
+        over_with(&repository, "latest", &copy, place, never()).await
+    };
+
+    let error = told(BTreeMap::new(), Existing::Replace).await.unwrap_err();
+    let hint = error.hint().unwrap().to_string();
+    assert!(
+        matches!(error, PhysicalError::Usage { .. }) && hint.contains("is a copy"),
+        "{error} {hint}"
+    );
+    // Somewhere else, where somebody's files lie.
+    let oid: TablespaceName = own_spaces(&copy).into_keys().next().unwrap();
+    let strange = folder.path().join("strange");
+    fs::create_dir_all(strange.join("PG_17_1/5")).unwrap();
+    let elsewhere = BTreeMap::from([(oid.clone(), strange)]);
+    let error = told(elsewhere, Existing::Replace).await.unwrap_err();
+    assert!(error.to_string().contains("isn't where"), "{error}");
+    // The same of the WAL.
+    fs::rename(copy.join("pg_wal"), &wal).unwrap();
+    std::os::unix::fs::symlink(&wal, copy.join("pg_wal")).unwrap();
+    let wal_before = everything(&wal);
+    let new = origin.socket_dir().join("new space");
+    let spaces = BTreeMap::from([(oid, new.clone())]);
+    let error = told(spaces.clone(), Existing::Replace).await.unwrap_err();
+    assert!(error.to_string().contains("pg_wal is a link"), "{error}");
+    assert_eq!(
+        (everything(&wal), everything(&space)),
+        (wal_before, before.clone())
+    );
+    fs::remove_dir_all(&wal).unwrap();
+    fs::create_dir(&wal).unwrap();
+    give(&wal);
+    // Stopped half-way and gone on with: what it has made itself it knows.
+    let begun = async {
+        while fs::read_dir(&new).is_err() || !copy.join("pgkeep_wal").exists() {
+            tokio::task::yield_now().await;
+        }
+    };
+    let error = over_with(&repository, "latest", &copy, (Existing::Replace, spaces), begun)
+        .await
+        .unwrap_err();
+    assert!(error.to_string().contains("interrupted"), "{error}");
+    told(BTreeMap::new(), Existing::Resume).await.unwrap();
+    assert!(wal.join("archive_status").exists() && new.read_dir().unwrap().count() > 0);
+    assert_eq!(everything(&space), before);
+    origin.start_restored();
+    assert_eq!(contents(&origin).await, held);
 }
 
 /// Names, sizes and times of everything.
