@@ -160,7 +160,17 @@ pub struct BaseSummary {
     pub totals: BaseTotals,
 }
 
+/// How an omission goes on that a server can do without: packages of distributions have their configuration elsewhere.
+pub(crate) const CONFIGURATION_ELSEWHERE: &str =
+    ": it isn't in the data directory, so it isn't sent; a restored server needs one there";
+
 impl BaseManifest {
+    /// What it lacks of the server's own files, in words: no server may start from it, or start whole.
+    pub fn lacks(&self) -> impl Iterator<Item = &String> {
+        let omissions = self.omissions.iter();
+        omissions.filter(|omission| !omission.ends_with(CONFIGURATION_ELSEWHERE))
+    }
+
     /// What is read for a list.
     pub fn summary(&self) -> BaseSummary {
         BaseSummary {

@@ -33,6 +33,8 @@ pub struct VerifyReport {
     pub stored_bytes: u64,
     /// What is wrong, in words.
     pub failures: Vec<String>,
+    /// What was never in it, in words: it is what was written, and not the whole server.
+    pub lacks: Vec<String>,
 }
 
 /// Reads all of a backup, and compares it with what it says of itself. What was found is recorded.
@@ -50,6 +52,7 @@ pub async fn verify(
         objects: 0,
         stored_bytes: 0,
         failures: Vec::new(),
+        lacks: Vec::new(),
     };
     progress.set_phase("verifying");
     let mut total = 1;
@@ -58,6 +61,7 @@ pub async fn verify(
         Err(error) => return Err(error),
         Ok(manifest) => {
             total = manifest.totals.objects.max(1);
+            report.lacks = manifest.lacks().cloned().collect();
             progress
                 .bytes_total
                 .store(manifest.totals.stored_bytes, Ordering::Relaxed);

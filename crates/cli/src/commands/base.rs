@@ -222,6 +222,7 @@ fn tell_verified(context: &Context, report: &VerifyReport, url: &str) -> Outcome
         "objects": report.objects,
         "stored_bytes": report.stored_bytes,
         "failures": report.failures,
+        "lacks": report.lacks,
     }));
     let id = styled(ACCENT, &report.id);
     let read = format!(
@@ -231,7 +232,9 @@ fn tell_verified(context: &Context, report: &VerifyReport, url: &str) -> Outcome
     );
     if passed {
         output.prose_summary(format!("{id} is good: {read}"));
-        return Outcome::Done;
+        let lacks = report.lacks.iter();
+        let attention: Vec<String> = lacks.map(|lack| format!("not in the backup: {lack}")).collect();
+        return super::attention(context, &attention);
     }
     output.prose(format!("{id} is damaged: {read}"));
     for failure in &report.failures {

@@ -3,7 +3,7 @@
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use pgkeep_testkit::{Cluster, ClusterOptions, poll_until};
+use pgkeep_testkit::{Cluster, ClusterOptions, StopMode, poll_until};
 
 use crate::support::{Place, server_with};
 
@@ -168,4 +168,32 @@ fn check_restores(cluster: &Cluster, place: &Place, pinned: &str, rows: &str) {
             "{id}"
         );
     }
+}
+
+/// A server starts from a backup that lacks none of its files alone.
+#[test]
+fn a_backup_that_lacks_files_never_stands_for_a_whole_one() {
+    let mut cluster = server_with(options());
+    let place = Place::with(&cluster, None);
+    let whole = backup(&place);
+    cluster.stop(StopMode::Fast);
+    let (inside, outside) = (
+        cluster.data_dir().join("pg_multixact"),
+        cluster.socket_dir().join("elsewhere"),
+    );
+    std::fs::rename(&inside, &outside).unwrap();
+    std::os::unix::fs::symlink(&outside, &inside).unwrap();
+    cluster.start_again();
+    for _ in 0..2 {
+        place.run(&["backup", "--quiet", "--fast-checkpoint"]).expect(3);
+    }
+    let listed = place.run(&["list", "--json"]).expect(0).json_lines();
+    let partial = listed.last().unwrap()["id"].as_str().unwrap().to_owned();
+    let verified = place.run(&["verify", &partial]).expect(3);
+    assert!(verified.stderr.contains("pg_multixact"), "{}", verified.stderr);
+
+    place.run(&["prune", "--keep-window", "0s"]).expect(0);
+    let listed = place.run(&["list", "--json"]).expect(0).json_lines();
+    let ids: Vec<&str> = listed.iter().map(|line| line["id"].as_str().unwrap()).collect();
+    assert_eq!(ids, [whole.as_str(), partial.as_str()]);
 }

@@ -27,8 +27,8 @@ use super::stream::{Reading, Received};
 use super::{BACKUP_FAILED, BackupOptions};
 use crate::error::{Context, PhysicalError};
 use crate::manifest::{
-    BaseManifest, BaseTotals, DamagedPages, MANIFEST_BYTES_MAX, MANIFEST_FORMAT, SUMMARY_BYTES_MAX,
-    Tablespace,
+    BaseManifest, BaseTotals, CONFIGURATION_ELSEWHERE, DamagedPages, MANIFEST_BYTES_MAX, MANIFEST_FORMAT,
+    SUMMARY_BYTES_MAX, Tablespace,
 };
 
 /// The oldest server that is supported, as `server_version_num`.
@@ -471,9 +471,11 @@ fn label(captured: &Captured) -> Result<(String, BackupLabel), PhysicalError> {
 /// What isn't in the backup, in words.
 fn omissions(received: &Received) -> Vec<String> {
     let skipped = received.warnings.iter().cloned();
-    let elsewhere = received.captured.missing_configuration().into_iter().map(|name| {
-        format!("{name}: it isn't in the data directory, so it isn't sent; a restored server needs one there")
-    });
+    let elsewhere = received
+        .captured
+        .missing_configuration()
+        .into_iter()
+        .map(|name| format!("{name}{CONFIGURATION_ELSEWHERE}"));
     skipped.chain(elsewhere).collect()
 }
 

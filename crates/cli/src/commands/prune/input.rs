@@ -116,7 +116,11 @@ async fn of_base(repository: &Repository, id: &BackupId, summaries: &Summaries) 
     };
     let of_summary = summaries.bases.get(id).and_then(known_base);
     Ok(match (manifest, of_summary) {
-        (Ok(manifest), _) => match known_base(&manifest.summary()) {
+        (Ok(manifest), _) => match known_base(&manifest.summary()).map(|known| Known {
+            // One that lacks files of the server never stands for one that has all.
+            scope: manifest.lacks().cloned().collect::<Vec<_>>().join("\n"),
+            ..known
+        }) {
             Some(known) if is_whole(repository, id).await? => Base::Good(known),
             Some(known) => Base::Damaged(known),
             None => Base::Unread("its system identifier is none".to_owned()),
