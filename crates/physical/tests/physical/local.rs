@@ -118,6 +118,41 @@ fn litter(cluster: &Cluster, version_directory: &Path) {
     }
 }
 
+/// What PostgreSQL's own program takes, by root and path.
+fn taken_by_pg_basebackup(
+    cluster: &Cluster,
+    spaces: &[PathBuf; 2],
+) -> Listed {
+    let copy = tempfile::tempdir_in(cluster.socket_dir()).unwrap();
+    let (copied, copied_spaces) = (
+        copy.path().join("data"),
+        [copy.path().join("t"), copy.path().join("i")],
+    );
+    own(copy.path());
+    let mut command = cluster.client_command("pg_basebackup");
+    command.args([
+        "--wal-method=none",
+        "--checkpoint=fast",
+        "--no-manifest",
+        "--pgdata",
+    ]);
+    command.arg(&copied);
+    for (space, copied) in spaces.iter().zip(&copied_spaces) {
+        command.arg(format!(
+            "--tablespace-mapping={}={}",
+            space.display(),
+            copied.display()
+        ));
+    }
+    run(&mut command);
+    let mut expected = BTreeMap::new();
+    written(ROOT_DATA, &copied, &copied, &mut expected);
+    for (root, copied) in (2..).zip(&copied_spaces) {
+        written(root, copied, copied, &mut expected);
+    }
+    expected
+}
+
 async fn same_files(major: u32) -> Result<(), requirements::Missing> {
     let options = server(major)
         .setting("autovacuum", "off")
@@ -153,33 +188,7 @@ async fn same_files(major: u32) -> Result<(), requirements::Missing> {
     let version = fs::read_dir(&spaces[0]).unwrap().next().unwrap().unwrap().path();
     litter(&cluster, &version);
 
-    let copy = tempfile::tempdir_in(cluster.socket_dir()).unwrap();
-    let (copied, copied_spaces) = (
-        copy.path().join("data"),
-        [copy.path().join("t"), copy.path().join("i")],
-    );
-    own(copy.path());
-    let mut command = cluster.client_command("pg_basebackup");
-    command.args([
-        "--wal-method=none",
-        "--checkpoint=fast",
-        "--no-manifest",
-        "--pgdata",
-    ]);
-    command.arg(&copied);
-    for (space, copied) in spaces.iter().zip(&copied_spaces) {
-        command.arg(format!(
-            "--tablespace-mapping={}={}",
-            space.display(),
-            copied.display()
-        ));
-    }
-    run(&mut command);
-    let mut expected = BTreeMap::new();
-    written(ROOT_DATA, &copied, &copied, &mut expected);
-    for (root, copied) in (2..).zip(&copied_spaces) {
-        written(root, copied, copied, &mut expected);
-    }
+    let expected = taken_by_pg_basebackup(&cluster, &spaces);
     assert!(expected.contains_key(&(0, "notes".to_owned())));
 
     for reader in READERS {
