@@ -33,7 +33,7 @@ pub struct VerifyReport {
     pub stored_bytes: u64,
     /// What is wrong, in words.
     pub failures: Vec<String>,
-    /// What was never in it, in words: it is what was written, and not the whole server.
+    /// What was never in it, or damaged before, in words: it is what was written, and not the whole server.
     pub lacks: Vec<String>,
 }
 
@@ -61,7 +61,15 @@ pub async fn verify(
         Err(error) => return Err(error),
         Ok(manifest) => {
             total = manifest.totals.objects.max(1);
-            report.lacks = manifest.lacks().cloned().collect();
+            report.lacks = manifest
+                .lacks()
+                .map(|lack| format!("not in the backup: {lack}"))
+                .chain((manifest.damaged_pages.reports_total > 0).then(|| {
+                    format!(
+                        "pages were damaged at the server already when it was backed up: 'pgkeep show {id}' names them"
+                    )
+                }))
+                .collect();
             progress
                 .bytes_total
                 .store(manifest.totals.stored_bytes, Ordering::Relaxed);

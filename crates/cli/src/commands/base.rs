@@ -232,9 +232,7 @@ fn tell_verified(context: &Context, report: &VerifyReport, url: &str) -> Outcome
     );
     if passed {
         output.prose_summary(format!("{id} is good: {read}"));
-        let lacks = report.lacks.iter();
-        let attention: Vec<String> = lacks.map(|lack| format!("not in the backup: {lack}")).collect();
-        return super::attention(context, &attention);
+        return super::attention(context, &report.lacks);
     }
     output.prose(format!("{id} is damaged: {read}"));
     for failure in &report.failures {

@@ -219,28 +219,47 @@ async fn segments(
             break;
         }
     }
-    if !scan.reached {
-        let missing = match &plan.options.target {
-            RecoveryTarget::Transaction(id) => Some(format!("no transaction {id} ended")),
-            RecoveryTarget::Name(name) => {
-                Some(format!("there is no restore point '{}'", name.escape_debug()))
-            }
-            _ => None,
-        };
-        if let Some(missing) = missing {
-            return Err(PhysicalError::Refused {
+    match scan.reached {
+        true => Ok((scan, staged)),
+        false => match not_there(plan, &scan) {
+            Some(refused) => Err(refused),
+            None => Ok((scan, staged)),
+        },
+    }
+}
+
+/// What is said of a target that the WAL doesn't have; `None` where it can be come to all the same.
+fn not_there(plan: &RestorePlan, scan: &Scan) -> Option<PhysicalError> {
+    let (id, end) = (&plan.manifest.id, plan.covered_to);
+    let missing = match &plan.options.target {
+        RecoveryTarget::Transaction(transaction) => format!("no transaction {transaction} ended"),
+        RecoveryTarget::Name(name) => format!("there is no restore point '{}'", name.escape_debug()),
+        RecoveryTarget::Time(time) => {
+            let later = plan.path.covered.iter().find(|later| later.start > end)?;
+            let last = match scan.last_transaction_end.and_then(time_of) {
+                Some(last) => format!("the last transaction before it ended at {last}"),
+                None => "no transaction ended before it".to_owned(),
+            };
+            return Some(PhysicalError::Refused {
                 message: format!(
-                    "{missing} in the WAL from the end of backup {} to {} on timeline {}",
-                    manifest.id,
-                    plan.covered_to,
-                    plan.timelines()
+                    "{time} can't be come to from backup {id}: WAL from {end} to {} is not stored, and {last}",
+                    later.start
                 ),
-                hint: "name another point, such as --to-time, or an earlier backup: 'pgkeep list' shows them"
+                hint: "go to the last moment before the gap with --to-end, or behind it from a later backup: 'pgkeep list' shows \
+                       what each leads to"
                     .to_owned(),
             });
         }
-    }
-    Ok((scan, staged))
+        RecoveryTarget::Lsn(_) | RecoveryTarget::BackupEnd | RecoveryTarget::End => return None,
+    };
+    Some(PhysicalError::Refused {
+        message: format!(
+            "{missing} in the WAL from the end of backup {id} to {end} on timeline {}",
+            plan.timelines()
+        ),
+        hint: "name another point, such as --to-time, or an earlier backup: 'pgkeep list' shows them"
+            .to_owned(),
+    })
 }
 
 /// Recovery ends silently at what is no record; so that must be where the WAL ends.

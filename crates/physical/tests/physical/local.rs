@@ -119,10 +119,7 @@ fn litter(cluster: &Cluster, version_directory: &Path) {
 }
 
 /// What PostgreSQL's own program takes, by root and path.
-fn taken_by_pg_basebackup(
-    cluster: &Cluster,
-    spaces: &[PathBuf; 2],
-) -> Listed {
+fn taken_by_pg_basebackup(cluster: &Cluster, spaces: &[PathBuf; 2]) -> Listed {
     let copy = tempfile::tempdir_in(cluster.socket_dir()).unwrap();
     let (copied, copied_spaces) = (
         copy.path().join("data"),

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use pgkeep_base::{BackupId, BackupKind};
 use pgkeep_dump::DumpError;
 use pgkeep_dump::manifest::{DumpManifest, DumpSummary};
-use pgkeep_physical::manifest::BaseSummary;
+use pgkeep_physical::manifest::{BaseManifest, BaseSummary};
 use pgkeep_repository::Repository;
 use pgkeep_repository::integrity::names;
 use pgkeep_repository::prune::{Known, PruneInput};
@@ -117,8 +117,7 @@ async fn of_base(repository: &Repository, id: &BackupId, summaries: &Summaries) 
     let of_summary = summaries.bases.get(id).and_then(known_base);
     Ok(match (manifest, of_summary) {
         (Ok(manifest), _) => match known_base(&manifest.summary()).map(|known| Known {
-            // One that lacks files of the server never stands for one that has all.
-            scope: manifest.lacks().cloned().collect::<Vec<_>>().join("\n"),
+            scope: scope_of(&manifest),
             ..known
         }) {
             Some(known) if is_whole(repository, id).await? => Base::Good(known),
@@ -128,6 +127,13 @@ async fn of_base(repository: &Repository, id: &BackupId, summaries: &Summaries) 
         (Err(_), Some(known)) => Base::Damaged(known),
         (Err(why), None) => Base::Unread(why),
     })
+}
+
+/// One that lacks files of the server, or has damaged pages, never stands for one that has all and none.
+fn scope_of(manifest: &BaseManifest) -> String {
+    let lacks = manifest.lacks().cloned();
+    let damaged = (manifest.damaged_pages.reports_total > 0).then(|| "damaged pages".to_owned());
+    lacks.chain(damaged).collect::<Vec<_>>().join("\n")
 }
 
 fn known_base(summary: &BaseSummary) -> Option<Known> {
