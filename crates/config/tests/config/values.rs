@@ -49,6 +49,7 @@ fn sample(name: &str) -> (&'static str, &'static str) {
         "timezone" => ("Europe/Berlin", "\"Europe/Berlin\""),
         "dump.format" => ("custom", "\"custom\""),
         "dump.row_format" => ("text", "\"text\""),
+        "backup.reader" => ("local", "\"local\""),
         "wal.slot" => ("backups", "\"backups\""),
         "dump.reuse_max_age" | "keep.window" | "wal.flush_after" => ("12h", "\"12h\""),
         "limits.upload_bytes_per_second" => ("20MB/s", "\"20MB/s\""),

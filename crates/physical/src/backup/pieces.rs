@@ -4,7 +4,9 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use pgkeep_repository::map::FileRecord;
-use pgkeep_repository::pack::{BlockAddress, FRAME_CONTENT_BYTES_MAX, Fingerprint, Frame, FrameBuilder};
+use pgkeep_repository::pack::{
+    BlockAddress, FRAME_CONTENT_BYTES_MAX, Fingerprint, Frame, FrameBuilder, LevelChoice,
+};
 
 use super::before::Before;
 use super::blocks::FileKey;
@@ -41,6 +43,8 @@ pub struct Piece {
     pub steps: Vec<Step<usize>>,
     /// Of a file that began in an earlier piece: which one it is, and the number of its first block here.
     pub goes_on: Option<(FileKey, u64)>,
+    /// How the file is compressed that has the most in it; else as small ones are.
+    pub levels: Option<Arc<LevelChoice>>,
 }
 
 /// Blocks one after another that are alike in this.
@@ -70,6 +74,8 @@ pub struct Bench {
     key: [u8; 32],
     block_bytes: u32,
     before: Option<Arc<Before>>,
+    /// How small files are compressed.
+    levels: LevelChoice,
     builders: Mutex<Vec<FrameBuilder>>,
     buffers: Mutex<Vec<Vec<u8>>>,
 }
@@ -81,6 +87,7 @@ impl Bench {
             key,
             block_bytes,
             before: None,
+            levels: LevelChoice::default(),
             builders: Mutex::default(),
             buffers: Mutex::default(),
         }
@@ -99,6 +106,7 @@ impl Bench {
             buffer: buffer.unwrap_or_else(|| Vec::with_capacity(FRAME_CONTENT_BYTES_MAX)),
             steps: Vec::new(),
             goes_on: None,
+            levels: None,
         }
     }
 
@@ -114,6 +122,7 @@ impl Bench {
             mut buffer,
             steps,
             goes_on: mut place,
+            levels,
         } = piece;
         let mut rest = buffer.as_slice();
         let mut work = Work {
@@ -150,7 +159,8 @@ impl Bench {
             zero_bytes,
             ..
         } = work;
-        let frame = builder.finish().context(compressing)?;
+        let levels = levels.as_deref().unwrap_or(&self.levels);
+        let frame = builder.finish(levels).context(compressing)?;
         buffer.clear();
         self.builders
             .lock()
@@ -297,6 +307,7 @@ mod tests {
                 buffer: numbers.iter().flat_map(|number| block(*number)).collect(),
                 steps,
                 goes_on,
+                levels: None,
             };
             let worked = bench.work(piece).unwrap();
             let runs = worked.steps.into_iter().filter_map(|step| match step {
