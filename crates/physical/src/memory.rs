@@ -5,8 +5,8 @@ use pgkeep_base::ByteCount;
 /// The packs that are filled and uploaded, the session's input, the segment of WAL that is received, the program, and where a
 /// million files are in what the backup before holds, and in what this one does.
 const BACKUP_BYTES: u64 = 152 << 20;
-/// A piece, its frame's contents and the frame.
-const WORKER_BYTES: u64 = 3584 << 10;
+/// A piece, its frame's contents, the frame as it is made and as it is kept.
+const WORKER_BYTES: u64 = 4 << 20;
 /// A pack as it is stored, and decrypted.
 const PACK_BYTES: u64 = 68 << 20;
 

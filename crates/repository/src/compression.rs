@@ -7,6 +7,7 @@
 //! Blocking and bound by CPU: call it off the async threads.
 
 use std::io::{self, Write};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use zstd::bulk::Compressor;
 use zstd::zstd_safe::CParameter;
@@ -21,7 +22,30 @@ const FAST_HASH_LOG: u32 = 16;
 const FAST_CHAIN_LOG: u32 = 15;
 
 /// Compresses frames, one at a time; for a thread of its own.
-pub struct FrameCompressor(Compressor<'static>);
+pub struct FrameCompressor {
+    compressor: Compressor<'static>,
+    /// Where [`FrameCompressor::compress_as`] is asked.
+    fast: Option<Compressor<'static>>,
+}
+
+/// Contents that tell how they are compressed best, in bytes. zstd has other parameters for what has 256 KiB or less.
+const SAMPLE_BYTES: usize = 512 << 10;
+/// After so many frames of a file its next one is tried again.
+const CHOICE_FRAMES: u32 = 64;
+/// What is faster may make the sample larger by one part in so many.
+const LARGER_BY: usize = 256;
+/// zstd's fastest strategy with shorter matches than its own level has (7), in a table of 64 KiB. Pages of tables and indexes it
+/// compresses better than level 3, in half the time; the first one that does as well as the level that was asked for is taken.
+const FAST_MIN_MATCHES: [u32; 2] = [5, 6];
+const FAST_TABLE_LOG: u32 = 14;
+
+/// How what one file holds is compressed best, as far as it is known: shared by all who compress parts of it.
+#[derive(Debug, Default)]
+pub struct LevelChoice {
+    /// Of [`FAST_MIN_MATCHES`]; 0: the level that was asked for.
+    min_match: AtomicU32,
+    frames_to_trial: AtomicU32,
+}
 
 impl FrameCompressor {
     /// With a zstd level.
@@ -35,7 +59,66 @@ impl FrameCompressor {
             compressor.set_parameter(CParameter::HashLog(FAST_HASH_LOG))?;
             compressor.set_parameter(CParameter::ChainLog(FAST_CHAIN_LOG))?;
         }
-        Ok(Self(compressor))
+        let fast = match level > FASTEST_LEVEL {
+            true => {
+                let mut fast = Compressor::new(FASTEST_LEVEL)?;
+                fast.include_checksum(true)?;
+                fast.set_parameter(CParameter::HashLog(FAST_TABLE_LOG))?;
+                Some(fast)
+            }
+            false => None,
+        };
+        Ok(Self { compressor, fast })
+    }
+
+    /// As [`FrameCompressor::compress`], by zstd's fastest strategy where that does as well.
+    ///
+    /// # Errors
+    /// zstd fails.
+    pub fn compress_as(
+        &mut self,
+        contents: &[u8],
+        frame: &mut Vec<u8>,
+        choice: &LevelChoice,
+    ) -> io::Result<()> {
+        match self.choose(contents, frame, choice)? {
+            0 => self.compress(contents, frame),
+            min_match => self.compress_fast(contents, frame, min_match),
+        }
+    }
+
+    fn compress_fast(&mut self, contents: &[u8], frame: &mut Vec<u8>, min_match: u32) -> io::Result<()> {
+        let Some(fast) = &mut self.fast else {
+            return self.compress(contents, frame);
+        };
+        fast.set_parameter(CParameter::MinMatch(min_match))?;
+        compress_with(fast, contents, frame)
+    }
+
+    fn choose(&mut self, contents: &[u8], frame: &mut Vec<u8>, choice: &LevelChoice) -> io::Result<u32> {
+        let known = choice.min_match.load(Ordering::Relaxed);
+        let Some(sample) = contents.get(..SAMPLE_BYTES).filter(|_| self.fast.is_some()) else {
+            return Ok(known);
+        };
+        let left = &choice.frames_to_trial;
+        let wait = left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
+        if wait.is_ok() {
+            return Ok(known);
+        }
+        // The others needn't try meanwhile.
+        left.store(CHOICE_FRAMES, Ordering::Relaxed);
+        self.compress(sample, frame)?;
+        let permitted = frame.len() + frame.len() / LARGER_BY;
+        let mut suits = 0;
+        for min_match in FAST_MIN_MATCHES {
+            self.compress_fast(sample, frame, min_match)?;
+            if frame.len() <= permitted {
+                suits = min_match;
+                break;
+            }
+        }
+        choice.min_match.store(suits, Ordering::Relaxed);
+        Ok(suits)
     }
 
     /// Makes one frame of the contents, which tells their size and ends with a checksum; `frame` is emptied before.
@@ -43,11 +126,19 @@ impl FrameCompressor {
     /// # Errors
     /// zstd fails.
     pub fn compress(&mut self, contents: &[u8], frame: &mut Vec<u8>) -> io::Result<()> {
-        frame.clear();
-        frame.reserve(zstd::zstd_safe::compress_bound(contents.len()));
-        self.0.compress_to_buffer(contents, frame)?;
-        Ok(())
+        compress_with(&mut self.compressor, contents, frame)
     }
+}
+
+fn compress_with(
+    compressor: &mut Compressor<'static>,
+    contents: &[u8],
+    frame: &mut Vec<u8>,
+) -> io::Result<()> {
+    frame.clear();
+    frame.reserve(zstd::zstd_safe::compress_bound(contents.len()));
+    compressor.compress_to_buffer(contents, frame)?;
+    Ok(())
 }
 
 /// The fastest of zstd's ordinary levels. What hardly repeats, as identifiers, hashes and measurements, it compresses as well
@@ -206,6 +297,47 @@ mod tests {
             }
         }
         text
+    }
+
+    /// Identifiers of eight random bytes, more of them than a small table holds.
+    fn identifiers(bytes: usize) -> Vec<u8> {
+        let mut all = Vec::new();
+        for number in 0_u32.. {
+            if all.len() >= bytes {
+                break;
+            }
+            let hash = blake3::hash(&number.to_be_bytes());
+            let chosen = u32::from_be_bytes(*hash.as_bytes().first_chunk().unwrap()) % 12_000;
+            all.extend(&blake3::hash(&chosen.to_le_bytes()).as_bytes()[..8]);
+        }
+        all
+    }
+
+    /// Each file goes as suits it, whoever else is compressed by the same compressor; nothing becomes larger by it.
+    #[test]
+    fn each_file_is_compressed_as_suits_it() {
+        let (events, others) = (events(4 << 20), identifiers(4 << 20));
+        let (of_events, of_others) = (LevelChoice::default(), LevelChoice::default());
+        let mut compressor = FrameCompressor::new(3).unwrap();
+        let mut frame = Vec::new();
+        for (contents, choice) in [(&events, &of_events), (&others, &of_others)] {
+            let mut bytes = 0;
+            for contents in contents.chunks(FRAME_BYTES_MAX) {
+                compressor.compress_as(contents, &mut frame, choice).unwrap();
+                assert_eq!(zstd::stream::decode_all(&frame[..]).unwrap(), contents);
+                bytes += frame.len();
+            }
+            let asked = at_one_level(3, contents);
+            assert!(bytes <= asked + asked / LARGER_BY, "{bytes} {asked}");
+        }
+        let is_fast = |choice: &LevelChoice| choice.min_match.load(Ordering::Relaxed) > 0;
+        assert!(is_fast(&of_events) && !is_fast(&of_others));
+        // Too little to tell.
+        let untried = LevelChoice::default();
+        compressor
+            .compress_as(&events[..1000], &mut frame, &untried)
+            .unwrap();
+        assert!(!is_fast(&untried));
     }
 
     #[test]

@@ -14,7 +14,9 @@ use pgkeep_repository::encryption::Encryption;
 use pgkeep_repository::map::{
     Extent, FileRecord, PackInfo, PackTable, RecordContents, RecordReader, RecordWriter,
 };
-use pgkeep_repository::pack::{BlockAddress, FrameBuilder, PackIndex, PackReader, PackWriter, fingerprint};
+use pgkeep_repository::pack::{
+    BlockAddress, FrameBuilder, LevelChoice, PackIndex, PackReader, PackWriter, fingerprint,
+};
 use pgkeep_repository::{Access, keys};
 use proptest::prelude::*;
 use rand_lite::Random;
@@ -82,7 +84,7 @@ fn pack_of(frames: &[Vec<Vec<u8>>], access: &Access) -> Vec<u8> {
     let mut first = 0;
     for blocks in frames {
         assert!(blocks.iter().all(|block| builder.push(block)));
-        let frame = builder.finish().unwrap().unwrap();
+        let frame = builder.finish(&LevelChoice::default()).unwrap().unwrap();
         assert!(writer.takes(frame.entry.blocks()));
         assert_eq!(writer.append(frame).unwrap(), first);
         first += u32::try_from(blocks.len()).unwrap();
@@ -302,7 +304,7 @@ fn a_whole_full_pack_is_read() {
     while writer.takes(128) {
         let block = random.bytes(8192);
         while builder.push(&block) {}
-        let frame = builder.finish().unwrap().unwrap();
+        let frame = builder.finish(&LevelChoice::default()).unwrap().unwrap();
         assert_eq!(frame.content_bytes, 1 << 20);
         expected.insert(frames, blake3::hash(&block.repeat(128)));
         frames += 1;

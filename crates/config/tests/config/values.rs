@@ -49,6 +49,7 @@ fn sample(name: &str) -> (&'static str, &'static str) {
         "timezone" => ("Europe/Berlin", "\"Europe/Berlin\""),
         "dump.format" => ("custom", "\"custom\""),
         "dump.row_format" => ("text", "\"text\""),
+        "backup.reader" => ("local", "\"local\""),
         "wal.slot" => ("backups", "\"backups\""),
         "backup.reader" => ("local", "\"local\""),
         "wal.at_limit" => ("hold", "\"hold\""),

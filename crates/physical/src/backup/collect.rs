@@ -1,7 +1,9 @@
 //! From the server's archives to pieces: what is stored, what is kept for the manifest, what is passed over.
 
+use std::sync::Arc;
+
 use pgkeep_repository::map::{FileRecord, ROOT_DATA, RecordContents};
-use pgkeep_repository::pack::FRAME_CONTENT_BYTES_MAX;
+use pgkeep_repository::pack::{FRAME_CONTENT_BYTES_MAX, LevelChoice};
 
 use super::blocks::FileKey;
 use super::pieces::{Bench, FileHead, Piece, Step};
@@ -63,6 +65,7 @@ struct Stored {
     left: u64,
     /// How many bytes of a block that isn't whole the buffer ends with.
     in_block: usize,
+    levels: Arc<LevelChoice>,
 }
 
 /// Makes pieces.
@@ -160,6 +163,7 @@ impl<'a> Collector<'a> {
             copy: is_control_file.then(Vec::new),
             left: entry.size,
             in_block: 0,
+            levels: Arc::default(),
         });
     }
 
@@ -230,6 +234,12 @@ impl<'a> Collector<'a> {
         let next = Piece {
             goes_on: match &self.current {
                 Current::Stored(stored) => Some((stored.key, stored.blocks)),
+                _ => None,
+            },
+            levels: match &self.current {
+                Current::Stored(stored) if stored.left > FRAME_CONTENT_BYTES_MAX as u64 / 2 => {
+                    Some(Arc::clone(&stored.levels))
+                }
                 _ => None,
             },
             ..self.bench.piece()

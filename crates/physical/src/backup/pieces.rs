@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use pgkeep_repository::map::FileRecord;
 use pgkeep_repository::pack::{
-    BlockAddress, FRAME_CONTENT_BYTES_MAX, Fingerprint, Frame, FrameBuilder, LooseBlocks,
+    BlockAddress, FRAME_CONTENT_BYTES_MAX, Fingerprint, Frame, FrameBuilder, LevelChoice, LooseBlocks,
 };
 
 use super::before::Before;
@@ -46,6 +46,8 @@ pub struct Piece {
     pub steps: Vec<Step<usize>>,
     /// Of a file that began in an earlier piece: which one it is, and the number of its first block here.
     pub goes_on: Option<(FileKey, u64)>,
+    /// How the file is compressed that has the most in it; else as small ones are.
+    pub levels: Option<Arc<LevelChoice>>,
 }
 
 /// Blocks one after another that are alike in this.
@@ -84,6 +86,8 @@ pub struct Bench {
     key: [u8; 32],
     block_bytes: u32,
     before: Option<Arc<Before>>,
+    /// How small files are compressed.
+    levels: LevelChoice,
     builders: Mutex<Vec<FrameBuilder>>,
     buffers: Mutex<Vec<Vec<u8>>>,
 }
@@ -95,6 +99,7 @@ impl Bench {
             key,
             block_bytes,
             before: None,
+            levels: LevelChoice::default(),
             builders: Mutex::default(),
             buffers: Mutex::default(),
         }
@@ -123,6 +128,7 @@ impl Bench {
             buffer: buffer.unwrap_or_else(|| Vec::with_capacity(FRAME_CONTENT_BYTES_MAX)),
             steps: Vec::new(),
             goes_on: None,
+            levels: None,
         }
     }
 
@@ -138,6 +144,7 @@ impl Bench {
             mut buffer,
             steps,
             goes_on: mut place,
+            levels,
         } = piece;
         let mut rest = buffer.as_slice();
         let mut work = Work {
@@ -174,9 +181,10 @@ impl Bench {
             zero_bytes,
             ..
         } = work;
+        let levels = levels.as_deref().unwrap_or(&self.levels);
         let stored = match builder.take_loose(LOOSE_BYTES_MAX) {
             Some(loose) => StoredBlocks::Loose(loose),
-            None => match builder.finish().context(compressing)? {
+            None => match builder.finish(levels).context(compressing)? {
                 Some(frame) => StoredBlocks::Frame(frame),
                 None => StoredBlocks::None,
             },
@@ -333,6 +341,7 @@ mod tests {
                 buffer: numbers.iter().flat_map(|number| block(*number)).collect(),
                 steps,
                 goes_on,
+                levels: None,
             };
             let worked = bench.work(piece).unwrap();
             let runs = worked.steps.into_iter().filter_map(|step| match step {

@@ -13,7 +13,7 @@ use pgkeep_repository::map::{
 };
 use pgkeep_repository::object::{ObjectRef, SealedObject, Sealer};
 use pgkeep_repository::pack::{
-    BlockAddress, Fingerprint, Frame, FrameBuilder, LooseBlocks, PackWriter, SealedPack,
+    BlockAddress, Fingerprint, Frame, FrameBuilder, LevelChoice, LooseBlocks, PackWriter, SealedPack,
 };
 use pgkeep_repository::{Access, Broken, layout};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -84,6 +84,7 @@ pub fn start(
         packs: 0,
         places: Places::default(),
         loose: bench.builder()?,
+        levels: LevelChoice::default(),
         map,
         records: Vec::new(),
         record_writer: RecordWriter::default(),
@@ -150,6 +151,8 @@ struct Packer {
     places: Places,
     /// What is to be the next frame of the pack that is being filled.
     loose: FrameBuilder,
+    /// How those are compressed best.
+    levels: LevelChoice,
     map: Option<BlockMapWriter>,
     records: Vec<u8>,
     record_writer: RecordWriter,
@@ -272,7 +275,10 @@ impl Packer {
 
     /// Puts the frame of what came in few blocks into its pack, where it is expected.
     fn finish_loose(&mut self) -> Result<(), PhysicalError> {
-        let frame = self.loose.finish().context(|| "compressing".to_owned())?;
+        let frame = self
+            .loose
+            .finish(&self.levels)
+            .context(|| "compressing".to_owned())?;
         let Some(frame) = frame else { return Ok(()) };
         let pack = self.pack.as_mut();
         let pack = pack.ok_or_else(|| PhysicalError::internal("blocks belong to no pack"))?;

@@ -11,6 +11,7 @@ mod index;
 mod read;
 mod write;
 
+pub use crate::compression::LevelChoice;
 pub use index::{FrameEntry, PackIndex};
 pub use read::PackReader;
 pub use write::{Frame, FrameBuilder, LooseBlocks, PackWriter, SealedPack};

@@ -6,7 +6,7 @@ use super::{
     FRAME_CONTENT_BYTES_MAX, Fingerprint, FrameEntry, PACK_BLOCKS_MAX, PACK_STORED_BYTES, PackIndex,
     fingerprint,
 };
-use crate::compression::FrameCompressor;
+use crate::compression::{FrameCompressor, LevelChoice};
 use crate::encryption::{self, EncryptWriter, EncryptionError};
 use crate::error::RepositoryError;
 use crate::object::{SealedObject, Sink};
@@ -44,6 +44,8 @@ pub struct FrameBuilder {
     key: [u8; 32],
     block_bytes: u32,
     contents: Vec<u8>,
+    /// Where a frame is made before its size is known.
+    scratch: Vec<u8>,
     short: Vec<(u32, u32)>,
     fingerprints: Vec<Fingerprint>,
 }
@@ -59,6 +61,7 @@ impl FrameBuilder {
             key,
             block_bytes,
             contents: Vec::with_capacity(FRAME_CONTENT_BYTES_MAX),
+            scratch: Vec::new(),
             short: Vec::new(),
             fingerprints: Vec::new(),
         })
@@ -122,17 +125,17 @@ impl FrameBuilder {
         true
     }
 
-    /// The frame of what was added; `None` if that is nothing.
+    /// The frame of what was added; `None` if that is nothing. It is compressed as `choice` has it.
     ///
     /// # Errors
     /// zstd fails.
-    pub fn finish(&mut self) -> std::io::Result<Option<Frame>> {
+    pub fn finish(&mut self, choice: &LevelChoice) -> std::io::Result<Option<Frame>> {
         if self.fingerprints.is_empty() {
             return Ok(None);
         }
-        let mut compressed = Vec::new();
-        self.compressor.compress(&self.contents, &mut compressed)?;
-        compressed.shrink_to_fit();
+        self.compressor
+            .compress_as(&self.contents, &mut self.scratch, choice)?;
+        let compressed = self.scratch.clone();
         let content_bytes = self.contents.len() as u64;
         self.contents.clear();
         let mut hash = [0; 16];

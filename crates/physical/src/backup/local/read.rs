@@ -1,6 +1,7 @@
 //! What a worker does before all others: reading the parts of a piece, and comparing pages with their checksums.
 
 use std::fs::{File, Metadata};
+use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -11,7 +12,7 @@ use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use pgkeep_base::Progress;
 use pgkeep_pgformat::{Lsn, PageHeader, PageVerdict, verify_page};
 use pgkeep_repository::map::ROOT_DATA;
-use pgkeep_repository::pack::FRAME_CONTENT_BYTES_MAX;
+use pgkeep_repository::pack::{FRAME_CONTENT_BYTES_MAX, LevelChoice};
 
 use super::plan::Part;
 use crate::backup::blocks::FileKey;
@@ -43,6 +44,7 @@ pub struct SharedFile {
     /// Of a file with pages: its place among those of its relation.
     segment: Option<u32>,
     opened: Mutex<Option<Opened>>,
+    levels: Arc<LevelChoice>,
 }
 
 #[derive(Debug, Clone)]
@@ -54,6 +56,8 @@ enum Opened {
 #[derive(Debug)]
 struct OpenFile {
     file: File,
+    /// Its device and number there.
+    inode: (u64, u64),
     bytes: u64,
     mode: u32,
     modified_at: u64,
@@ -68,6 +72,7 @@ impl SharedFile {
             planned_bytes,
             segment,
             opened: Mutex::new(None),
+            levels: Arc::default(),
         }
     }
 
@@ -85,6 +90,22 @@ impl SharedFile {
         })
     }
 
+    /// Appends bytes to a buffer that has room for them; what isn't there any more are zeros. By a handle of its own, which fills
+    /// memory that nobody has zeroed before; where the file has gone meanwhile, by the one that all share.
+    fn read(&self, open: &OpenFile, offset: u64, bytes: usize, buffer: &mut Vec<u8>) -> std::io::Result<()> {
+        let start = buffer.len();
+        let own = File::open(&self.at).ok().filter(|own| open.is(own));
+        if let Some(mut own) = own {
+            own.seek(SeekFrom::Start(offset))?;
+            own.take(bytes as u64).read_to_end(buffer)?;
+            // What was cut off meanwhile is cut off again by the WAL.
+            buffer.resize(start + bytes, 0);
+            return Ok(());
+        }
+        buffer.resize(start + bytes, 0);
+        read_at(&open.file, buffer.get_mut(start..).unwrap_or_default(), offset)
+    }
+
     fn open_now(&self) -> Result<Opened, PhysicalError> {
         let reading = || format!("reading {}", self.at.display());
         let file = match File::open(&self.at) {
@@ -93,11 +114,20 @@ impl SharedFile {
         };
         let metadata = file.metadata().context(reading)?;
         Ok(Opened::There(Arc::new(OpenFile {
+            inode: (metadata.dev(), metadata.ino()),
             bytes: metadata.len(),
             mode: metadata.mode() & MODE_BITS,
             modified_at: u64::try_from(metadata.mtime()).unwrap_or(0),
             file,
         })))
+    }
+}
+
+impl OpenFile {
+    /// Whether a handle is one of the same file, and not of another one of its name.
+    fn is(&self, other: &File) -> bool {
+        let same = |metadata: Metadata| (metadata.dev(), metadata.ino()) == self.inode;
+        other.metadata().is_ok_and(same)
     }
 }
 
@@ -184,6 +214,9 @@ impl Reader {
                 let key = FileKey::of(part.file.root, &part.file.path);
                 piece.goes_on = Some((key, part.offset / self.block_bytes as u64));
             }
+            if bytes > FRAME_CONTENT_BYTES_MAX / 2 {
+                piece.levels = Some(Arc::clone(&part.file.levels));
+            }
             if bytes > 0 {
                 self.blocks(&part, &open, bytes, &mut piece)?;
             }
@@ -207,9 +240,10 @@ impl Reader {
             self.read_ahead(part, open);
         }
         let start = piece.buffer.len();
-        piece.buffer.resize(start + bytes, 0);
+        part.file
+            .read(open, part.offset, bytes, &mut piece.buffer)
+            .context(reading)?;
         let buffer = piece.buffer.get_mut(start..).unwrap_or_default();
-        read_at(&open.file, buffer, part.offset).context(reading)?;
         if let (Some(checks), Some(segment)) = (self.checks, part.file.segment) {
             let first = part.offset / self.block_bytes as u64;
             let pages = Pages {
