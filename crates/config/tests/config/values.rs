@@ -51,7 +51,6 @@ fn sample(name: &str) -> (&'static str, &'static str) {
         "dump.row_format" => ("text", "\"text\""),
         "backup.reader" => ("local", "\"local\""),
         "wal.slot" => ("backups", "\"backups\""),
-        "backup.reader" => ("local", "\"local\""),
         "wal.at_limit" => ("hold", "\"hold\""),
         "wal.slot_bytes_max" => ("1GiB", "\"1GiB\""),
         "dump.reuse_max_age" | "keep.window" | "wal.flush_after" => ("12h", "\"12h\""),

@@ -30,7 +30,6 @@ fn values(setting: Setting) -> BoxedStrategy<String> {
         "wal.at_limit" => one_of(&["release", "hold"]),
         "dump.format" => one_of(&["plain", "repository", "custom", "directory"]),
         "dump.row_format" => one_of(&["auto", "text"]),
-        "backup.reader" => one_of(&["auto", "local", "replication"]),
         _ if setting.form.starts_with("list") => list("[a-z0-9\"'.*\\\\]{1,12}"),
         _ if setting.form.contains("`true`") => {
             one_of(&["true", "false", "yes", "no", "on", "off", "1", "0"])
