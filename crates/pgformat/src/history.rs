@@ -79,6 +79,7 @@ impl TimelineHistory {
     pub fn parse(timeline: Timeline, contents: &[u8]) -> Result<Self, TimelineHistoryError> {
         let mut entries: Vec<HistoryEntry> = Vec::new();
         let mut begin = Lsn::INVALID;
+        let mut parents: Option<Timeline> = None;
         let mut lines = 0;
         let refused = |line, reason| TimelineHistoryError {
             timeline,
@@ -92,12 +93,20 @@ impl TimelineHistory {
                 continue;
             }
             let (parent, end) = parent(line).map_err(|reason| refused(lines, reason))?;
-            if entries.last().is_some_and(|last| parent <= last.timeline) {
+            if parents.is_some_and(|last| parent <= last) {
                 return Err(refused(lines, "timelines must be in increasing sequence"));
             }
-            // PostgreSQL doesn't look at this; a timeline that ends before it begins would hold no position.
+            parents = Some(parent);
+            // Recovery to a point before the parent began, with the parent as its target, ends on the parent's parent, and is
+            // written so all the same. PostgreSQL searches from the newest one on: nothing of the parent counts, nor what the
+            // ones before have behind that point.
             if end < begin {
-                return Err(refused(lines, "it ends before it begins"));
+                while entries.pop_if(|last| last.begin >= end).is_some() {}
+                if let Some(last) = entries.last_mut() {
+                    last.end = Some(end);
+                }
+                begin = end;
+                continue;
             }
             if entries.len() >= ENTRIES_MAX {
                 return Err(refused(lines, "there are too many timelines"));
@@ -109,7 +118,7 @@ impl TimelineHistory {
             });
             begin = end;
         }
-        if entries.last().is_some_and(|last| timeline <= last.timeline) {
+        if parents.is_some_and(|last| timeline <= last) {
             return Err(refused(
                 lines,
                 "its timelines must be less than the timeline itself",
@@ -220,6 +229,34 @@ mod tests {
         assert_eq!(history.entry(timeline(2)).unwrap().begin, lsn("0/3000158"));
     }
 
+    /// As PostgreSQL writes it after a recovery to 0/3000000 with timeline 2 as its target, which begins at 0/5000000.
+    #[test]
+    fn a_parent_that_was_never_come_to_has_no_part() {
+        let history = TimelineHistory::parse(timeline(3), b"1\t0/5000000\tx\n2\t0/3000000\tx\n").unwrap();
+        for (at, expected) in [
+            ("0/2FFFFFF", 1),
+            ("0/3000000", 3),
+            ("0/4000000", 3),
+            ("0/6000000", 3),
+        ] {
+            assert_eq!(history.timeline_of(lsn(at)), timeline(expected), "{at}");
+        }
+        assert_eq!(
+            history.switch_point(timeline(1)),
+            Some((lsn("0/3000000"), timeline(3)))
+        );
+        assert!(!history.contains(timeline(2)));
+        let several =
+            TimelineHistory::parse(timeline(9), b"1\t0/3\n2\t0/5\n3\t0/7\n4\t0/4\n5\t0/8\n").unwrap();
+        let parts: Vec<_> = several
+            .entries()
+            .iter()
+            .map(|entry| entry.timeline.as_u32())
+            .collect();
+        assert_eq!(parts, [1, 2, 5, 9]);
+        assert_eq!(several.timeline_of(lsn("0/4")), timeline(5));
+    }
+
     #[test]
     fn the_first_timeline_has_no_file() {
         let history = TimelineHistory::of_first(Timeline::FIRST);
@@ -235,7 +272,6 @@ mod tests {
             (b"1\tno\n", 1, "switchpoint"),
             (b"2\t0/1\n1\t0/2\n", 2, "increasing"),
             (b"1\t0/1\n1\t0/2\n", 2, "increasing"),
-            (b"1\t0/2\n2\t0/1\n", 2, "ends before"),
             (b"5\t0/1", 1, "less than the timeline"),
         ] {
             let error = TimelineHistory::parse(timeline(5), contents).unwrap_err();

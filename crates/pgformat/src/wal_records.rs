@@ -25,6 +25,11 @@ const KEPT_BYTES: usize = 4096;
 
 const RM_XLOG: u8 = 0;
 const RM_XACT: u8 = 1;
+/// `RM_TBLSPC_ID` (`access/rmgrlist.h`)
+const RM_TABLESPACE: u8 = 5;
+/// `XLOG_TBLSPC_CREATE`, and `xl_tblspc_create_rec`: the OID, then the path (`commands/tablespace.h`).
+const XLOG_TABLESPACE_CREATE: u8 = 0x00;
+const TABLESPACE_PATH_AT: usize = 4;
 /// `XLOG_SWITCH`: nothing follows it in its segment.
 const XLOG_SWITCH: u8 = 0x40;
 /// `XLOG_RESTORE_POINT` (`catalog/pg_control.h`)
@@ -45,7 +50,7 @@ const ORIGIN: u8 = 253;
 const TOPLEVEL_XID: u8 = 252;
 
 /// A record that is whole and whose CRC is right.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WalRecord {
     /// Its first byte.
     pub start: Lsn,
@@ -57,6 +62,8 @@ pub struct WalRecord {
     pub transaction: Option<u32>,
     /// Of a record that `pg_create_restore_point` wrote: its name.
     pub restore_point: Option<RestorePointName>,
+    /// Of a record that a `CREATE TABLESPACE` wrote: its OID and its directory; that is empty for one in the data directory.
+    pub tablespace: Option<(u32, Vec<u8>)>,
 }
 
 /// The name of a restore point: at most 63 bytes (`MAXFNAMELEN` with its end, `access/xlog_internal.h`).
@@ -250,6 +257,7 @@ impl Partial {
             transaction_end: self.transaction_end(),
             transaction: self.transaction_end().and_then(|_| u32_at(&self.kept, XID_AT)),
             restore_point: self.restore_point(),
+            tablespace: self.tablespace(),
         })
     }
 
@@ -278,6 +286,17 @@ impl Partial {
         }
         let name = self.data()?.get(RESTORE_POINT_NAME_AT..)?;
         name.first_chunk().copied().map(RestorePointName)
+    }
+
+    fn tablespace(&self) -> Option<(u32, Vec<u8>)> {
+        let (manager, info) = self.info();
+        if manager != RM_TABLESPACE || info & INFO_BITS != XLOG_TABLESPACE_CREATE {
+            return None;
+        }
+        let data = self.data()?;
+        let path = data.get(TABLESPACE_PATH_AT..)?;
+        let end = path.iter().position(|byte| *byte == 0)?;
+        Some((u32_at(data, 0)?, path.get(..end)?.to_vec()))
     }
 
     /// What a record holds that refers to no blocks, as far as it is kept.

@@ -278,7 +278,8 @@ async fn confirm(
         state.durable = flushed;
     });
     let status = StandbyStatus {
-        written: received,
+        // What came and isn't durable is in memory alone: with `remote_write`, too, no commit waits for less.
+        written: flushed,
         flushed,
     };
     Ok(stream.confirm(status).await?)

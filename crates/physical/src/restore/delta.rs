@@ -162,7 +162,8 @@ pub fn check_tablespace(directory: &Path, space: &Tablespace, place: &Path) -> R
         })
     };
     // One for each major version (`GetTablespaceVersionDirectory`).
-    let is_tablespace = |name: &OsString| name.as_bytes().starts_with(b"PG_") || name == LOST_AND_FOUND;
+    let is_tablespace =
+        |name: &OsString| name.as_bytes().starts_with(b"PG_") || name == LOST_AND_FOUND || name == MARK;
     if let Some(name) = names.iter().find(|name| !is_tablespace(name)) {
         return refused(format!(
             "the tablespace's directory {} holds more than a tablespace: {}",

@@ -326,15 +326,8 @@ fn make(place: &Place, record: &FileRecord, block_bytes: u32) -> Result<(), Phys
     match &record.contents {
         RecordContents::Directory => place.directory(&path, record.mode),
         RecordContents::File { size, extents, .. } => {
-            let held = match place.existing() {
-                Existing::Refuse => 0,
-                Existing::Resume | Existing::Replace => {
-                    std::fs::symlink_metadata(&path).map_or(0, |found| found.len())
-                }
-            };
-            place.file_over(&path, record.mode, *size)?;
-            zeros(extents, block_bytes, held.min(*size))
-                .try_for_each(|(at, bytes)| delta::zero(&path, at, bytes))
+            let held = place.file_over(&path, record.mode, *size)?;
+            zeros(extents, block_bytes, held).try_for_each(|(at, bytes)| delta::zero(&path, at, bytes))
         }
         // None of the readers stores one, and it would lead writes out of the directory.
         RecordContents::Link { .. } => Err(PhysicalError::Refused {

@@ -27,6 +27,8 @@ struct Leg {
     from: Lsn,
     /// Where the next one begins.
     to: Option<Lsn>,
+    /// Its first segment is stored from its beginning on, with what the one before had in it.
+    is_joined: bool,
 }
 
 /// The way, and how much of it is stored.
@@ -56,8 +58,12 @@ impl WalPath {
     /// The segment that holds a position. Where two timelines have it, the later one's holds all of both.
     fn segment(&self, lsn: Lsn) -> Option<SegmentName> {
         let name = |leg: &Leg| SegmentName::holding(leg.timeline, lsn, self.size);
-        let begins = |leg: &&Leg| SegmentName::holding(leg.timeline, leg.from, self.size).start() <= lsn;
-        self.legs.iter().rev().find(begins).map(name)
+        let begins = |leg: &&Leg| {
+            let first = SegmentName::holding(leg.timeline, leg.from, self.size);
+            first.start() <= lsn && (leg.is_joined || first.end().is_none_or(|end| end <= lsn))
+        };
+        let mut legs = self.legs.iter().rev();
+        legs.find(begins).or(self.legs.first()).map(name)
     }
 
     /// The segments from the one that holds a position up to the one that ends at or behind another.
@@ -80,10 +86,12 @@ pub async fn path(
     let size = segment_size(manifest)?;
     let system = system_identifier(manifest)?;
     let history = history(repository, manifest, choice).await?;
-    let legs = legs(&history, manifest.start_timeline);
+    let mut legs = legs(&history, manifest.start_timeline);
     let mut ranges = Ranges::default();
-    for leg in &legs {
+    for leg in &mut legs {
+        let first = SegmentName::holding(leg.timeline, leg.from, size).start();
         for range in repository.wal_coverage(system, leg.timeline).await? {
+            leg.is_joined |= range.start <= first && first < range.end;
             let range = clipped(leg, range, size);
             ranges.insert(range.start, range.end);
         }
@@ -98,6 +106,7 @@ fn legs(history: &TimelineHistory, own: Timeline) -> Vec<Leg> {
         timeline: entry.timeline,
         from: if place == 0 { Lsn::INVALID } else { entry.begin },
         to: entry.end,
+        is_joined: false,
     });
     legs.collect()
 }
@@ -177,7 +186,13 @@ mod tests {
     fn example() -> WalPath {
         let history = TimelineHistory::parse(timeline(4), b"1\t0/300100\twhy\n3\t0/580000\twhy\n").unwrap();
         WalPath {
-            legs: legs(&history, timeline(1)),
+            legs: legs(&history, timeline(1))
+                .into_iter()
+                .map(|leg| Leg {
+                    is_joined: true,
+                    ..leg
+                })
+                .collect(),
             size: SegmentSize::new(MIB).unwrap(),
             covered: Vec::new(),
         }
@@ -204,6 +219,14 @@ mod tests {
             ]
         );
         assert_eq!(path.segments(Lsn::new(MIB), Lsn::new(MIB)).count(), 1);
+        // Where the later one's isn't there, the earlier one's is what there is.
+        let mut torn = example();
+        torn.legs[1].is_joined = false;
+        let names: Vec<u32> = torn
+            .segments(Lsn::new(2 * MIB), Lsn::new(5 * MIB))
+            .map(|name| name.timeline().as_u32())
+            .collect();
+        assert_eq!(names, [1, 1, 3]);
         // A backup that was taken on a later one doesn't follow what came before.
         let history = TimelineHistory::parse(timeline(4), b"1\t0/300100\twhy\n3\t0/580000\twhy\n").unwrap();
         assert_eq!(legs(&history, timeline(3)).len(), 2);

@@ -27,8 +27,8 @@ pub struct Place {
     /// `syncfs`.
     handles: Vec<File>,
     existing: Existing,
-    /// Its lock says that this process lives.
-    mark: Option<File>,
+    /// The marks in all roots, as far as they are held: their locks say that this process lives.
+    marks: Vec<(PathBuf, File)>,
 }
 
 impl Place {
@@ -48,9 +48,9 @@ impl Place {
             owner,
             handles: Vec::new(),
             existing,
-            mark: None,
+            marks: Vec::new(),
         };
-        for (root, path) in roots {
+        for path in roots.values() {
             let making = || format!("making {}", path.display());
             // One that is gone on with has the owner and the permissions that somebody gave it.
             let is_new = !path.exists();
@@ -61,11 +61,13 @@ impl Place {
                 place.give(path)?;
                 fs::set_permissions(path, fs::Permissions::from_mode(DIRECTORY_MODE)).context(making)?;
             }
-            if *root == ROOT_DATA {
-                place.mark(path, id, spaces)?;
+            if let Err(error) = place.hold(path) {
+                place.unmark()?;
+                return Err(error);
             }
             place.handles.push(File::open(path).context(making)?);
         }
+        place.mark(id, spaces)?;
         if existing == Existing::Refuse {
             place.check_empty()?;
         } else {
@@ -76,11 +78,11 @@ impl Place {
 
     /// Somebody may have been quicker than the mark.
     fn check_empty(&self) -> Result<(), PhysicalError> {
-        for (root, path) in &self.roots {
+        for path in self.roots.values() {
             let mut entries = fs::read_dir(path).context(|| format!("looking into {}", path.display()))?;
             let stranger = entries.find_map(|entry| {
                 let name = entry.ok()?.file_name();
-                (*root != ROOT_DATA || name != MARK).then_some(name)
+                (name != MARK).then_some(name)
             });
             if let Some(name) = stranger {
                 self.unmark()?;
@@ -97,11 +99,12 @@ impl Place {
         Ok(())
     }
 
-    fn mark(&mut self, data: &Path, id: &str, spaces: &BTreeMap<u32, PathBuf>) -> Result<(), PhysicalError> {
-        let path = data.join(MARK);
-        let marking = || format!("marking {}", data.display());
+    /// Makes a directory's mark, or takes the one that is there, and locks it.
+    fn hold(&mut self, directory: &Path) -> Result<(), PhysicalError> {
+        let path = directory.join(MARK);
+        let marking = || format!("marking {}", directory.display());
         let busy = || PhysicalError::Refused {
-            message: format!("another restore is writing to {}", data.display()),
+            message: format!("another restore is writing to {}", directory.display()),
             hint: "wait for it, or choose another directory".to_owned(),
         };
         let mut options = OpenOptions::new();
@@ -110,7 +113,7 @@ impl Place {
             Existing::Refuse => options.create_new(true),
             Existing::Resume | Existing::Replace => options.create(true).truncate(false),
         };
-        let mut file = match options.open(&path) {
+        let file = match options.open(&path) {
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => return Err(busy()),
             opened => opened.context(marking)?,
         };
@@ -119,15 +122,27 @@ impl Place {
             // A file system without locks can't tell; then nobody is kept out.
             Ok(()) | Err(TryLockError::Error(_)) => {}
         }
+        self.marks.push((path, file));
+        Ok(())
+    }
+
+    /// Writes the marks, when all are held: what the data directory's says of tablespaces is its own.
+    fn mark(&self, id: &str, spaces: &BTreeMap<u32, PathBuf>) -> Result<(), PhysicalError> {
         // What earlier restores have used stays theirs, whatever becomes of this one.
-        let mut known = delta::marked_spaces(data);
+        let mut known = delta::marked_spaces(self.data());
         known.extend(spaces.iter().map(|(oid, path)| (*oid, path.clone())));
-        let text = delta::mark_text(id, &known);
-        file.set_len(0).context(marking)?;
-        file.write_all(text.as_bytes()).context(marking)?;
-        file.sync_all().context(marking)?;
-        self.mark = Some(file);
-        sync_directory(data)
+        for (place, (path, mut file)) in self.marks.iter().map(|(path, file)| (path, file)).enumerate() {
+            let marking = || format!("writing {}", path.display());
+            let text = match place {
+                0 => delta::mark_text(id, &known),
+                _ => delta::mark_text(id, &BTreeMap::new()),
+            };
+            file.set_len(0).context(marking)?;
+            file.write_all(text.as_bytes()).context(marking)?;
+            file.sync_all().context(marking)?;
+            sync_directory(path.parent().unwrap_or(path))?;
+        }
+        Ok(())
     }
 
     /// Removes all that was made in directories that had been empty.
@@ -144,12 +159,13 @@ impl Place {
         self.unmark()
     }
 
-    /// Takes the mark away: all is there and durable.
+    /// Takes the marks away, the data directory's last: all is there and durable, or nothing was made.
     pub fn unmark(&self) -> Result<(), PhysicalError> {
-        let data = self.data();
-        let path = data.join(MARK);
-        fs::remove_file(&path).context(|| format!("removing {}", path.display()))?;
-        sync_directory(data)
+        for (path, _) in self.marks.iter().rev() {
+            fs::remove_file(path).context(|| format!("removing {}", path.display()))?;
+            sync_directory(path.parent().unwrap_or(path))?;
+        }
+        Ok(())
     }
 
     /// The data directory.
@@ -193,24 +209,25 @@ impl Place {
     }
 
     /// Makes a file of a size: what is new is a hole. It must not be there, or, where what is there is replaced, keeps what it
-    /// holds, and is a file.
-    pub fn file_over(&self, path: &Path, mode: u32, size: u64) -> Result<(), PhysicalError> {
+    /// holds, so many bytes, if it is a file that has no other name: a copy may have been made by links.
+    pub fn file_over(&self, path: &Path, mode: u32, size: u64) -> Result<u64, PhysicalError> {
         let making = || format!("making {}", path.display());
         match fs::symlink_metadata(path) {
-            Ok(found) if self.existing != Existing::Refuse && found.is_file() => {
+            Ok(found) if self.existing != Existing::Refuse && found.is_file() && found.nlink() == 1 => {
                 let file = OpenOptions::new().write(true).open(path).context(making)?;
                 if found.len() != size {
                     file.set_len(size).context(making)?;
                 }
                 file.set_permissions(fs::Permissions::from_mode(mode & 0o777))
                     .context(making)?;
-                self.give(path)
+                self.give(path)?;
+                Ok(found.len().min(size))
             }
             Ok(_) if self.existing != Existing::Refuse => {
                 delta::remove(path)?;
-                self.file(path, mode, size).map(drop)
+                self.file(path, mode, size).map(|_| 0)
             }
-            _ => self.file(path, mode, size).map(drop),
+            _ => self.file(path, mode, size).map(|_| 0),
         }
     }
 

@@ -1,6 +1,9 @@
 //! The WAL that the restored server replays, put beside its files before it starts; and what recovery has to be told, which
 //! only the WAL itself knows.
 
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -47,6 +50,8 @@ struct Scan {
     /// It lies before the backup's end.
     too_early: bool,
     last_transaction_end: Option<i64>,
+    /// Directories that recovery will put tablespaces into, by their OIDs.
+    tablespaces: BTreeMap<u32, PathBuf>,
 }
 
 impl Scan {
@@ -54,6 +59,12 @@ impl Scan {
         // What lies before the backup in its first segment isn't replayed.
         if self.reached || record.start < self.start {
             return;
+        }
+        if let Some((oid, path)) = record.tablespace
+            && !path.is_empty()
+        {
+            self.tablespaces
+                .insert(oid, PathBuf::from(OsString::from_vec(path)));
         }
         let passes = match &self.target {
             RecoveryTarget::Lsn(lsn) => record.start >= *lsn,
@@ -196,6 +207,7 @@ async fn segments(
         reached: false,
         too_early: false,
         last_transaction_end: None,
+        tablespaces: BTreeMap::new(),
     };
     let mut staged = 0;
     while let Some((name, bytes)) = fetched.try_next().await? {
@@ -219,6 +231,24 @@ async fn segments(
             break;
         }
     }
+    // The backup's own are where the restore puts them.
+    let known = plan.tablespaces();
+    let made = scan
+        .tablespaces
+        .iter()
+        .filter(|(oid, _)| !known.contains_key(oid));
+    if let Some((oid, path)) = made.into_iter().find(|(_, path)| is_in_use(path)) {
+        return Err(PhysicalError::Refused {
+            message: format!(
+                "recovery would make tablespace {oid} in {}, as it was made since the backup, and something lies there: it may be the \
+                 original server's",
+                path.display()
+            ),
+            hint: "restore where that directory is empty or not there (another host, a container), to a moment before the tablespace \
+                   was made, or from a backup taken since"
+                .to_owned(),
+        });
+    }
     match scan.reached {
         true => Ok((scan, staged)),
         false => match not_there(plan, &scan) {
@@ -226,6 +256,10 @@ async fn segments(
             None => Ok((scan, staged)),
         },
     }
+}
+
+fn is_in_use(directory: &std::path::Path) -> bool {
+    std::fs::read_dir(directory).is_ok_and(|mut entries| entries.next().is_some())
 }
 
 /// What is said of a target that the WAL doesn't have; `None` where it can be come to all the same.

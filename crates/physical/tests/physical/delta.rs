@@ -10,12 +10,15 @@ use std::sync::atomic::Ordering;
 use pgkeep_base::{Classified, Progress};
 use pgkeep_physical::PhysicalError;
 use pgkeep_physical::restore::{
-    self, Existing, RecoveryTarget, RestoreOptions, RestoreReport, TablespaceName, TimelineChoice,
+    self as restoring, Existing, RecoveryTarget, RestoreOptions, RestoreReport, TablespaceName,
+    TimelineChoice,
 };
 use pgkeep_repository::Repository;
 use pgkeep_testkit::{Cluster, StopMode, require, server_user};
 
-use super::support::{LIMIT, backup, check_pages, contents, repository, server};
+use super::support::{
+    LIMIT, Streaming, backup, check_pages, contents, lsn, repository, restore, server, session,
+};
 
 /// Where a data directory's links lead, told as a user does who knows that those are its own files.
 fn own_spaces(directory: &Path) -> BTreeMap<TablespaceName, PathBuf> {
@@ -55,9 +58,9 @@ async fn over_with(
         existing,
         timeline: TimelineChoice::Latest,
     };
-    let plan = restore::plan(repository, text, &options).await?;
+    let plan = restoring::plan(repository, text, &options).await?;
     let progress = Arc::new(Progress::default());
-    let restoring = restore::restore(repository, &plan, &progress, cancelled);
+    let restoring = restoring::restore(repository, &plan, &progress, cancelled);
     let restored = tokio::time::timeout(LIMIT, restoring)
         .await
         .expect("the restore comes to an end");
@@ -381,4 +384,96 @@ async fn a_place_that_is_in_use_or_somebody_else_s_is_refused_and_stays() {
         .unwrap();
     origin.start_restored();
     assert_eq!(origin.psql("postgres", "SELECT count(*) FROM gone"), "1");
+}
+
+/// Recovery makes tablespaces where the original has them: beside a running server that would be in its files.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tablespace_made_since_the_backup_is_not_written_into_the_original_s() {
+    let origin = require!(Cluster::start(server(16)));
+    let folder = tempfile::tempdir().unwrap();
+    let repository = repository(folder.path(), false, None).await;
+    let streaming = Streaming::start(&repository, &origin).await;
+    backup(&repository, &origin).await.unwrap();
+    origin.psql("postgres", "CREATE TABLE before AS SELECT 1 i");
+    let point = lsn(
+        &mut session(&origin, "postgres").await,
+        "pg_current_wal_insert_lsn()",
+    )
+    .await;
+    let place = origin.socket_dir().join("a \"space\" ü");
+    fs::create_dir(&place).unwrap();
+    give(&place);
+    origin.psql(
+        "postgres",
+        &format!("CREATE TABLESPACE t LOCATION '{}'", place.display()),
+    );
+    origin.psql(
+        "postgres",
+        "CREATE TABLE b TABLESPACE t AS SELECT generate_series(1, 1000) i",
+    );
+    let held = contents(&origin).await;
+    streaming.end(&origin).await;
+    let before = everything(&place);
+
+    let mut beside = Cluster::unmade(origin.pg_bin(), origin.major());
+    let error = restore(
+        &repository,
+        "latest",
+        &beside,
+        RecoveryTarget::End,
+        BTreeMap::new(),
+    )
+    .await
+    .unwrap_err();
+    assert!(matches!(error, PhysicalError::Refused { .. }), "{error}");
+    assert!(error.to_string().contains("original"), "{error}");
+    assert_eq!(everything(&place), before);
+    restore(
+        &repository,
+        "latest",
+        &beside,
+        RecoveryTarget::Lsn(point),
+        BTreeMap::new(),
+    )
+    .await
+    .unwrap();
+    beside.start_restored();
+    assert_eq!(beside.psql("postgres", "SELECT count(*) FROM before"), "1");
+    assert_eq!((everything(&place), contents(&origin).await), (before, held));
+}
+
+/// Two restores that were given one directory for a tablespace.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tablespace_s_directory_is_one_restore_s() {
+    let origin = require!(origin(17));
+    let folder = tempfile::tempdir().unwrap();
+    let repository = repository(folder.path(), false, None).await;
+    backup(&repository, &origin).await.unwrap();
+    let (first, second) = (
+        Cluster::unmade(origin.pg_bin(), origin.major()),
+        Cluster::unmade(origin.pg_bin(), origin.major()),
+    );
+    let shared = origin.socket_dir().join("shared");
+    let oid: TablespaceName = own_spaces(&origin.data_dir()).into_keys().next().unwrap();
+    let spaces = BTreeMap::from([(oid, shared.clone())]);
+    let at = async |cluster: &Cluster, existing, stop: &mut (dyn Future<Output = ()> + Unpin)| {
+        let place = (existing, spaces.clone());
+        over_with(&repository, "latest", &cluster.data_dir(), place, stop).await
+    };
+    let begun = std::pin::pin!(async {
+        while !shared.join("pgkeep.restore").exists() {
+            tokio::task::yield_now().await;
+        }
+    });
+    let mut begun = begun;
+    let error = at(&first, Existing::Refuse, &mut begun).await.unwrap_err();
+    assert!(error.to_string().contains("interrupted"), "{error}");
+    let mut never = std::future::pending();
+    for existing in [Existing::Refuse, Existing::Resume] {
+        let error = at(&second, existing, &mut never).await.unwrap_err();
+        assert!(matches!(error, PhysicalError::Refused { .. }), "{error}");
+        assert!(shared.join("pgkeep.restore").exists() && !second.data_dir().exists());
+    }
+    at(&first, Existing::Resume, &mut never).await.unwrap();
+    assert!(!shared.join("pgkeep.restore").exists());
 }

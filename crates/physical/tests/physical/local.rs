@@ -267,6 +267,63 @@ async fn a_directory_that_is_not_the_servers_is_not_read() {
     );
 }
 
+/// Where the data directory is at hand and a tablespace isn't, or only a copy of it, as in a container that mounts the one alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tablespace_that_is_not_the_servers_is_not_read() {
+    let cluster = require!(Cluster::start(server(15)));
+    let space = cluster.socket_dir().join("space");
+    fs::create_dir(&space).unwrap();
+    own(&space);
+    cluster.psql(
+        "postgres",
+        &format!("CREATE TABLESPACE \"a \"\"t\" LOCATION '{}'", space.display()),
+    );
+    cluster.psql("postgres", "CREATE TABLE b TABLESPACE \"a \"\"t\" AS SELECT 1 i");
+    let folder = tempfile::tempdir().unwrap();
+    let copy = folder.path().join("copy");
+    run(std::process::Command::new("cp").arg("-a").arg(&space).arg(&copy));
+    // The server's data directory in all but where the tablespace's link leads.
+    let seen = folder.path().join("seen");
+    fs::create_dir_all(seen.join("pg_tblspc")).unwrap();
+    for entry in fs::read_dir(cluster.data_dir()).unwrap() {
+        let entry = entry.unwrap();
+        if entry.file_name() != "pg_tblspc" {
+            std::os::unix::fs::symlink(entry.path(), seen.join(entry.file_name())).unwrap();
+        }
+    }
+    let oid = cluster.psql("postgres", "SELECT max(oid) FROM pg_tablespace");
+    let link = seen.join("pg_tblspc").join(oid);
+    let repository = repository(&folder.path().join("repository"), false, None).await;
+    for place in [&copy, &folder.path().join("nowhere")] {
+        std::os::unix::fs::symlink(place, &link).unwrap();
+        let report = backup_with(&repository, &cluster, &given(&seen)).await.unwrap();
+        assert_eq!(report.manifest.reader, "replication");
+        let told = report.fallback.unwrap();
+        assert!(told.contains("isn't the server's"), "{told}");
+        let only = BackupOptions {
+            reader: ReaderChoice::Local,
+            ..given(&seen)
+        };
+        let error = backup_with(&repository, &cluster, &only).await.unwrap_err();
+        assert!(error.to_string().contains("isn't the server's"), "{error}");
+        fs::remove_file(&link).unwrap();
+    }
+    let report = backup_with(&repository, &cluster, &given(&cluster.data_dir()))
+        .await
+        .unwrap();
+    assert_eq!(
+        (report.manifest.reader.as_str(), report.fallback),
+        ("local", None)
+    );
+    assert_eq!(
+        cluster.psql(
+            "postgres",
+            "SELECT count(*) FROM pg_class WHERE relname = 'pgkeep_proof'"
+        ),
+        "0"
+    );
+}
+
 /// What a role lacks for the one way is told, and the other is taken.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_role_that_may_not_is_told_what_it_lacks() {

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use pgkeep_pg::{Session, Target};
 use pgkeep_pgformat::ControlFile;
 
+use super::list::{Link, links};
 use crate::backup::collect::CONTROL_FILE;
 use crate::error::{Context, PhysicalError};
 
@@ -74,11 +75,56 @@ async fn look(
     if let Err(reason) = is_of(&directory, system_identifier) {
         return Ok(Err(format!("{}: {reason}", directory.display())));
     }
-    Ok(match prove(session, &directory).await? {
-        true => Ok(directory),
-        false => Err(format!(
+    if !prove(session, &directory).await? {
+        return Ok(Err(format!(
             "{} is another server's: a slot that was made to find that out doesn't show in it",
             directory.display()
+        )));
+    }
+    for link in links(&directory)? {
+        if let Err(reason) = prove_tablespace(session, &link).await? {
+            return Ok(Err(format!("tablespace {}: {reason}", link.oid)));
+        }
+    }
+    Ok(Ok(directory))
+}
+
+/// A tablespace lies where its link leads for the server, which may be another place for this process, or none: the session makes a
+/// temporary table in it, whose file must show there, and takes it back.
+async fn prove_tablespace(session: &mut Session, link: &Link) -> Result<Result<(), String>, PhysicalError> {
+    let proving = || format!("making a table that proves whose tablespace {} is", link.oid);
+    let oid = link.oid.to_string();
+    let name = "SELECT quote_ident(spcname) FROM pg_tablespace WHERE oid = $1::oid";
+    let rows = session.query_params(name, &[Some(&oid)]).await.context(proving)?;
+    let Some(name) = rows.first().and_then(|row| row.text(0)) else {
+        // Dropped meanwhile: its link goes, too.
+        return Ok(Ok(()));
+    };
+    let make = format!("CREATE TEMPORARY TABLE pgkeep_proof (i int) TABLESPACE {name}");
+    session.execute("BEGIN").await.context(proving)?;
+    let made = match session.execute(&make).await {
+        Ok(_) => {
+            session
+                .query("SELECT pg_relation_filepath('pg_temp.pgkeep_proof')")
+                .await
+        }
+        Err(error) => Err(error),
+    };
+    let shows = made.as_ref().ok().and_then(|rows| {
+        let path = rows.first()?.text(0)?;
+        let below = path.strip_prefix("pg_tblspc/")?.split_once('/')?.1;
+        Some(link.target.join(below).is_file())
+    });
+    session.execute("ROLLBACK").await.context(proving)?;
+    Ok(match (made, shows) {
+        (_, Some(true)) => Ok(()),
+        (Err(error), _) => Err(format!(
+            "whether {} is the server's can't be found out: {error}",
+            link.target.display()
+        )),
+        _ => Err(format!(
+            "{} isn't the server's: a table that was made to find that out doesn't show in it",
+            link.target.display()
         )),
     })
 }

@@ -147,10 +147,28 @@ pub fn list(data: &Path, links: &[Link], major: u32, version: &str) -> Result<Li
             path: link.target.clone(),
         });
         let path = link.target.join(version);
-        // A tablespace that goes meanwhile is no error.
-        if let Some(of_version) = found(path.symlink_metadata(), &path)? {
-            walk.record(root, version.as_bytes().to_vec(), &of_version);
-            walk.directory(root, version.as_bytes().to_vec())?;
+        match found(path.symlink_metadata(), &path)? {
+            Some(of_version) => {
+                walk.record(root, version.as_bytes().to_vec(), &of_version);
+                walk.directory(root, version.as_bytes().to_vec())?;
+            }
+            // One that goes meanwhile is no error, one that isn't mounted here would be lost.
+            None if data
+                .join("pg_tblspc")
+                .join(link.oid.to_string())
+                .symlink_metadata()
+                .is_ok() =>
+            {
+                return Err(PhysicalError::Server {
+                    message: format!(
+                        "tablespace {} isn't here: there is no {}",
+                        link.oid,
+                        path.display()
+                    ),
+                    hint: Some("take it by --reader replication".to_owned()),
+                });
+            }
+            None => {}
         }
     }
     Ok(walk.listing)
