@@ -441,7 +441,7 @@ mod tests {
             if skip && segments.len() > 1 {
                 let (later, _) = walk(&segments[1..]);
                 let begin = segments[1].0.start();
-                let expected: Vec<_> = found.iter().filter(|record| record.start >= begin).copied().collect();
+                let expected: Vec<_> = found.iter().filter(|record| record.start >= begin).cloned().collect();
                 prop_assert_eq!(later, expected);
             }
             if let Some((place, bit)) = damaged {

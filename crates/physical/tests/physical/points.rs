@@ -309,7 +309,11 @@ async fn latest_is_the_latest_backup_that_leads_to_the_moment() {
     let folder = tempfile::tempdir().unwrap();
     let repository = repository(folder.path(), true, None).await;
     let streaming = Streaming::start(&repository, &origin).await;
-    backup(&repository, &origin).await.unwrap();
+    let first = backup(&repository, &origin).await.unwrap();
+    // Its end is told by its checkpoint, to the second.
+    let told = first.manifest.checkpoint_at;
+    let told = told.checked_add(SignedDuration::from_secs(1)).unwrap();
+    while now(&origin).await < told {}
     origin.psql("postgres", "INSERT INTO a VALUES (101)");
     let (expected, at) = (contents(&origin).await, now(&origin).await);
     origin.psql("postgres", "INSERT INTO a VALUES (102)");
