@@ -6,6 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use pgkeep_base::{Classified, Progress};
 use pgkeep_physical::PhysicalError;
@@ -60,11 +61,26 @@ async fn over_with(
     };
     let plan = restoring::plan(repository, text, &options).await?;
     let progress = Arc::new(Progress::default());
+    wait_for_the_one_before(directory).await;
     let restoring = restoring::restore(repository, &plan, &progress, cancelled);
     let restored = tokio::time::timeout(LIMIT, restoring)
         .await
         .expect("the restore comes to an end");
     Ok((restored?, progress.bytes_stored.load(Ordering::Relaxed)))
+}
+
+/// What was interrupted in this process may still be writing a file; a process of its own would have ended.
+async fn wait_for_the_one_before(directory: &Path) {
+    let Ok(mark) = fs::File::open(directory.join("pgkeep.restore")) else {
+        return;
+    };
+    let free = async {
+        while mark.try_lock().is_err() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        mark.unlock().unwrap();
+    };
+    let _ = tokio::time::timeout(Duration::from_secs(5), free).await;
 }
 
 async fn replaced(repository: &Repository, text: &str, cluster: &Cluster) -> (RestoreReport, u64) {
