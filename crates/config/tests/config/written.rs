@@ -20,7 +20,8 @@ fn values(setting: Setting) -> BoxedStrategy<String> {
     let one_of =
         |choices: &'static [&'static str]| prop::sample::select(choices).prop_map(str::to_owned).boxed();
     match setting.name {
-        "repository" => list("(file:///srv|s3://bucket)/[a-z0-9 '\"]{1,8}"),
+        // They end with a letter: spaces and slashes at the end say nothing.
+        "repository" => list("(file:///srv|s3://bucket)/[a-z0-9 '\"]{0,7}[a-z]"),
         "recipients" => one_of(&[RECIPIENT, "age1x, age1y"]),
         "encryption" => one_of(&["age"]),
         "timezone" => one_of(&["Europe/Zurich", "UTC", "America/New_York"]),
