@@ -143,6 +143,10 @@ def backups(scene):
     scene.expect_done("restore", bucket, ["verify", "latest"])
     time.sleep(1)  # An id has the second of its start, and the next dump is to be the newer one.
     scene.expect_done("writer", bucket, ["dump"])
+    # A base backup that begins in another segment of WAL: what the one before needs goes with it.
+    sql = "INSERT INTO tick SELECT 1; SELECT pg_switch_wal(); INSERT INTO tick SELECT 1"
+    subprocess.run([f"{scene.programs}/psql", "-h", scene.folder, "-U", "postgres", "-Xqc", sql], check=True, capture_output=True, timeout=60)
+    scene.expect_done("writer", bucket, BACKUP)
     objects = {key: body for key, body in scene.contents(bucket).items() if "probe" not in key}
     return {
         **objects,
