@@ -390,14 +390,7 @@ impl Fingerprints {
         self.file
             .read_exact_at(&mut bytes, first + u64::from(at.block) * FINGERPRINT_BYTES)?;
         let (fingerprints, _) = bytes.as_chunks();
-        let held = fingerprints
-            .iter()
-            .zip(at.block..)
-            .map(|(fingerprint, block)| Held {
-                fingerprint: *fingerprint,
-                at: BlockAddress { pack: at.pack, block },
-            });
-        Ok(held.collect())
+        Ok(Held::following(at, fingerprints))
     }
 }
 

@@ -42,6 +42,20 @@ pub struct Held {
     pub at: BlockAddress,
 }
 
+impl Held {
+    /// Blocks that lie one after another in a pack, with their fingerprints.
+    pub fn following(at: BlockAddress, fingerprints: &[Fingerprint]) -> Vec<Self> {
+        let held = fingerprints
+            .iter()
+            .zip(at.block..)
+            .map(|(fingerprint, block)| Self {
+                fingerprint: *fingerprint,
+                at: BlockAddress { pack: at.pack, block },
+            });
+        held.collect()
+    }
+}
+
 /// Where a file's entries are.
 #[derive(Debug, Clone, Copy)]
 pub struct Room {

@@ -401,14 +401,7 @@ impl Packer {
             .ok_or_else(|| PhysicalError::internal("a block has no fingerprint"))?;
         position.fingerprints = rest;
         if let Some(room) = file.room {
-            let held = fingerprints
-                .iter()
-                .zip(at.block..)
-                .map(|(fingerprint, block)| Held {
-                    fingerprint: *fingerprint,
-                    at: BlockAddress { pack: at.pack, block },
-                });
-            let held: Vec<Held> = held.collect();
+            let held = Held::following(at, fingerprints);
             self.with_map(|map| map.put(room, from, &held));
         }
         Ok(())
