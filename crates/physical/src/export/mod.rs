@@ -51,10 +51,11 @@ pub async fn export(
     cancelled: impl Future<Output = ()>,
 ) -> Result<ExportReport, PhysicalError> {
     let begun = Instant::now();
-    let report = claimed(plan, cancelled, async |place| {
-        into(repository, plan, place, progress).await
-    })
-    .await?;
+    let go_on = |directories: &str| {
+        format!("remove what it left, and export again: find {directories} -mindepth 1 -delete")
+    };
+    let work = async |place: &Arc<Place>| into(repository, plan, place, progress).await;
+    let report = claimed(plan, cancelled, go_on, work).await?;
     Ok(ExportReport {
         elapsed: begun.elapsed(),
         ..report

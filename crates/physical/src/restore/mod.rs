@@ -85,20 +85,25 @@ pub async fn restore(
     cancelled: impl Future<Output = ()>,
 ) -> Result<RestoreReport, PhysicalError> {
     let begun = Instant::now();
-    let report = claimed(plan, cancelled, async |place| {
-        into(repository, plan, place, progress).await
-    })
-    .await?;
+    let go_on = |directories: &str| {
+        format!(
+            "go on with the same command and --resume; until it ends, no server starts from {directories}"
+        )
+    };
+    let work = async |place: &Arc<Place>| into(repository, plan, place, progress).await;
+    let report = claimed(plan, cancelled, go_on, work).await?;
     Ok(RestoreReport {
         elapsed: begun.elapsed(),
         ..report
     })
 }
 
-/// Marks the place, and does the work there. Whatever becomes of it, a place that isn't finished says so.
+/// Marks the place, and does the work there. Whatever becomes of it, a place that isn't finished says so, and `go_on` what to do
+/// with its directories.
 pub(crate) async fn claimed<T>(
     plan: &RestorePlan,
     cancelled: impl Future<Output = ()>,
+    go_on: impl FnOnce(&str) -> String,
     work: impl AsyncFnOnce(&Arc<Place>) -> Result<T, PhysicalError>,
 ) -> Result<T, PhysicalError> {
     let (roots, existing) = (plan.roots.clone(), plan.options.existing);
@@ -120,13 +125,13 @@ pub(crate) async fn claimed<T>(
         return done;
     }
     done.map_err(|source| {
-        let data = place.data().display().to_string();
+        let directories = plan.roots.values();
+        let directories: Vec<String> = directories
+            .map(|root| quote_for_shell(&root.display().to_string()))
+            .collect();
         PhysicalError::Unfinished {
             source: Box::new(source),
-            hint: format!(
-                "go on with the same command and --resume; until it ends, no server starts from {}",
-                quote_for_shell(&data)
-            ),
+            hint: go_on(&directories.join(" ")),
         }
     })
 }
